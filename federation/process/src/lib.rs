@@ -1,0 +1,1 @@
+//! What every Archipelago process does: logs, signals, durable files, the metrics port.

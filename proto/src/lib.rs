@@ -1,0 +1,14 @@
+//! Messages and services of Archipelago, as `tonic` and `prost` generate them from `proto/archipelago/v1`.
+//!
+//! Nothing but generated types lives here; conversion to domain types lives with whoever uses them.
+
+/// Package `archipelago.v1`.
+#[allow(
+    missing_docs,
+    clippy::doc_markdown,
+    clippy::large_enum_variant,
+    reason = "generated code; the .proto files carry the documentation"
+)]
+pub mod v1 {
+    tonic::include_proto!("archipelago.v1");
+}
