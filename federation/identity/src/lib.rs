@@ -1,1 +1,19 @@
-//! SPIFFE identities: ids, credentials on disk, mutual TLS for gRPC and QUIC, enrolment and renewal.
+//! SPIFFE identities: who every process of a federation is, and how two of them prove it to each other.
+//!
+//! - [`SpiffeId`], [`TrustDomain`] and [`MeshRole`]: names (SPIFFE-ID specification).
+//! - [`Credential`], [`LiveCredential`], [`CredentialDir`]: an X.509-SVID with its key and trust bundle, in memory and on disk.
+//! - [`tls`]: rustls configurations that verify the other side's SPIFFE id against the bundle, and follow renewals.
+//! - [`grpc`]: tonic servers and clients over them.
+//! - [`enrol`]: join tokens, the first SVID, and renewal.
+//!
+//! Issuing certificates is the control plane's business, not this crate's.
+
+pub mod enrol;
+pub mod grpc;
+pub mod tls;
+
+mod credential;
+mod spiffe;
+
+pub use credential::{Credential, CredentialDir, CredentialError, LiveCredential};
+pub use spiffe::{MeshRole, SpiffeId, SpiffeIdError, TrustDomain};

@@ -1,0 +1,461 @@
+//! Mutual TLS by SPIFFE id (SPIFFE X509-SVID §5): both sides verify the other's path against the bundle of their trust domain,
+//! read its one URI SAN, and then ask whether that id may stand there.
+//!
+//! Session resumption is off everywhere: a resumed session skips the certificate check, and would outlive the SVID it began with.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, ServerConfig,
+    SignatureScheme,
+    client::{
+        ResolvesClientCert, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+};
+use x509_parser::extensions::GeneralName;
+
+use crate::{LiveCredential, SpiffeId, TrustDomain};
+
+/// Whether a client must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// No certificate, no connection.
+    Required,
+    /// A certificate is verified when shown; calls decide what they need. The server also sends its roots, so that an
+    /// enrolling client, which pins a root by hash, can find it (see [`crate::enrol`]).
+    Optional,
+}
+
+/// Who the other side must be.
+#[derive(Clone)]
+pub enum Expect {
+    /// Exactly this id.
+    Id(SpiffeId),
+    /// Whoever the function accepts; its error says what was wanted.
+    Role(Arc<dyn Fn(&SpiffeId) -> Result<(), String> + Send + Sync>),
+}
+
+impl Expect {
+    /// Any member of the control plane.
+    #[must_use]
+    pub fn control_plane() -> Self {
+        Self::Role(Arc::new(|id| match id.role() {
+            Some(crate::MeshRole::ControlPlane { .. }) => Ok(()),
+            _ => Err("a member of the control plane".to_owned()),
+        }))
+    }
+
+    fn check(&self, presented: &SpiffeId) -> Result<(), IdentityError> {
+        let expected = match self {
+            Self::Id(id) if id == presented => return Ok(()),
+            Self::Id(id) => id.to_string(),
+            Self::Role(accepts) => match accepts(presented) {
+                Ok(()) => return Ok(()),
+                Err(expected) => expected,
+            },
+        };
+        Err(IdentityError::Unexpected { presented: presented.clone(), expected })
+    }
+}
+
+impl fmt::Debug for Expect {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(out, "Id({id})"),
+            Self::Role(_) => out.write_str("Role(..)"),
+        }
+    }
+}
+
+/// A server configuration that follows `credential` through renewals. ALPN protocols in order of preference.
+///
+/// # Panics
+/// Never: the one fallible step names protocol versions that the provider has.
+#[must_use]
+pub fn server_config(credential: &LiveCredential, auth: ClientAuth, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+    let verifier = Arc::new(PeerVerifier::new(credential.clone(), None, auth));
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider supports TLS 1.3")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(Resolver {
+            credential: credential.clone(),
+            send_roots: auth == ClientAuth::Optional,
+        }));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Arc::new(config)
+}
+
+/// A client configuration that follows `credential` through renewals and connects only to whom `expect` accepts.
+///
+/// # Panics
+/// Never, as [`server_config`].
+#[must_use]
+pub fn client_config(credential: &LiveCredential, expect: Expect, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let verifier = Arc::new(PeerVerifier::new(credential.clone(), Some(expect), ClientAuth::Required));
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider supports TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(Arc::new(Resolver { credential: credential.clone(), send_roots: false }));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// A client configuration without a certificate of its own that trusts only a chain whose root has this SHA-256.
+///
+/// For the first contact of an enrolling process ([`crate::enrol`]); the server must be a control-plane member of `trust_domain`.
+///
+/// # Panics
+/// Never, as [`server_config`].
+#[must_use]
+pub fn enrolment_config(trust_domain: TrustDomain, ca_sha256: [u8; 32]) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider supports TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PinnedRootVerifier {
+            trust_domain,
+            ca_sha256,
+            algorithms: provider().signature_verification_algorithms,
+        }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// The SPIFFE id in the leaf of `certificates`: its one URI SAN (SPIFFE X509-SVID §2).
+///
+/// # Errors
+/// No certificate, not X.509, no or more than one URI SAN, or a URI that is no SPIFFE id. The chain is not verified here.
+pub fn peer_spiffe_id(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityError> {
+    let leaf = certificates.first().ok_or(IdentityError::NoCertificate)?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityError::Malformed)?;
+    let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Malformed)?;
+    let uris: Vec<&str> = names
+        .iter()
+        .flat_map(|extension| &extension.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    match uris[..] {
+        [uri] => Ok(uri.parse()?),
+        _ => Err(IdentityError::UriCount(uris.len())),
+    }
+}
+
+/// SHA-256 over a certificate's DER, as join tokens pin it.
+#[must_use]
+pub fn certificate_sha256(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest.as_ref());
+    sha256
+}
+
+/// The one crypto provider of every process: aws-lc-rs, X25519MLKEM768 first, AES-128-GCM before AES-256-GCM.
+///
+/// Between gateways every byte is encrypted twice over a request's way; the shorter key costs a fifth less per byte.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    use rustls::crypto::aws_lc_rs::{self, cipher_suite};
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    PROVIDER
+        .get_or_init(|| {
+            let mut provider = aws_lc_rs::default_provider();
+            provider.cipher_suites = vec![
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            ];
+            Arc::new(provider)
+        })
+        .clone()
+}
+
+/// Why a peer's certificate is not accepted, or a credential of ours not usable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A root of the bundle cannot be used.
+    #[error("the trust bundle holds a certificate that cannot be a root")]
+    Bundle(#[source] TlsError),
+    /// The bundle has no root.
+    #[error("the trust bundle is empty")]
+    EmptyBundle,
+    /// The private key cannot be used or does not fit the certificate.
+    #[error("the private key does not fit the certificate")]
+    Key(#[source] TlsError),
+    /// Not an X.509 certificate.
+    #[error("the certificate cannot be parsed")]
+    Malformed,
+    /// The other side showed no certificate.
+    #[error("no certificate")]
+    NoCertificate,
+    /// The URI is no SPIFFE id.
+    #[error(transparent)]
+    SpiffeId(#[from] crate::SpiffeIdError),
+    /// The id is valid and verified, but not the one wanted here.
+    #[error("the peer is {presented}, expected {expected}")]
+    Unexpected {
+        /// Who is there.
+        presented: SpiffeId,
+        /// Who should be.
+        expected: String,
+    },
+    /// An SVID has exactly one URI SAN.
+    #[error("the certificate has {0} URI names, an SVID has exactly one")]
+    UriCount(usize),
+    /// The id belongs to another trust domain.
+    #[error("{presented} is not of the trust domain {trust_domain}")]
+    WrongTrustDomain {
+        /// Who is there.
+        presented: SpiffeId,
+        /// Ours.
+        trust_domain: TrustDomain,
+    },
+    /// No presented certificate has the pinned hash.
+    #[error(
+        "wrong CA: none of the certificates the server showed is the root this token was made for (sha256 {expected})"
+    )]
+    WrongRoot {
+        /// The pinned hash, hexadecimal.
+        expected: String,
+    },
+}
+
+impl From<IdentityError> for TlsError {
+    fn from(error: IdentityError) -> Self {
+        // rustls carries a text to the caller and sends the peer a `certificate_unknown` or `access_denied` alert.
+        TlsError::General(error.to_string())
+    }
+}
+
+/// Verifies the other side of a connection, as client or as server, against the live bundle.
+struct PeerVerifier {
+    credential: LiveCredential,
+    /// Asked of servers; clients are asked per call, where it is known what they want.
+    expect: Option<Expect>,
+    auth: ClientAuth,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl PeerVerifier {
+    fn new(credential: LiveCredential, expect: Option<Expect>, auth: ClientAuth) -> Self {
+        Self { credential, expect, auth, algorithms: provider().signature_verification_algorithms }
+    }
+
+    /// The part that client and server checks share, after the path was verified.
+    fn identify(&self, leaf: &CertificateDer<'_>) -> Result<(), TlsError> {
+        let presented = peer_spiffe_id(std::slice::from_ref(leaf))?;
+        let ours = self.credential.current().spiffe_id.trust_domain().clone();
+        if *presented.trust_domain() != ours {
+            return Err(IdentityError::WrongTrustDomain { presented, trust_domain: ours }.into());
+        }
+        if let Some(expect) = &self.expect {
+            expect.check(&presented)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PeerVerifier {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("PeerVerifier").field("expect", &self.expect).field("auth", &self.auth).finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        verify_path(end_entity, intermediates, &self.credential.load().roots, now, &self.algorithms)?;
+        self.identify(end_entity)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.auth == ClientAuth::Required
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        // The web PKI verifier checks path, validity and the clientAuth key usage; it is cheap to make from shared roots.
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.credential.load().roots.clone(), provider())
+            .build()
+            .map_err(|error| TlsError::General(error.to_string()))?;
+        verifier.verify_client_cert(end_entity, intermediates, now)?;
+        self.identify(end_entity)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Trusts the one root whose hash the join token carries.
+#[derive(Debug)]
+struct PinnedRootVerifier {
+    trust_domain: TrustDomain,
+    ca_sha256: [u8; 32],
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for PinnedRootVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let root = intermediates
+            .iter()
+            .find(|certificate| certificate_sha256(certificate) == self.ca_sha256)
+            .ok_or_else(|| IdentityError::WrongRoot { expected: hex(&self.ca_sha256) })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone().into_owned()).map_err(IdentityError::Bundle)?;
+        verify_path(end_entity, intermediates, &roots, now, &self.algorithms)?;
+        let presented = peer_spiffe_id(std::slice::from_ref(end_entity))?;
+        if *presented.trust_domain() != self.trust_domain {
+            return Err(IdentityError::WrongTrustDomain { presented, trust_domain: self.trust_domain.clone() }.into());
+        }
+        Expect::control_plane().check(&presented)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Hands rustls the credential in use at the moment of the handshake.
+#[derive(Debug)]
+struct Resolver {
+    credential: LiveCredential,
+    send_roots: bool,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let loaded = self.credential.load();
+        Some(if self.send_roots { loaded.certified_key_with_roots.clone() } else { loaded.certified_key.clone() })
+    }
+}
+
+impl ResolvesClientCert for Resolver {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.credential.load().certified_key.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// RFC 5280 path validation for serverAuth, without a host name: the SPIFFE id takes its place.
+fn verify_path(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<(), TlsError> {
+    let parsed = ParsedCertificate::try_from(end_entity)?;
+    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms.all)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,154 @@
+//! The metrics port of a process: `/metrics`, `/healthz`, `/readyz` over plain HTTP/1.1.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+pub use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
+
+/// Says whether the process can do its job, or why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Serves the three paths on `listener` until dropped.
+///
+/// `/metrics` is Prometheus text 0.0.4, or OpenMetrics 1.0 when the scraper's `Accept` names it; `/healthz` answers 200 while
+/// the process runs; `/readyz` is 200 or 503 with the reason.
+pub fn serve(
+    listener: std::net::TcpListener,
+    registry: Arc<Mutex<Registry>>,
+    ready: Readiness,
+) -> impl Future<Output = std::io::Result<()>> + Send {
+    async move {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors passes; spinning on it would not help.
+                    tracing::debug!(%error, "accept on the metrics port failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let (registry, ready) = (registry.clone(), ready.clone());
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let response = respond(&request, &registry, &ready);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service);
+                // A scraper that goes away or talks nonsense concerns nobody.
+                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+fn respond(request: &Request<Incoming>, registry: &Mutex<Registry>, ready: &Readiness) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".to_owned());
+    }
+    match request.uri().path() {
+        "/metrics" => metrics(request, registry),
+        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => match ready() {
+            Ok(()) => text(StatusCode::OK, "ready\n".to_owned()),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+        },
+        _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n".to_owned()),
+    }
+}
+
+fn metrics(request: &Request<Incoming>, registry: &Mutex<Registry>) -> Response<Full<Bytes>> {
+    let mut body = String::new();
+    let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+    if prometheus_client::encoding::text::encode(&mut body, &registry).is_err() {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, "metrics could not be encoded\n".to_owned());
+    }
+    let open_metrics = request
+        .headers()
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("application/openmetrics-text")));
+    let mut response =
+        if open_metrics { text(StatusCode::OK, body) } else { text(StatusCode::OK, to_text_format(&body)) };
+    let content_type = if open_metrics { OPEN_METRICS } else { TEXT_FORMAT };
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
+/// Turns OpenMetrics 1.0 text into the text format 0.0.4.
+///
+/// Two differences matter to a 0.0.4 parser: counters are declared with their `_total` suffix, and `# EOF` and `# UNIT` do not exist.
+fn to_text_format(open_metrics: &str) -> String {
+    let mut help: Option<(&str, &str)> = None;
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            // The name in HELP depends on the type, which comes on the next line.
+            help = rest.split_once(' ');
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap_or((rest, "unknown"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let kind = if kind == "unknown" || kind == "info" { "gauge" } else { kind };
+            if let Some((_, help)) = help.take().filter(|(helped, _)| *helped == name) {
+                text.push_str(&format!("# HELP {name}{suffix} {help}\n"));
+            }
+            text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+        } else if line.starts_with("# UNIT ") || line == "# EOF" {
+            continue;
+        } else {
+            // Exemplars (` # {…}`) do not exist in 0.0.4 either.
+            text.push_str(line.split_once(" # ").map_or(line, |(sample, _)| sample));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// A scraper or two and a few people; more is a mistake or an attack.
+const CONNECTIONS_MAX: usize = 32;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than any scrape interval in use, so that keep-alive works, and still bounded.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_keep_their_type_in_the_old_format() {
+        let open = "# HELP mesh_requests Requests.\n# TYPE mesh_requests counter\nmesh_requests_total{a=\"b\"} 3\n# HELP mesh_x_seconds X.\n# TYPE mesh_x_seconds gauge\n# UNIT mesh_x_seconds seconds\nmesh_x_seconds 1.5\n# EOF\n";
+        let text = to_text_format(open);
+        assert_eq!(
+            text,
+            "# HELP mesh_requests_total Requests.\n# TYPE mesh_requests_total counter\nmesh_requests_total{a=\"b\"} 3\n# HELP mesh_x_seconds X.\n# TYPE mesh_x_seconds gauge\nmesh_x_seconds 1.5\n"
+        );
+    }
+}
