@@ -10,6 +10,8 @@
 
 pub mod enrol;
 pub mod grpc;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tls;
 
 mod credential;
