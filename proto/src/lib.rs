@@ -5,8 +5,8 @@
 /// Package `archipelago.v1`.
 #[allow(
     missing_docs,
-    clippy::doc_markdown,
-    clippy::large_enum_variant,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the .proto files carry the documentation"
 )]
 pub mod v1 {

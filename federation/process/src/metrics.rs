@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,41 +21,42 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 ///
 /// `/metrics` is Prometheus text 0.0.4, or OpenMetrics 1.0 when the scraper's `Accept` names it; `/healthz` answers 200 while
 /// the process runs; `/readyz` is 200 or 503 with the reason.
-pub fn serve(
+///
+/// # Errors
+/// The listener cannot be used by tokio.
+pub async fn serve(
     listener: std::net::TcpListener,
     registry: Arc<Mutex<Registry>>,
     ready: Readiness,
-) -> impl Future<Output = std::io::Result<()>> + Send {
-    async move {
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors passes; spinning on it would not help.
-                    tracing::debug!(%error, "accept on the metrics port failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let (registry, ready) = (registry.clone(), ready.clone());
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let response = respond(&request, &registry, &ready);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service);
-                // A scraper that goes away or talks nonsense concerns nobody.
-                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-                drop(slot);
+) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors passes; spinning on it would not help.
+                tracing::debug!(%error, "accept on the metrics port failed");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let (registry, ready) = (registry.clone(), ready.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = respond(&request, &registry, &ready);
+                async move { Ok::<_, Infallible>(response) }
             });
-        }
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // A scraper that goes away or talks nonsense concerns nobody.
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(slot);
+        });
     }
 }
 
