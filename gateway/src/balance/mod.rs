@@ -1,0 +1,14 @@
+//! Who serves a request: cluster, then gateway, then endpoint. No I/O, no clock, no randomness of its own.
+//!
+//! 1. [`cluster`]: weights, then tiers, over what can serve now ([`hash`] holds the two ways to draw).
+//! 2. [`failback`]: how a cluster that was away comes back.
+//! 3. [`load`]: power of two choices over Peak-EWMA, for gateways and endpoints.
+//! 4. [`outlier`]: endpoints that fail in a row sit out for a while.
+//! 5. [`budget`]: how many attempts beyond the first a worker may spend.
+
+pub mod budget;
+pub mod cluster;
+pub mod failback;
+pub mod hash;
+pub mod load;
+pub mod outlier;

@@ -1,0 +1,102 @@
+//! One snapshot at a time, and the proof that every worker uses it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+
+use super::Snapshot;
+
+/// The current snapshot and the generation that each worker has reached. Shared by all threads.
+#[derive(Debug)]
+pub struct Published {
+    current: ArcSwap<Snapshot>,
+    generation: watch::Sender<u64>,
+    workers: Vec<AtomicU64>,
+    reached: Notify,
+}
+
+impl Published {
+    /// Starts with `first`, generation 1, for `workers` workers that have not seen it yet.
+    pub fn new(first: Snapshot, workers: usize) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(first),
+            generation: watch::channel(1).0,
+            workers: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            reached: Notify::new(),
+        }
+    }
+
+    /// The current snapshot.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Swaps in `next` and returns its generation. Only one task publishes.
+    pub fn publish(&self, next: Snapshot) -> u64 {
+        // The pointer first: a worker that sees the new generation must see the new snapshot.
+        self.current.store(Arc::new(next));
+        let mut generation = 0;
+        self.generation.send_modify(|g| {
+            *g += 1;
+            generation = *g;
+        });
+        generation
+    }
+
+    /// The generation counter, for a worker's loop.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Worker `worker` serves every request from now on with the snapshot of `generation` or a later one.
+    pub fn worker_reached(&self, worker: usize, generation: u64) {
+        if let Some(cell) = self.workers.get(worker) {
+            cell.store(generation, Ordering::Release);
+        }
+        self.reached.notify_waiters();
+    }
+
+    /// True once every worker reached `generation`.
+    pub fn all_reached(&self, generation: u64) -> bool {
+        self.workers.iter().all(|worker| worker.load(Ordering::Acquire) >= generation)
+    }
+
+    /// Waits until every worker reached `generation`.
+    pub async fn reached_by_all(&self, generation: u64) {
+        loop {
+            let notified = self.reached.notified();
+            tokio::pin!(notified);
+            // Registered before the check, or a worker could arrive between the two.
+            notified.as_mut().enable();
+            if self.all_reached(generation) {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn acknowledged_only_after_the_last_worker() {
+        let published = Arc::new(Published::new(Snapshot::empty(), 3));
+        let generation = published.publish(Snapshot::empty());
+        assert_eq!(generation, 2);
+        published.worker_reached(0, generation);
+        published.worker_reached(1, generation);
+        assert!(!published.all_reached(generation));
+        let waiter = tokio::spawn({
+            let published = Arc::clone(&published);
+            async move { published.reached_by_all(generation).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        published.worker_reached(2, generation);
+        waiter.await.unwrap();
+    }
+}

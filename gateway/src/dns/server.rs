@@ -1,0 +1,130 @@
+//! The zone behind UDP and TCP sockets, on a thread of its own: a flood of questions never touches the data path.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::DNSClass;
+use hickory_server::Server;
+use hickory_server::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Zone, answer};
+use crate::config::Published;
+
+/// Sockets of the DNS server, bound before any thread starts so that a taken port is an error of startup.
+#[derive(Debug)]
+pub struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+impl Sockets {
+    /// Binds UDP and TCP on the same address; port 0 picks one port for both.
+    pub fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        let tcp = TcpListener::bind(address)?;
+        let udp = UdpSocket::bind(tcp.local_addr()?)?;
+        tcp.set_nonblocking(true)?;
+        udp.set_nonblocking(true)?;
+        Ok(Self { udp, tcp })
+    }
+
+    /// Where the server answers.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.udp.local_addr()
+    }
+}
+
+/// Serves until `stop`.
+pub async fn serve(
+    sockets: Sockets,
+    published: Arc<Published>,
+    zone: Zone,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let mut server = Server::new(Handler { published, zone });
+    server.register_socket(tokio::net::UdpSocket::from_std(sockets.udp)?);
+    server.register_listener(tokio::net::TcpListener::from_std(sockets.tcp)?, TCP_IDLE_TIMEOUT, TCP_RESPONSES_QUEUED);
+    tokio::select! {
+        () = stop.cancelled() => {
+            // Answers in flight are a few microseconds old; the sockets close with the server.
+            drop(server);
+            Ok(())
+        }
+        ended = server.block_until_done() => ended.map_err(|error| std::io::Error::other(error.to_string())),
+    }
+}
+
+struct Handler {
+    published: Arc<Published>,
+    zone: Zone,
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut responses: R) -> ResponseInfo {
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        let mut edns = None;
+        let reply = if let Some(asked) = &request.edns {
+            let mut offer = Edns::new();
+            offer.set_version(0).set_max_payload(asked.max_payload().clamp(UDP_BYTES_MIN, UDP_BYTES_MAX));
+            edns = Some(offer);
+            (asked.version() > 0).then(|| Answer {
+                code: ResponseCode::BADVERS,
+                answers: vec![],
+                authority: vec![],
+                additionals: vec![],
+            })
+        } else {
+            None
+        };
+        let reply = reply.unwrap_or_else(|| self.reply(request));
+        metadata.response_code = reply.code;
+        metadata.authoritative = matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain);
+        metadata.recursion_available = false;
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let response = builder.build(metadata, &reply.answers, &reply.authority, [], &reply.additionals);
+        match responses.send_response(response).await {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::debug!(%error, "DNS response not sent");
+                ResponseInfo::from(hickory_proto::op::Header {
+                    metadata,
+                    counts: hickory_proto::op::HeaderCounts::default(),
+                })
+            }
+        }
+    }
+}
+
+impl Handler {
+    fn reply(&self, request: &Request) -> Answer {
+        let refuse = |code| Answer { code, answers: vec![], authority: vec![], additionals: vec![] };
+        if request.metadata.op_code != OpCode::Query {
+            return refuse(ResponseCode::NotImp);
+        }
+        match request.request_info() {
+            Err(_) => refuse(ResponseCode::FormErr),
+            Ok(info) if info.query.query_class() != DNSClass::IN => refuse(ResponseCode::Refused),
+            Ok(info) => answer::answer(
+                &self.published.load(),
+                &self.zone,
+                info.query.original().name(),
+                info.query.query_type(),
+            ),
+        }
+    }
+}
+
+const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+const TCP_RESPONSES_QUEUED: usize = 16;
+/// RFC 6891 §6.2.3: smaller offers count as 512.
+const UDP_BYTES_MIN: u16 = 512;
+/// The DNS flag day's 1,232 never fragments.
+const UDP_BYTES_MAX: u16 = 1_232;

@@ -1,0 +1,2 @@
+//! The HTTP path.
+pub mod guard;
