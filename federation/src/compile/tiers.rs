@@ -1,0 +1,107 @@
+//! Failover order: which clusters are tried after each other, and with which versions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use archipelago_proto::v1::{Tier, WeightedBackend};
+
+use super::{View, service::Offer};
+use crate::resource::{Backend, FailoverTier, LOCAL, SAME};
+
+/// The tiers of `local`, as names of clusters; every cluster stands in its first tier only, empty tiers are dropped.
+///
+/// With an order given, clusters that it does not reach are left out even if they export the service: an order is a
+/// statement about where requests may end. Without one: the local cluster, its region, the rest.
+/// Drained and avoided clusters stay: whether to use them is decided with what the gateway knows of the others.
+pub(super) fn order<'s>(
+    view: &View<'s>,
+    offer: &Offer<'s>,
+    order: &[FailoverTier],
+    local: &str,
+    allowed: &impl Fn(&str) -> bool,
+) -> Vec<Vec<&'s str>> {
+    let region_of = |cluster: &str| view.clusters.get(cluster).map(|facts| facts.region);
+    let home = region_of(local);
+    let in_tier = |tier: &FailoverTier, cluster: &str| match tier {
+        FailoverTier::Clusters(names) => {
+            names.iter().any(|name| if name == LOCAL { cluster == local } else { cluster == name })
+        }
+        FailoverTier::Regions(names) => names.iter().any(|name| {
+            let wanted = if name == SAME { home } else { Some(name.as_str()) };
+            wanted.is_some() && region_of(cluster) == wanted
+        }),
+    };
+    let mut left: Vec<&'s str> = offer.exporters.keys().copied().filter(|cluster| allowed(cluster)).collect();
+    let mut tiers = Vec::new();
+    let mut take = |belongs: &dyn Fn(&str) -> bool| {
+        let (tier, rest): (Vec<_>, Vec<_>) = left.iter().partition(|cluster| belongs(cluster));
+        left = rest;
+        if !tier.is_empty() {
+            tiers.push(tier);
+        }
+    };
+    if order.is_empty() {
+        take(&|cluster| cluster == local);
+        take(&|cluster| home.is_some() && region_of(cluster) == home);
+        take(&|_| true);
+    } else {
+        for tier in order {
+            take(&|cluster| in_tier(tier, cluster));
+        }
+    }
+    tiers
+}
+
+/// Gives the tiers of one rule their versions.
+///
+/// A rule keeps its versions when it fails over, as far as that is possible: if every backend that gets requests names
+/// a version, a fallback cluster serves those of these versions that it reports, in the proportion in which the rule
+/// weighs them, and any version if it reports none of them (a wrong version answers better than nobody). If any
+/// backend that gets requests leaves the version open, or there are none, fallback clusters serve any version.
+/// All clusters of a tier weigh the same.
+pub(super) fn versioned(order: &[Vec<&str>], offer: &Offer<'_>, backends: &[Backend]) -> Vec<Tier> {
+    let wanted = wanted(backends);
+    let total: u64 = wanted.values().sum::<u64>().max(1);
+    order
+        .iter()
+        .map(|clusters| {
+            let backends = clusters.iter().flat_map(|cluster| {
+                let reported: BTreeSet<&str> = offer
+                    .exporters
+                    .get(cluster)
+                    .into_iter()
+                    .flat_map(|versions| versions.iter().map(String::as_str))
+                    .collect();
+                let kept: Vec<(&str, u64)> = wanted
+                    .iter()
+                    .filter(|(version, _)| reported.contains(*version))
+                    .map(|(version, weight)| (*version, *weight))
+                    .collect();
+                let sum: u64 = kept.iter().map(|(_, weight)| weight).sum::<u64>().max(1);
+                let backend = |version: &str, weight: u64| WeightedBackend {
+                    cluster: (*cluster).to_owned(),
+                    version: version.to_owned(),
+                    weight: u32::try_from(weight).unwrap_or(u32::MAX).max(1),
+                };
+                if kept.is_empty() {
+                    vec![backend("", total)]
+                } else {
+                    // At most 64 weights of at most a million each: the product fits u64 with room to spare.
+                    kept.into_iter()
+                        .map(|(version, weight)| backend(version, weight.saturating_mul(total) / sum))
+                        .collect()
+                }
+            });
+            Tier { backends: backends.collect() }
+        })
+        .collect()
+}
+
+/// Versions that the rule asks for with their weights; empty when any version will do.
+fn wanted(backends: &[Backend]) -> BTreeMap<&str, u64> {
+    let mut wanted = BTreeMap::new();
+    for backend in backends.iter().filter(|backend| backend.weight > 0) {
+        let Some(version) = &backend.version else { return BTreeMap::new() };
+        *wanted.entry(version.as_str()).or_insert(0) += u64::from(backend.weight);
+    }
+    wanted
+}

@@ -1,0 +1,4 @@
+//! Where an agent learns what its cluster has to offer.
+
+pub mod file;
+pub mod watch;

@@ -1,0 +1,494 @@
+//! Service files: the services of a cluster as YAML, for clusters without an API server.
+//!
+//! ```yaml
+//! apiVersion: archipelago.dev/v1alpha1
+//! kind: Service
+//! metadata: { name: checkout, namespace: shop }
+//! spec:
+//!   port: 80
+//!   protocol: http                                  # http | h2c | tcp
+//!   endpoints:
+//!     - { address: "10.0.0.7:8080", version: v1, instance: checkout-v1-0 }
+//!   healthCheck: { http: /healthz, interval: 1s }   # or { tcp: true }, or none; absent: TCP
+//! ---
+//! apiVersion: archipelago.dev/v1alpha1
+//! kind: ServiceExport                               # this cluster offers it to the others
+//! metadata: { name: checkout, namespace: shop }
+//! ```
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
+
+use archipelago_proto::v1::Protocol;
+use serde::{Serialize, Serializer};
+
+use crate::{
+    admit,
+    document::{
+        self, Document, Problem,
+        decode::{Cursor, Fields, Mistakes},
+        frame::Frame,
+    },
+    resource::{API_VERSION, Metadata, ServiceExportSpec, Spec, duration},
+};
+
+/// One service of a cluster, and whether the cluster itself exports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceFile {
+    /// Name and namespace.
+    pub metadata: Metadata,
+    /// What it is and where it runs.
+    pub spec: ServiceSpec,
+    /// A `ServiceExport` stands beside it.
+    pub exported: bool,
+}
+
+/// What a service is and where it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// Port under which clients know it.
+    pub port: u16,
+    /// What its endpoints speak.
+    pub protocol: ServiceProtocol,
+    /// Where it runs; may be empty.
+    pub endpoints: Vec<ServiceEndpoint>,
+    /// How to tell that an endpoint is ready.
+    pub health_check: HealthCheck,
+}
+
+/// One place where a service runs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEndpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Version of the service there.
+    pub version: String,
+    /// Name of the instance, for logs.
+    pub instance: String,
+}
+
+/// What an endpoint speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ServiceProtocol {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 by prior knowledge.
+    H2c,
+    /// Bytes.
+    Tcp,
+}
+
+impl ServiceProtocol {
+    pub(crate) const WORDS: [(&'static str, Self); 3] = [("http", Self::Http), ("h2c", Self::H2c), ("tcp", Self::Tcp)];
+
+    /// As gateways say it.
+    #[must_use]
+    pub fn to_proto(self) -> Protocol {
+        match self {
+            Self::Http => Protocol::Http1,
+            Self::H2c => Protocol::H2c,
+            Self::Tcp => Protocol::Tcp,
+        }
+    }
+}
+
+impl fmt::Display for ServiceProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::H2c => "h2c",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+/// How to tell that an endpoint is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Endpoints count as ready as long as they are in the file; in YAML `healthCheck: none`.
+    None,
+    /// Ask, and believe the answers.
+    Active(ActiveCheck),
+}
+
+/// A question asked again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveCheck {
+    /// What to ask.
+    pub probe: Probe,
+    /// From one question to the next.
+    pub interval: Duration,
+    /// No answer for this long is a bad one.
+    pub timeout: Duration,
+    /// Good answers in a row that make an endpoint ready.
+    pub healthy_after: u32,
+    /// Bad answers in a row that make it not ready.
+    pub unhealthy_after: u32,
+}
+
+/// What to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// A connection can be opened.
+    Tcp,
+    /// `GET` of this path, in the service's protocol, is answered with 2xx.
+    Http(String),
+}
+
+impl Default for ActiveCheck {
+    /// Gateways notice refused and broken connections at once; the check is what finds a process that hangs or has
+    /// come back, and one second is soon enough for that at a cost of one small request.
+    fn default() -> Self {
+        Self {
+            probe: Probe::Tcp,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            healthy_after: 1,
+            unhealthy_after: 2,
+        }
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self::Active(ActiveCheck::default())
+    }
+}
+
+impl ServiceFile {
+    /// `namespace/name`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.metadata.namespace, self.metadata.name)
+    }
+
+    /// YAML that [`parse`] reads back.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        let service =
+            Written { api_version: API_VERSION, kind: "Service", metadata: &self.metadata, spec: Some(&self.spec) };
+        let mut text = yaml(&service);
+        if self.exported {
+            let metadata = Metadata { annotations: BTreeMap::new(), ..self.metadata.clone() };
+            let export = Written { api_version: API_VERSION, kind: "ServiceExport", metadata: &metadata, spec: None };
+            text.push_str("---\n");
+            text.push_str(&yaml(&export));
+        }
+        text
+    }
+}
+
+/// Reads the service files of a cluster, in any order, as one set.
+///
+/// # Errors
+/// Every problem found; a service without endpoints and no service at all are none.
+pub fn parse(documents: &[Document]) -> Result<Vec<ServiceFile>, Vec<Problem>> {
+    let mut reader = Reader::default();
+    for document in documents {
+        reader.document(document);
+    }
+    reader.finish()
+}
+
+#[derive(Default)]
+struct Reader {
+    services: BTreeMap<(String, String), (ServiceFile, String)>,
+    exports: Vec<(Metadata, Problem)>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Clone, Copy)]
+enum FileKind {
+    Service,
+    ServiceExport,
+}
+
+impl Reader {
+    fn document(&mut self, document: &Document) {
+        let (parts, problems) = document::parse(document);
+        self.problems.extend(problems);
+        for part in parts {
+            let mut out = Mistakes::default();
+            let kinds = [("Service", FileKind::Service), ("ServiceExport", FileKind::ServiceExport)];
+            if let Some((frame, kind)) = Frame::read(&part.root, &kinds, &mut out) {
+                let metadata = frame.metadata(true, &mut out);
+                for (path, name) in [("metadata.name", &metadata.name), ("metadata.namespace", &metadata.namespace)] {
+                    if !name.is_empty() && !admit::is_label(name) {
+                        let shown = document::tree::shorten(name);
+                        out.push(
+                            part.root.place,
+                            path,
+                            format!("`{shown}` is no valid name: expected an RFC 1123 label"),
+                        );
+                    }
+                }
+                let here = |message: String| part.root.place.problem(&document.file, "metadata.name", &message);
+                match kind {
+                    FileKind::Service => {
+                        let spec = frame.spec::<ServiceSpec>(&mut out);
+                        if let (Some(spec), true) = (spec, out.is_empty()) {
+                            let key = (metadata.namespace.clone(), metadata.name.clone());
+                            let place = format!("{}:{}", document.file, part.root.place.line);
+                            if let Some((_, first)) = self.services.get(&key) {
+                                self.problems.push(here(format!("this Service is already given at {first}")));
+                            } else {
+                                self.services.insert(key, (ServiceFile { metadata, spec, exported: false }, place));
+                            }
+                        }
+                    }
+                    FileKind::ServiceExport => {
+                        let spec = frame.spec::<ServiceExportSpec>(&mut out);
+                        if spec.is_some_and(|spec| !spec.clusters.is_empty()) {
+                            let message = "an export beside its service is of this cluster: leave `clusters` out";
+                            out.push(part.root.place, "spec.clusters", message);
+                        }
+                        let message = format!("no Service {}/{} to export", metadata.namespace, metadata.name);
+                        let problem = here(message);
+                        self.exports.push((metadata, problem));
+                    }
+                }
+            }
+            self.problems
+                .extend(out.into_vec().into_iter().map(|m| m.place.problem(&document.file, &m.path, &m.message)));
+        }
+    }
+
+    fn finish(mut self) -> Result<Vec<ServiceFile>, Vec<Problem>> {
+        let broken = !self.problems.is_empty();
+        for (metadata, problem) in self.exports {
+            match self.services.get_mut(&(metadata.namespace, metadata.name)) {
+                Some((service, _)) => service.exported = true,
+                // With a broken file its service may just not have been read.
+                None if broken => {}
+                None => self.problems.push(problem),
+            }
+        }
+        if !self.problems.is_empty() {
+            return Err(self.problems);
+        }
+        Ok(self.services.into_values().map(|(service, _)| service).collect())
+    }
+}
+
+impl Spec for ServiceSpec {
+    fn decode(fields: Option<Fields<'_>>, at: &Cursor<'_>, out: &mut Mistakes) -> Option<Self> {
+        let Some(mut fields) = fields else {
+            at.wrong(out, "`spec` is missing");
+            return None;
+        };
+        let port = fields.required("port", out).map_or(1, |cursor| cursor.port(out));
+        let protocol = fields
+            .optional("protocol")
+            .and_then(|cursor| cursor.one_of(&ServiceProtocol::WORDS, out))
+            .unwrap_or(ServiceProtocol::Http);
+        let mut seen = BTreeMap::new();
+        let endpoints = fields.optional("endpoints").map_or_else(Vec::new, |cursor| {
+            cursor.list(out, |item, out| {
+                let endpoint = ServiceEndpoint::decode(item, out)?;
+                if let Some(first) = seen.insert(endpoint.address, item.path.clone()) {
+                    item.wrong(out, format!("{} is already the address of {first}", endpoint.address));
+                }
+                Some(endpoint)
+            })
+        });
+        let health_check = fields
+            .optional("healthCheck")
+            .map_or_else(HealthCheck::default, |cursor| HealthCheck::decode(&cursor, protocol, out));
+        fields.finish(out);
+        Some(Self { port, protocol, endpoints, health_check })
+    }
+}
+
+impl ServiceEndpoint {
+    fn decode(at: &Cursor<'_>, out: &mut Mistakes) -> Option<Self> {
+        let mut fields = at.fields(out)?;
+        let address = fields.required("address", out).and_then(|cursor| {
+            let before = cursor.text(out);
+            let address = before.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+            if address.is_none() && !before.is_empty() {
+                let shown = document::tree::shorten(&before);
+                cursor.wrong(out, format!("expected ip:port, found `{shown}`"));
+            }
+            address
+        });
+        let version = match fields.optional("version") {
+            None => "v1".to_owned(),
+            Some(cursor) => {
+                let version = cursor.text(out);
+                if !version.is_empty() && !admit::is_version(&version) {
+                    cursor.wrong(out, "expected 1 to 63 letters, digits, dots, dashes, underscores");
+                }
+                version
+            }
+        };
+        let instance = fields.optional("instance").map(|cursor| cursor.text(out));
+        fields.finish(out);
+        let address = address?;
+        Some(Self { address, version, instance: instance.unwrap_or_else(|| address.to_string()) })
+    }
+}
+
+impl HealthCheck {
+    fn decode(at: &Cursor<'_>, protocol: ServiceProtocol, out: &mut Mistakes) -> Self {
+        if let document::tree::Value::Text(_) = at.node.value {
+            return at.one_of(&[("none", ())], out).map_or_else(Self::default, |()| Self::None);
+        }
+        let Some(mut fields) = at.fields(out) else { return Self::default() };
+        let mut check = ActiveCheck::default();
+        let http = fields.optional("http");
+        let tcp = fields.optional("tcp").map(|cursor| (cursor.boolean(out), cursor));
+        match (http, tcp) {
+            (Some(cursor), None) => {
+                let path = cursor.text(out);
+                if protocol == ServiceProtocol::Tcp {
+                    cursor.wrong(out, "a tcp service cannot be asked over HTTP: use `tcp: true`");
+                }
+                if !path.starts_with('/') || path.len() > 1_024 || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    cursor.wrong(out, "expected a path that begins with `/`");
+                }
+                check.probe = Probe::Http(path);
+            }
+            (None, None | Some((true, _))) => check.probe = Probe::Tcp,
+            (None, Some((false, cursor))) => cursor.wrong(out, "expected `true`, or `healthCheck: none`"),
+            (Some(_), Some((_, cursor))) => cursor.wrong(out, "expected either `http` or `tcp`"),
+        }
+        let mut time = |name: &'static str, target: &mut Duration, out: &mut Mistakes| {
+            if let Some(cursor) = fields.optional(name) {
+                *target = cursor.duration(out);
+                if !(TIME_MIN..=TIME_MAX).contains(target) {
+                    cursor.wrong(out, "expected a duration from 10ms to 5m");
+                }
+            }
+        };
+        time("interval", &mut check.interval, out);
+        time("timeout", &mut check.timeout, out);
+        if let Some(cursor) = fields.optional("healthyAfter") {
+            check.healthy_after = cursor.number(1, 100, out);
+        }
+        if let Some(cursor) = fields.optional("unhealthyAfter") {
+            check.unhealthy_after = cursor.number(1, 100, out);
+        }
+        fields.finish(out);
+        Self::Active(check)
+    }
+}
+
+impl Serialize for HealthCheck {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_str("none"),
+            Self::Active(check) => {
+                let (http, tcp) = match &check.probe {
+                    Probe::Http(path) => (Some(path.as_str()), None),
+                    Probe::Tcp => (None, Some(true)),
+                };
+                WrittenCheck {
+                    http,
+                    tcp,
+                    interval: duration::format(check.interval),
+                    timeout: duration::format(check.timeout),
+                    healthy_after: check.healthy_after,
+                    unhealthy_after: check.unhealthy_after,
+                }
+                .serialize(serializer)
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenCheck<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tcp: Option<bool>,
+    interval: String,
+    timeout: String,
+    healthy_after: u32,
+    unhealthy_after: u32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: &'a Metadata,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<&'a ServiceSpec>,
+}
+
+fn yaml(written: &Written<'_>) -> String {
+    let text = serde_saphyr::to_string(written).expect("structs of texts and numbers always serialize");
+    if text.ends_with('\n') { text } else { format!("{text}\n") }
+}
+
+/// Faster than this, checks would be load.
+const TIME_MIN: Duration = Duration::from_millis(10);
+/// Slower than this, they would not be checks.
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(text: &str) -> Document {
+        Document { file: "paris.yaml".into(), text: text.into() }
+    }
+
+    const CHECKOUT: &str = "\
+apiVersion: archipelago.dev/v1alpha1
+kind: Service
+metadata: { name: checkout, namespace: shop }
+spec:
+  port: 80
+  endpoints:
+    - { address: \"10.0.0.7:8080\", version: v2, instance: a }
+    - { address: \"[::1]:8080\" }
+  healthCheck: { http: /healthz, interval: 250ms, unhealthyAfter: 3 }
+---
+apiVersion: archipelago.dev/v1alpha1
+kind: ServiceExport
+metadata: { name: checkout, namespace: shop }
+";
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let services = parse(&[document(CHECKOUT)]).unwrap();
+        assert_eq!(services.len(), 1);
+        assert!(services[0].exported);
+        assert_eq!(services[0].spec.endpoints[1].instance, "[::1]:8080");
+        for health_check in [HealthCheck::None, HealthCheck::default(), services[0].spec.health_check.clone()] {
+            let mut service = services[0].clone();
+            service.spec.health_check = health_check;
+            let text = service.to_yaml();
+            assert_eq!(parse(&[document(&text)]).unwrap(), vec![service], "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_have_places() {
+        for (from, to, expected) in [
+            ("port: 80", "port: 0", "paris.yaml:5:9: spec.port: expected a whole number from 1 to 65535"),
+            ("10.0.0.7:8080", "localhost:1", "paris.yaml:7:18: spec.endpoints[0].address: expected ip:port"),
+            ("[::1]", "10.0.0.7", "paris.yaml:8:7: spec.endpoints[1]: 10.0.0.7:8080 is already the address"),
+            ("http: /healthz", "http: healthz", "spec.healthCheck.http: expected a path"),
+            ("interval: 250ms", "interval: 1ms", "expected a duration from 10ms to 5m"),
+            ("unhealthyAfter: 3", "unhealthyafter: 3", "did you mean `unhealthyAfter`?"),
+            (
+                "kind: ServiceExport\nmetadata: { name: checkout,",
+                "kind: ServiceExport\nmetadata: { name: chekout,",
+                "no Service shop/chekout to export",
+            ),
+            ("kind: Service\n", "kind: Servce\n", "did you mean `Service`?"),
+        ] {
+            let text = CHECKOUT.replacen(from, to, 1);
+            let problems = parse(&[document(&text)]).unwrap_err();
+            let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            assert!(shown.iter().any(|problem| problem.contains(expected)), "{shown:?}");
+        }
+    }
+}

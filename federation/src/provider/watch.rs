@@ -1,0 +1,1 @@
+//! Watching a directory of service files.
