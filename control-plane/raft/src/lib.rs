@@ -1,3 +1,41 @@
-//! Sans-IO Raft core over the raft crate, its durable stores, and its seeded simulation.
+//! Replicates a state machine over a few nodes: a sans-IO Raft core over the `raft` crate, its durable stores, the
+//! threads that drive it, and its seeded simulation.
+//!
+//! [`Raft::start`] runs one node; the caller brings a [`StateMachine`] and a [`Transport`].
+//!
+//! - A proposal is acknowledged once a majority has it on disk and this node applied it.
+//! - A read that waits for [`RaftHandle::read_index`] sees every write acknowledged before it began.
+//! - Nothing is answered from memory that the disk does not back: a message that promises durability is typed as held
+//!   until an fsync returned (`core/write.rs`).
+//! - A failed fsync, a damaged, foreign or missing file stops the node with a sentence that says what to do.
+//!
+//! # The code, in reading order
+//! `core/` decides and does no I/O; `replica.rs` joins it to the state machine; `store/` is the disk; `driver/` the
+//! threads; `sim/` (tests only) runs whole clusters in one thread on a seeded network and on disks that lose what was
+//! not synced.
+//!
+//! # Simulation
+//! `cargo test -p archipelago-raft` runs 200 seeds. A failure prints its seed; `SIM_SEED=n` runs only that one, and
+//! `SIM_SEEDS=10000` that many:
+//! ```text
+//! SIM_SEEDS=10000 cargo test -p archipelago-raft --release sim:: -- --nocapture
+//! ```
 
-pub use raft::RawNode;
+mod config;
+mod core;
+mod driver;
+mod error;
+mod machine;
+mod replica;
+#[cfg(test)]
+mod sim;
+mod store;
+
+pub use config::{Config, Limits, Timing};
+pub use core::{MembershipChange, Role, Status};
+pub use driver::{NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
+pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
+pub use machine::{StateMachine, Transport};
+pub use store::StoreError;
+
+pub use raft_proto::eraftpb::{ConfState, Message, MessageType, Snapshot};

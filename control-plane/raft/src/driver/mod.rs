@@ -1,0 +1,184 @@
+//! The threads around a replica.
+//!
+//! - `raft` owns the replica: it takes requests, messages and notices from the mailbox, keeps the ticks, sends, and
+//!   applies. It never waits for a disk.
+//! - `raft-log` makes writes durable. All that queued while one fsync ran share the next (group commit).
+//! - `raft-state` saves checkpoints, so that a large one delays no commit.
+//!
+//! What a commit costs: on the leader and on each follower one fsync of `log.redb` per group, side by side, since the
+//! leader sends before its own disk is done. An idle cluster commits one write in about one round trip plus one
+//! fsync; under load many writes share both. Checkpoints cost one more fsync per thousand entries, off that path.
+
+mod handle;
+mod mailbox;
+mod node;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::{
+    sync::{Arc, RwLock},
+    thread,
+};
+
+use bytes::Bytes;
+use raft_proto::eraftpb::{ConfState, Message};
+use slog::Drain as _;
+use tokio::sync::{oneshot, watch};
+
+pub use handle::{NodeStopped, Proposed, RaftHandle};
+
+use self::{handle::Shared, mailbox::Mailbox, node::Node, worker::Worker};
+use crate::{
+    config::Config,
+    core::{Core, MembershipChange, Persisted, Setup},
+    error::{MembershipError, ProposeError, ReadError, StartError},
+    machine::{StateMachine, Transport},
+    replica::Replica,
+    store::{self, DataDir, Ident, StoreError},
+};
+
+/// Starts nodes.
+#[derive(Debug)]
+pub struct Raft;
+
+impl Raft {
+    /// Opens the data directory, restores `machine` from it, and starts the node's threads.
+    ///
+    /// `machine` comes in its initial state, the same on every founder. Blocks for as long as reading the disk takes.
+    /// The node runs until [`RaftHandle::shutdown`], until it fails ([`RaftHandle::stopped`] says why), or until the
+    /// last handle is dropped, which ends it as abruptly as a crash would.
+    ///
+    /// # Errors
+    /// [`StartError`] names the setting or the file and what to do about it.
+    pub fn start<M: StateMachine>(
+        config: Config,
+        mut machine: M,
+        transport: impl Transport,
+    ) -> Result<RaftHandle<M>, StartError> {
+        config.validate().map_err(StartError::Config)?;
+        let Config { node_id, ref members, ref federation_id, ref data_dir, timing, ref limits } = config;
+        let genesis = (!members.is_empty()).then(|| {
+            let conf_state = ConfState::from((members.iter().copied(), []));
+            (conf_state, Bytes::from(machine.snapshot()))
+        });
+        let ident = Ident { federation_id: federation_id.clone(), node_id };
+        let DataDir { mut log, state, guard } = DataDir::open(data_dir, &ident, genesis)?;
+        let (recovered, data) = store::recover(&mut log, state.as_ref())?;
+        let applied = recovered.applied;
+        if applied.log_index > 0 {
+            machine.restore(&data).map_err(|reason| StartError::Restore { path: data_dir.clone(), reason })?;
+        }
+        tracing::info!(
+            node_id,
+            applied = applied.log_index,
+            entries = recovered.entries.len(),
+            term = recovered.hard_state.term,
+            "raft state recovered"
+        );
+        let setup = Setup {
+            node_id,
+            timing,
+            limits: limits.clone(),
+            seed: rand::random(),
+            boot_nonce: rand::random(),
+            recovered,
+            logger: slog::Logger::root(tracing_slog::TracingSlogDrain.fuse(), slog::o!()),
+        };
+        let core = Core::new(setup).map_err(|error| StartError::Raft(error.to_string()))?;
+        let machine = Arc::new(RwLock::new(machine));
+        let replica = Replica::new(core, Arc::clone(&machine), applied, limits, timing);
+
+        let shared = Arc::new(Shared {
+            mailbox: Mailbox::new(limits.requests_max, limits.messages_max, limits.messages_bytes_max),
+            machine,
+            applied: watch::Sender::new(applied.log_index),
+            status: watch::Sender::new(replica.status()),
+            ended: watch::Sender::new(None),
+            command_bytes_max: limits.command_bytes_max,
+        });
+        let guard = Arc::new(guard);
+        let log_worker = {
+            let (shared, state, guard) = (Arc::clone(&shared), Arc::clone(&state), Arc::clone(&guard));
+            Worker::spawn("raft-log", move |writes| {
+                let notice = match store::persist(&mut log, state.as_ref(), writes) {
+                    Ok(persisted) => Notice::Persisted(persisted),
+                    Err(error) => Notice::failed(error, &guard),
+                };
+                shared.mailbox.notice(notice);
+            })
+        };
+        let log_worker = log_worker.map_err(StartError::Thread)?;
+        let state_worker = {
+            let shared = Arc::clone(&shared);
+            Worker::spawn("raft-state", move |checkpoints: Vec<store::Checkpoint>| {
+                for checkpoint in checkpoints {
+                    let saved = store::StateStore::save(state.as_ref(), &checkpoint);
+                    shared.mailbox.notice(match saved {
+                        Ok(()) => Notice::CheckpointSaved { log_index: checkpoint.position.log_index },
+                        Err(error) => Notice::failed(error, &guard),
+                    });
+                }
+            })
+        };
+        let state_worker = state_worker.map_err(StartError::Thread)?;
+        let handle = RaftHandle::new(Arc::clone(&shared));
+        let node = Node::new(replica, Box::new(transport), shared, log_worker, state_worker, &config);
+        thread::Builder::new().name("raft".into()).spawn(move || node.run()).map_err(StartError::Thread)?;
+        Ok(handle)
+    }
+}
+
+/// What callers ask for, each with where the answer goes.
+enum Request {
+    Propose { command: Bytes, reply: oneshot::Sender<Result<Proposed, ProposeError>> },
+    Read { reply: oneshot::Sender<Result<u64, ReadError>> },
+    Change { change: MembershipChange, reply: oneshot::Sender<Result<ConfState, MembershipError>> },
+}
+
+/// News for the node's thread that must not be lost.
+#[derive(Debug)]
+enum Notice {
+    Persisted(Vec<Persisted>),
+    CheckpointSaved {
+        log_index: u64,
+    },
+    StoreFailed(Arc<StoreError>),
+    Unreachable {
+        peer: u64,
+    },
+    SnapshotSent {
+        peer: u64,
+        delivered: bool,
+    },
+    Transfer {
+        to: Option<u64>,
+    },
+    Shutdown,
+    /// The last handle is gone.
+    Abandoned,
+}
+
+impl Notice {
+    fn failed(error: StoreError, guard: &store::Guard) -> Self {
+        guard.taint_if_sync_failed(&error);
+        Self::StoreFailed(Arc::new(error))
+    }
+
+    /// Whether this says the same as a notice that is still waiting.
+    fn repeats(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unreachable { peer }, Self::Unreachable { peer: other }) => peer == other,
+            (
+                Self::SnapshotSent { peer, delivered },
+                Self::SnapshotSent { peer: other, delivered: other_delivered },
+            ) => (peer, delivered) == (other, other_delivered),
+            (Self::Transfer { to }, Self::Transfer { to: other }) => to == other,
+            (Self::Shutdown, Self::Shutdown) | (Self::Abandoned, Self::Abandoned) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Peer messages, as the raft crate defines them; encode them with `prost::Message`.
+pub type RaftMessage = Message;

@@ -1,0 +1,278 @@
+//! The thread that owns the replica.
+
+use std::{
+    collections::HashMap,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use raft_proto::eraftpb::{ConfState, Message};
+use tokio::sync::oneshot;
+
+use super::{Notice, Proposed, Request, handle::Shared, worker::Worker};
+use crate::{
+    config::Config,
+    core::{Event, Reply, RequestId, Role, Write},
+    error::{Fatal, MembershipError, ProposeError, ReadError, Stopped},
+    machine::{StateMachine, Transport},
+    replica::{Output, Replica},
+    store::Checkpoint,
+};
+
+pub(super) struct Node<M> {
+    replica: Replica<M>,
+    transport: Box<dyn Transport>,
+    shared: Arc<Shared<M>>,
+    log: Worker<Write>,
+    state: Worker<Checkpoint>,
+    callers: HashMap<RequestId, Caller>,
+    next_request: u64,
+    writes_open: usize,
+    writes_open_max: usize,
+    tick: Duration,
+    handover_ticks: usize,
+    phase: Phase,
+    outputs: Vec<Output>,
+}
+
+/// Where an answer goes.
+enum Caller {
+    Propose(oneshot::Sender<Result<Proposed, ProposeError>>),
+    Read(oneshot::Sender<Result<u64, ReadError>>),
+    Change(oneshot::Sender<Result<ConfState, MembershipError>>),
+}
+
+/// What is left to do before the thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Waiting for another node to take over, for so many ticks at most.
+    HandingOver {
+        ticks_left: usize,
+    },
+    /// Waiting for the last checkpoint.
+    Checkpointing {
+        ticks_left: usize,
+    },
+    Ended,
+    Abandoned,
+}
+
+impl<M: StateMachine> Node<M> {
+    pub(super) fn new(
+        replica: Replica<M>,
+        transport: Box<dyn Transport>,
+        shared: Arc<Shared<M>>,
+        log: Worker<Write>,
+        state: Worker<Checkpoint>,
+        config: &Config,
+    ) -> Self {
+        Self {
+            replica,
+            transport,
+            shared,
+            log,
+            state,
+            callers: HashMap::new(),
+            next_request: 0,
+            writes_open: 0,
+            writes_open_max: config.limits.writes_inflight_max,
+            tick: config.timing.tick,
+            handover_ticks: config.timing.election_ticks,
+            phase: Phase::Running,
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Runs until the node is told to stop or cannot go on, then tells everybody.
+    pub(super) fn run(mut self) {
+        // The raft crate panics when its invariants break, and a state machine may. Either way this node is done, but
+        // its process must hear of it: callers would wait for ever.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work())).unwrap_or_else(|panic| {
+            let words = panic.downcast_ref::<String>().map(String::as_str);
+            let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without words");
+            Err(Fatal::Internal(words.to_owned()))
+        });
+        self.shared.mailbox.close();
+        self.callers.clear();
+        let stopped = match ended {
+            Ok(()) => {
+                if self.phase == Phase::Abandoned {
+                    self.log.abandon();
+                    self.state.abandon();
+                } else {
+                    self.log.finish();
+                    self.state.finish();
+                }
+                Stopped::Shutdown
+            }
+            Err(fatal) => {
+                tracing::error!(error = %fatal, "raft node failed");
+                self.log.abandon();
+                self.state.abandon();
+                Stopped::Failed(fatal)
+            }
+        };
+        let Self { shared, log, state, .. } = self;
+        // The stores are closed with their threads, before anybody hears that the node has stopped.
+        drop((log, state));
+        shared.ended.send_replace(Some(stopped));
+    }
+
+    fn work(&mut self) -> Result<(), Fatal> {
+        let mut next_tick = Instant::now() + self.tick;
+        loop {
+            let work = self.writes_open < self.writes_open_max;
+            let batch = self.shared.mailbox.drain(next_tick, work);
+            if batch.messages_dropped > 0 {
+                tracing::debug!(dropped = batch.messages_dropped, "peer messages dropped: the queue was full");
+            }
+            for notice in batch.notices {
+                self.notice(notice)?;
+            }
+            for message in batch.messages {
+                self.event(Event::Message(message))?;
+            }
+            for request in batch.requests {
+                self.request(request)?;
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                self.event(Event::Tick)?;
+                self.phase = self.phase.tick();
+                // After a pause the missed ticks are dropped: replaying them would depose a healthy leader.
+                next_tick = (next_tick + self.tick).max(now);
+            }
+            self.replica.poll(&mut self.outputs)?;
+            self.perform();
+            self.publish();
+            self.advance_phase();
+            self.perform();
+            if matches!(self.phase, Phase::Ended | Phase::Abandoned) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Fatal> {
+        self.replica.on(event, &mut self.outputs)
+    }
+
+    fn notice(&mut self, notice: Notice) -> Result<(), Fatal> {
+        match notice {
+            Notice::Persisted(persisted) => {
+                for persisted in persisted {
+                    self.writes_open = self.writes_open.saturating_sub(1);
+                    self.event(Event::Persisted(persisted))?;
+                }
+                Ok(())
+            }
+            Notice::CheckpointSaved { log_index } => self.replica.checkpoint_saved(log_index, &mut self.outputs),
+            Notice::StoreFailed(error) => Err(Fatal::Store(error)),
+            Notice::Unreachable { peer } => self.event(Event::Unreachable { peer }),
+            Notice::SnapshotSent { peer, delivered } => self.event(Event::SnapshotSent { peer, delivered }),
+            Notice::Transfer { to } => self.event(Event::Transfer { to }),
+            Notice::Shutdown => {
+                if self.phase == Phase::Running {
+                    self.phase = Phase::HandingOver { ticks_left: self.handover_ticks };
+                    self.event(Event::Transfer { to: None })?;
+                }
+                Ok(())
+            }
+            Notice::Abandoned => {
+                if self.phase == Phase::Running {
+                    self.phase = Phase::Abandoned;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) -> Result<(), Fatal> {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        let (event, caller) = match request {
+            Request::Propose { command, reply } => (Event::Propose { request: id, command }, Caller::Propose(reply)),
+            Request::Read { reply } => (Event::ReadIndex { request: id }, Caller::Read(reply)),
+            Request::Change { change, reply } => (Event::Change { request: id, change }, Caller::Change(reply)),
+        };
+        self.callers.insert(id, caller);
+        self.event(event)
+    }
+
+    fn perform(&mut self) {
+        let mut messages: Vec<Message> = Vec::new();
+        for output in mem::take(&mut self.outputs) {
+            match output {
+                Output::Send(more) => messages.extend(more),
+                Output::Write(write) => {
+                    self.writes_open += 1;
+                    self.log.push(write);
+                }
+                Output::Checkpoint(checkpoint) => self.state.push(checkpoint),
+                Output::Reply(request, reply) => self.reply(request, reply),
+            }
+        }
+        if !messages.is_empty() {
+            self.transport.send(messages);
+        }
+    }
+
+    fn reply(&mut self, request: RequestId, reply: Reply) {
+        // A caller that gave up has dropped its end; there is nobody to tell.
+        match (self.callers.remove(&request), reply) {
+            (Some(Caller::Propose(caller)), Reply::Proposed(result)) => {
+                let _ = caller.send(result.map(|(log_index, outcome)| Proposed { log_index, outcome }));
+            }
+            (Some(Caller::Read(caller)), Reply::Read(result)) => drop(caller.send(result)),
+            (Some(Caller::Change(caller)), Reply::Changed(result)) => drop(caller.send(result)),
+            _ => {}
+        }
+    }
+
+    fn publish(&self) {
+        let applied = self.replica.applied_index();
+        self.shared.applied.send_if_modified(|seen| mem::replace(seen, applied) != applied);
+        let status = self.replica.status();
+        self.shared.status.send_if_modified(|seen| {
+            let changed = *seen != status;
+            if changed {
+                *seen = status;
+            }
+            changed
+        });
+    }
+
+    fn advance_phase(&mut self) {
+        if let Phase::HandingOver { ticks_left } = self.phase {
+            let status = self.replica.status();
+            let alone = status.voters.len() <= 1;
+            if status.role != Role::Leader || alone || ticks_left == 0 {
+                self.phase = Phase::Checkpointing { ticks_left: CHECKPOINT_TICKS_MAX };
+            }
+        }
+        if let Phase::Checkpointing { ticks_left } = self.phase {
+            self.replica.checkpoint(&mut self.outputs);
+            let settled = self.replica.is_checkpointed() && !self.replica.writes_in_flight();
+            if settled || ticks_left == 0 {
+                self.phase = Phase::Ended;
+            }
+        }
+    }
+}
+
+impl Phase {
+    fn tick(self) -> Self {
+        match self {
+            Self::HandingOver { ticks_left } => Self::HandingOver { ticks_left: ticks_left.saturating_sub(1) },
+            Self::Checkpointing { ticks_left } => Self::Checkpointing { ticks_left: ticks_left.saturating_sub(1) },
+            other => other,
+        }
+    }
+}
+
+/// Under steady traffic there is always something newer to checkpoint, so a stopping node waits no longer than this
+/// many ticks: 2 s on a local network, above what the last fsyncs take on a slow disk.
+const CHECKPOINT_TICKS_MAX: usize = 200;

@@ -1,0 +1,36 @@
+//! What the user of this crate brings: the state that is replicated, and the network.
+
+use raft_proto::eraftpb::Message;
+
+/// The replicated state. Every node applies the same commands in the same order, so each method must depend on
+/// nothing but the state and its arguments: no clock, no randomness, no iteration order of hash maps.
+pub trait StateMachine: Send + Sync + 'static {
+    /// Applies one committed command and returns its outcome for whoever proposed it.
+    ///
+    /// Called in log order. `log_index` has gaps: Raft's own entries are not shown. After a restart, commands
+    /// above the restored snapshot are applied again, to the same state as before. A proposal that was answered
+    /// [`Lost`](crate::ProposeError::Lost) may be applied later, so a client that retries must put a request id
+    /// into its command, and the machine must recognise it.
+    fn apply(&mut self, log_index: u64, command: &[u8]) -> Vec<u8>;
+
+    /// The whole state, as bytes for [`restore`](Self::restore). Equal states give equal bytes.
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// Replaces the whole state.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the bytes; the node then stops rather than run on half a state.
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String>;
+}
+
+/// Carries messages to other members.
+///
+/// Messages may be lost, delayed, reordered or doubled, never altered. `MsgSnapshot` carries a whole state in
+/// `message.snapshot.data`: a transport should send it apart from the others, so that no heartbeat waits behind it,
+/// and must then call [`RaftHandle::report_snapshot`](crate::RaftHandle::report_snapshot) with how that ended. When
+/// it loses a peer, it should call [`RaftHandle::report_unreachable`](crate::RaftHandle::report_unreachable).
+pub trait Transport: Send + 'static {
+    /// Hands messages over, each to `message.to`. Must return at once: it runs on the thread that keeps the
+    /// heartbeats going. Bound the queues behind it and drop what does not fit.
+    fn send(&mut self, messages: Vec<Message>);
+}
