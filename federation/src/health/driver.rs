@@ -1,0 +1,115 @@
+//! Runs the checks that [`Scheduler`] asks for, a bounded number at once, and publishes who is ready.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant as TokioInstant, sleep_until},
+};
+
+use super::{
+    Target,
+    probe::{ProbeError, probe},
+    schedule::{Plan, Scheduler, Start, Ticket, Verdict},
+};
+use crate::provider::{file::ServiceFile, watch::Catalog};
+
+/// Who is ready, as far as is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Endpoints that may get requests.
+    pub ready: BTreeSet<Target>,
+    /// Every endpoint has been asked at least once.
+    pub settled: bool,
+}
+
+/// Told of every answer, for metrics.
+pub type Observer = Arc<dyn Fn(Result<(), &'static str>) + Send + Sync>;
+
+/// Checks the endpoints of `catalog` until their sender is gone.
+///
+/// `readiness` starts with what was ready before a restart, and always holds the latest.
+pub async fn run(
+    mut catalog: watch::Receiver<Arc<Catalog>>,
+    readiness: watch::Sender<Readiness>,
+    seed: u64,
+    observer: Observer,
+) {
+    let mut scheduler = Scheduler::new(seed);
+    let mut running: JoinSet<(Target, Ticket, Result<(), ProbeError>)> = JoinSet::new();
+    let presumed_ready = readiness.borrow().ready.clone();
+    let first = plans(&catalog.borrow_and_update().services);
+    scheduler.set_targets(Instant::now(), first, &presumed_ready);
+    publish(&scheduler, &readiness);
+    loop {
+        let free = CHECKS_MAX.saturating_sub(running.len());
+        for start in scheduler.start_due(Instant::now(), free) {
+            running.spawn(ask(start));
+        }
+        let next = scheduler.next_due().filter(|_| running.len() < CHECKS_MAX);
+        let wake = next.map(TokioInstant::from_std);
+        tokio::select! {
+            changed = catalog.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let plans = plans(&catalog.borrow_and_update().services);
+                scheduler.set_targets(Instant::now(), plans, &presumed_ready);
+                publish(&scheduler, &readiness);
+            }
+            Some(finished) = running.join_next() => {
+                let Ok((target, ticket, answer)) = finished else { continue };
+                observer(answer.as_ref().map(|()| ()).map_err(ProbeError::reason));
+                let verdict = if answer.is_ok() { Verdict::Good } else { Verdict::Bad };
+                let settled = scheduler.is_settled();
+                let changed = scheduler.finish(Instant::now(), &target, ticket, verdict);
+                if changed {
+                    let error = answer.err().map(tracing::field::display);
+                    let Target { service, address } = &target;
+                    let ready = verdict == Verdict::Good;
+                    tracing::info!(service, %address, ready, error, "endpoint changed");
+                }
+                if changed || settled != scheduler.is_settled() {
+                    publish(&scheduler, &readiness);
+                }
+            }
+            () = sleep_until(wake.unwrap_or_else(TokioInstant::now)), if wake.is_some() => {}
+        }
+    }
+}
+
+async fn ask(start: Start) -> (Target, Ticket, Result<(), ProbeError>) {
+    let answer = probe(start.target.address, start.protocol, &start.check.probe, start.check.timeout).await;
+    (start.target, start.ticket, answer)
+}
+
+fn plans(services: &[ServiceFile]) -> BTreeMap<Target, Plan> {
+    services
+        .iter()
+        .flat_map(|service| {
+            let plan = Plan { check: service.spec.health_check.clone(), protocol: service.spec.protocol };
+            service
+                .spec
+                .endpoints
+                .iter()
+                .map(move |endpoint| (Target { service: service.key(), address: endpoint.address }, plan.clone()))
+        })
+        .collect()
+}
+
+fn publish(scheduler: &Scheduler, readiness: &watch::Sender<Readiness>) {
+    let now = Readiness { ready: scheduler.ready(), settled: scheduler.is_settled() };
+    readiness.send_if_modified(|current| {
+        let changed = *current != now;
+        *current = now;
+        changed
+    });
+}
+
+/// Sockets at once: far below the usual limit of 1,024 descriptors, and enough for 25,000 checks a second at 10 ms each.
+const CHECKS_MAX: usize = 256;
