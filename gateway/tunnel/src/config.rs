@@ -1,0 +1,133 @@
+//! What a worker's tunnels are configured with.
+
+use crate::detector::DetectorConfig;
+use archipelago_identity::{LiveCredential, SpiffeId};
+use std::{fmt, net::SocketAddr, time::Duration};
+
+/// Configuration of one worker's tunnels.
+#[derive(Clone)]
+pub struct TunnelConfig {
+    /// Our cluster.
+    pub cluster: String,
+    /// Our gateway's name within it.
+    pub gateway: String,
+    /// Index of this worker; it dials the peer's address with the same index (modulo their number).
+    pub worker: usize,
+    /// Our SVID; renewals are followed.
+    pub credential: LiveCredential,
+    /// UDP address of this worker.
+    pub bind: SocketAddr,
+    /// Thresholds of failure detection.
+    pub detector: DetectorConfig,
+    /// Bounds.
+    pub limits: TunnelLimits,
+}
+
+impl TunnelConfig {
+    /// Configuration of worker 0 with default thresholds and bounds.
+    pub fn new(
+        cluster: impl Into<String>,
+        gateway: impl Into<String>,
+        credential: LiveCredential,
+        bind: SocketAddr,
+    ) -> Self {
+        Self {
+            cluster: cluster.into(),
+            gateway: gateway.into(),
+            worker: 0,
+            credential,
+            bind,
+            detector: DetectorConfig::default(),
+            limits: TunnelLimits::default(),
+        }
+    }
+}
+
+/// Bounds of one worker's tunnels.
+#[derive(Debug, Clone)]
+pub struct TunnelLimits {
+    /// Requests in flight per connection. QUIC's usual 100 would queue invisibly.
+    pub streams: u32,
+    /// Unread bytes of one stream. Throughput of a stream is at most this per round trip: 2 MiB carry 200 Mbit/s at 80 ms.
+    pub stream_window_bytes: u32,
+    /// Unread bytes of one connection.
+    pub connection_window_bytes: u32,
+    /// Unacknowledged bytes of one connection. With the window above the bound on a connection's memory: 8 + 8 MiB.
+    pub send_window_bytes: u64,
+    /// Kernel socket buffers, each way. The default of 208 KiB holds a hundred packets, less than one scheduling stall.
+    pub socket_buffer_bytes: usize,
+    /// TLS handshakes at a time; the rest is told to try again later.
+    pub handshakes: usize,
+    /// Accepted connections per peer identity.
+    pub connections_per_peer: usize,
+    /// Requests that wait for [`crate::Incoming::next`]; more are rejected as never processed.
+    pub incoming_queue: usize,
+    /// How long a stream may take to deliver its request head.
+    pub head_timeout: Duration,
+    /// How long a handshake may take.
+    pub dial_timeout: Duration,
+    /// Longest pause between two attempts to dial.
+    pub redial_delay_max: Duration,
+    /// QUIC's own idle timeout: the backstop that frees what a dead peer holds.
+    pub idle_timeout: Duration,
+    /// Oldest a connection gets before it is replaced; absent: half the SVID's lifetime.
+    pub connection_age_max: Option<Duration>,
+    /// How long a replaced connection is kept for its last requests.
+    pub retire_timeout: Duration,
+}
+
+impl Default for TunnelLimits {
+    fn default() -> Self {
+        Self {
+            streams: 16_384,
+            stream_window_bytes: 2 << 20,
+            connection_window_bytes: 8 << 20,
+            send_window_bytes: 8 << 20,
+            socket_buffer_bytes: 4 << 20,
+            handshakes: 64,
+            connections_per_peer: 64,
+            incoming_queue: 4096,
+            head_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_millis(1500),
+            redial_delay_max: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(3),
+            connection_age_max: None,
+            retire_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A gateway to keep a tunnel to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its name within the cluster.
+    pub gateway: String,
+    /// Who it must prove to be.
+    pub spiffe_id: SpiffeId,
+    /// One UDP address per worker of it, worker 0 first.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Peer {
+    /// Its name.
+    pub fn name(&self) -> PeerName {
+        PeerName { cluster: self.cluster.clone(), gateway: self.gateway.clone() }
+    }
+}
+
+/// Name of a gateway across the federation; displayed as `cluster/gateway`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerName {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its name within the cluster.
+    pub gateway: String,
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.gateway)
+    }
+}

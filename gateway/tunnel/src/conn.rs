@@ -1,0 +1,466 @@
+//! One QUIC connection, dialled or accepted: control streams, beats, service health, verdict.
+
+use crate::{
+    codec::{Code, ControlDecoder, ControlEvent, Mesh, ProtocolError, Settings, goaway_frame, varint as quic_varint},
+    detector::{Cause, Counts, Detector, Event, Output, Sample, Verdict, beat::Beat},
+    error::TunnelError,
+    health::{self, HealthDecoder},
+    peer::Peering,
+    ticker::now,
+    transport::varint,
+    tunnels::Core,
+};
+use archipelago_identity::SpiffeId;
+use bytes::BytesMut;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use quinn::ConnectionError;
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// A connection and what is known about its other end.
+pub(crate) struct Conn {
+    quinn: quinn::Connection,
+    role: Role,
+    peer_id: Arc<SpiffeId>,
+    core: Arc<Core>,
+    /// Set once, by the peer's SETTINGS.
+    settings: watch::Sender<Option<Settings>>,
+    /// Present once both sides speak our extensions.
+    detector: Mutex<Option<Detector>>,
+    /// True while requests need not tell the detector that they begin.
+    is_armed: AtomicBool,
+    verdict: watch::Sender<Verdict>,
+    in_flight: AtomicUsize,
+    /// Notified when `in_flight` falls to zero.
+    idle: Notify,
+    /// First stream id that the peer said it would not process.
+    goaway: AtomicU64,
+    /// Commands for our control stream; bounded, since a connection says GOAWAY once.
+    control: mpsc::Sender<u64>,
+    closed: OnceLock<ConnectionError>,
+}
+
+/// Which side dialled.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// We did: our requests go over it.
+    Dialled(Weak<Peering>),
+    /// The peer did: its requests come over it.
+    Accepted,
+}
+
+impl Conn {
+    /// Takes over an established connection: says SETTINGS and starts reading control, health and beats.
+    pub(crate) fn start(quinn: quinn::Connection, role: Role, peer_id: SpiffeId, core: &Arc<Core>) -> Arc<Self> {
+        let (control, commands) = mpsc::channel(2);
+        let conn = Arc::new(Self {
+            quinn,
+            role,
+            peer_id: Arc::new(peer_id),
+            core: core.clone(),
+            settings: watch::Sender::new(None),
+            detector: Mutex::new(None),
+            is_armed: AtomicBool::new(true),
+            verdict: watch::Sender::new(Verdict::Up),
+            in_flight: AtomicUsize::new(0),
+            idle: Notify::new(),
+            goaway: AtomicU64::new(u64::MAX),
+            control,
+            closed: OnceLock::new(),
+        });
+        tokio::spawn(conn.clone().write_control(commands));
+        tokio::spawn(conn.clone().read_uni_streams());
+        tokio::spawn(conn.clone().read_datagrams());
+        conn
+    }
+
+    pub(crate) fn quinn(&self) -> &quinn::Connection {
+        &self.quinn
+    }
+
+    pub(crate) fn peer_id(&self) -> &Arc<SpiffeId> {
+        &self.peer_id
+    }
+
+    pub(crate) fn settings(&self) -> watch::Receiver<Option<Settings>> {
+        self.settings.subscribe()
+    }
+
+    /// Which process of the peer this is, if it said so.
+    pub(crate) fn incarnation(&self) -> Option<u64> {
+        self.settings.borrow().as_ref().and_then(|settings| settings.mesh).map(|mesh| mesh.incarnation)
+    }
+
+    pub(crate) fn current_verdict(&self) -> Verdict {
+        *self.verdict.borrow()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when nothing is in flight.
+    pub(crate) async fn quiet(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.closed.get().is_none()
+    }
+
+    /// True when the peer said that it takes no more requests.
+    pub(crate) fn is_going_away(&self) -> bool {
+        self.goaway.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    pub(crate) fn rtt(&self) -> Duration {
+        match &*self.detector() {
+            Some(detector) => detector.rtt(),
+            None => self.quinn.rtt(),
+        }
+    }
+
+    /// Announces that requests from stream `id` on are not processed.
+    pub(crate) fn say_goaway(&self, id: u64) {
+        let _ = self.control.try_send(id);
+    }
+
+    pub(crate) fn close(&self, code: Code, reason: &str) {
+        self.quinn.close(varint(code), reason.as_bytes());
+    }
+
+    /// The error that a stream dies of when the connection does.
+    pub(crate) fn lost(&self, cause: ConnectionError, stream: Option<quinn::StreamId>) -> TunnelError {
+        let never_processed = match stream {
+            // Ours, and the peer announced not to look at it; or it never existed.
+            Some(id) => matches!(self.role, Role::Dialled(_)) && u64::from(id) >= self.goaway.load(Ordering::Relaxed),
+            None => true,
+        };
+        TunnelError::ConnectionLost { cause, never_processed }
+    }
+
+    /// The beats of a detector that is due, and its judgement.
+    pub(crate) fn tick(&self, now: Instant) {
+        let stats = self.quinn.stats();
+        let counts = Counts { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams };
+        self.handle(Event::Tick(Sample { counts, in_flight: self.in_flight() }), now);
+    }
+
+    pub(crate) fn tick_due(&self) -> Option<Instant> {
+        self.detector().as_ref().map(Detector::due)
+    }
+
+    fn request_started(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if !self.is_armed.load(Ordering::Relaxed) {
+            self.handle(Event::RequestStarted, now());
+        }
+    }
+
+    fn request_ended(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    fn handle(&self, event: Event, now: Instant) {
+        let mut guard = self.detector();
+        let Some(detector) = guard.as_mut() else { return };
+        let Output { beats, changed } = detector.handle(event, now);
+        for _ in 0..beats {
+            let load = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
+            // Fails when the connection closed, which the reader of datagrams reports.
+            let _ = self.quinn.send_datagram(detector.next_beat(now, load).encode());
+        }
+        self.is_armed.store(detector.is_active(now), Ordering::Relaxed);
+        let due = detector.due();
+        drop(guard);
+        self.core.ticker().expect(due);
+        if let Some((verdict, cause)) = changed {
+            self.report(verdict, cause);
+        }
+    }
+
+    fn report(&self, verdict: Verdict, cause: Cause) {
+        self.verdict.send_replace(verdict);
+        if let Role::Dialled(peering) = &self.role
+            && let Some(peering) = peering.upgrade()
+        {
+            tracing::debug!(peer = %peering.name(), ?verdict, ?cause, "tunnel verdict");
+            peering.refresh();
+        }
+    }
+
+    fn detector(&self) -> MutexGuard<'_, Option<Detector>> {
+        self.detector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection is over: everybody who waits for it learns so.
+    fn end(&self, cause: ConnectionError) {
+        if self.closed.set(cause).is_err() {
+            return;
+        }
+        self.verdict.send_replace(Verdict::Dead);
+        self.idle.notify_waiters();
+        if let Role::Dialled(peering) = &self.role
+            && let Some(peering) = peering.upgrade()
+        {
+            peering.refresh();
+        }
+    }
+
+    fn on_settings(self: &Arc<Self>, settings: Settings) {
+        if settings.mesh.is_some() && self.quinn.max_datagram_size().is_some() {
+            let detector = Detector::new(self.core.config().detector, now(), self.quinn.rtt());
+            *self.detector() = Some(detector);
+            self.is_armed.store(false, Ordering::Relaxed);
+            self.core.ticker().add(Arc::downgrade(self));
+            if matches!(self.role, Role::Accepted) {
+                tokio::spawn(self.clone().write_health());
+            }
+        }
+        self.settings.send_replace(Some(settings));
+    }
+
+    fn on_control(self: &Arc<Self>, event: ControlEvent) {
+        match event {
+            ControlEvent::Settings(settings) => self.on_settings(settings),
+            ControlEvent::GoAway(id) => {
+                // From a client the id counts pushes, of which there are none.
+                if let Role::Dialled(peering) = &self.role {
+                    self.goaway.store(id, Ordering::Relaxed);
+                    if let Some(peering) = peering.upgrade() {
+                        peering.refresh();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_control(self: Arc<Self>, mut commands: mpsc::Receiver<u64>) {
+        let Ok(mut stream) = self.quinn.open_uni().await else { return };
+        let _ = stream.set_priority(CONTROL_PRIORITY);
+        let settings = Settings {
+            field_section_bytes_max: Some(64 * 1024),
+            extended_connect: true,
+            datagrams: true,
+            mesh: Some(Mesh { version: MESH_VERSION, incarnation: self.core.incarnation() }),
+        };
+        if stream.write_chunk(settings.control_stream_prefix()).await.is_err() {
+            return;
+        }
+        // The stream must stay open as long as the connection (RFC 9114 §6.2.1).
+        loop {
+            tokio::select! {
+                Some(id) = commands.recv() => {
+                    if stream.write_chunk(goaway_frame(id)).await.is_err() {
+                        return;
+                    }
+                }
+                _ = self.quinn.closed() => return,
+            }
+        }
+    }
+
+    async fn read_datagrams(self: Arc<Self>) {
+        let cause = loop {
+            match self.quinn.read_datagram().await {
+                Ok(datagram) => {
+                    if let Some(beat) = Beat::decode(&datagram) {
+                        self.handle(Event::Beat(beat), now());
+                    }
+                }
+                Err(cause) => break cause,
+            }
+        };
+        // Whatever the peer says or does not say any more, requests cannot go here: proof, not suspicion.
+        self.handle(Event::Closed, now());
+        self.end(cause);
+    }
+
+    async fn read_uni_streams(self: Arc<Self>) {
+        let control_seen = AtomicBool::new(false);
+        let mut readers = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = self.quinn.accept_uni() => match accepted {
+                    Ok(stream) => readers.push(self.read_uni_stream(stream, &control_seen)),
+                    Err(_) => return,
+                },
+                // RFC 9114 §6.1: no extension that we announce allows it.
+                Ok(_) = self.quinn.accept_bi(), if matches!(self.role, Role::Dialled(_)) => {
+                    self.close(Code::STREAM_CREATION_ERROR, "request stream from a server");
+                    return;
+                }
+                Some(result) = readers.next(), if !readers.is_empty() => {
+                    if let Err(error) = result {
+                        let error: ProtocolError = error;
+                        tracing::debug!(peer = %self.peer_id, %error, "connection closed for a protocol violation");
+                        self.close(error.code, error.what);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_uni_stream(
+        self: &Arc<Self>,
+        mut stream: quinn::RecvStream,
+        control_seen: &AtomicBool,
+    ) -> Result<(), ProtocolError> {
+        let mut head = BytesMut::new();
+        let kind = loop {
+            if let Some((kind, used)) = quic_varint::decode(&head) {
+                bytes::Buf::advance(&mut head, used);
+                break kind;
+            }
+            match stream.read_chunk(READ_BYTES, true).await {
+                Ok(Some(chunk)) => head.extend_from_slice(&chunk.bytes),
+                Ok(None) | Err(_) => return Ok(()), // a stream that ends before its type is no stream
+            }
+        };
+        match kind {
+            CONTROL_STREAM => {
+                if control_seen.swap(true, Ordering::Relaxed) {
+                    return Err(ProtocolError::connection(Code::STREAM_CREATION_ERROR, "second control stream"));
+                }
+                self.read_control(stream, head).await
+            }
+            // A capacity of zero leaves nothing to say here, but the streams may exist and must then stay.
+            QPACK_ENCODER_STREAM | QPACK_DECODER_STREAM => {
+                while let Ok(chunk) = stream.read_chunk(READ_BYTES, true).await {
+                    if chunk.is_none() {
+                        return Err(CLOSED_CRITICAL);
+                    }
+                }
+                Ok(())
+            }
+            PUSH_STREAM => Err(match self.role {
+                Role::Dialled(_) => ProtocolError::connection(Code::ID_ERROR, "push without MAX_PUSH_ID"),
+                Role::Accepted => ProtocolError::connection(Code::STREAM_CREATION_ERROR, "push from a client"),
+            }),
+            health::STREAM_TYPE => self.read_health(stream, head).await,
+            _ => {
+                let _ = stream.stop(varint(Code::STREAM_CREATION_ERROR));
+                Ok(())
+            }
+        }
+    }
+
+    async fn read_control(
+        self: &Arc<Self>,
+        mut stream: quinn::RecvStream,
+        head: BytesMut,
+    ) -> Result<(), ProtocolError> {
+        let mut decoder = ControlDecoder::default();
+        decoder.push(head.freeze());
+        loop {
+            while let Some(event) = decoder.next_event()? {
+                self.on_control(event);
+            }
+            match stream.read_chunk(READ_BYTES, true).await {
+                Ok(Some(chunk)) => decoder.push(chunk.bytes),
+                Ok(None) | Err(quinn::ReadError::Reset(_)) => return Err(CLOSED_CRITICAL),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    async fn read_health(&self, mut stream: quinn::RecvStream, head: BytesMut) -> Result<(), ProtocolError> {
+        let Role::Dialled(peering) = &self.role else {
+            let _ = stream.stop(varint(Code::STREAM_CREATION_ERROR));
+            return Ok(());
+        };
+        let mut decoder = HealthDecoder::default();
+        decoder.push(&head);
+        loop {
+            while let Some(services) = decoder
+                .next_message()
+                .map_err(|_| ProtocolError::connection(Code::GENERAL_PROTOCOL_ERROR, "invalid health message"))?
+            {
+                if let Some(peering) = peering.upgrade() {
+                    peering.set_health(services);
+                }
+            }
+            match stream.read_chunk(READ_BYTES, true).await {
+                Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    async fn write_health(self: Arc<Self>) {
+        let Ok(mut stream) = self.quinn.open_uni().await else { return };
+        let _ = stream.set_priority(CONTROL_PRIORITY);
+        let mut changes = self.core.health();
+        // What was published before this connection existed is news to it.
+        changes.mark_changed();
+        let mut message = health::stream_prefix();
+        while stream.write_chunk(message).await.is_ok() {
+            message = tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Nothing published yet means nothing known, which is not the same as "no services".
+                    let services = changes.borrow_and_update().clone();
+                    health::encode(services.as_ref().map(|services| &services[..]))
+                }
+                () = tokio::time::sleep(HEALTH_INTERVAL) => health::encode(None),
+                _ = self.quinn.closed() => return,
+            };
+        }
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("peer", &self.peer_id.to_string())
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request being worked on over a connection, from its first byte to the end of its response.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Conn>);
+
+impl InFlight {
+    pub(crate) fn new(conn: Arc<Conn>) -> Self {
+        conn.request_started();
+        Self(conn)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.request_ended();
+    }
+}
+
+const CONTROL_STREAM: u64 = 0x00;
+const PUSH_STREAM: u64 = 0x01;
+const QPACK_ENCODER_STREAM: u64 = 0x02;
+const QPACK_DECODER_STREAM: u64 = 0x03;
+const CLOSED_CRITICAL: ProtocolError =
+    ProtocolError::connection(Code::CLOSED_CRITICAL_STREAM, "critical stream closed");
+/// Version of our extensions.
+const MESH_VERSION: u64 = 1;
+const CONTROL_PRIORITY: i32 = 10;
+const READ_BYTES: usize = 16 * 1024;
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);

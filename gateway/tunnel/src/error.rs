@@ -1,0 +1,99 @@
+//! What can go wrong, split by what the caller does next.
+
+use crate::{
+    codec::{Code, ProtocolError, fields::EncodeError},
+    config::PeerName,
+};
+use std::{io, net::SocketAddr, sync::Arc};
+
+/// Why a request, a response or a body failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunnelError {
+    /// No usable connection to the peer right now.
+    #[error("no tunnel to {peer}")]
+    NotConnected {
+        /// The peer.
+        peer: PeerName,
+    },
+    /// The connection has as many requests in flight as the peer allows.
+    #[error("the tunnel carries as many requests as it may")]
+    NoStreamCredit,
+    /// HTTP/3 has no form for this request.
+    #[error("request cannot be sent")]
+    Unsendable(#[from] EncodeError),
+    /// The far side refused to look at the request (`H3_REQUEST_REJECTED`).
+    #[error("the peer rejected the request unprocessed")]
+    Rejected,
+    /// The far side reset the stream, or stopped reading it.
+    #[error("the peer reset the stream: {code}")]
+    Reset {
+        /// Its reason.
+        code: Code,
+    },
+    /// The connection is gone.
+    #[error("tunnel lost: {cause}")]
+    ConnectionLost {
+        /// Why.
+        cause: quinn::ConnectionError,
+        /// The peer said (GOAWAY) that it would not process this stream.
+        never_processed: bool,
+    },
+    /// The far side violated HTTP/3.
+    #[error("the peer violated the protocol")]
+    Protocol(#[from] ProtocolError),
+    /// The body that we were sending failed.
+    #[error("the body to send failed")]
+    Body(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The stream was closed on our side.
+    #[error("the stream is closed")]
+    Closed,
+}
+
+impl TunnelError {
+    /// True only when the far side provably did nothing with the request, so that it may be sent again whatever it was.
+    pub fn never_processed(&self) -> bool {
+        match self {
+            Self::NotConnected { .. } | Self::NoStreamCredit | Self::Unsendable(_) | Self::Rejected => true,
+            Self::ConnectionLost { never_processed, .. } => *never_processed,
+            Self::Reset { .. } | Self::Protocol(_) | Self::Body(_) | Self::Closed => false,
+        }
+    }
+
+    /// The far side no longer wants what we send, or has cancelled what it sent.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Reset { code: Code::REQUEST_CANCELLED | Code::NO_ERROR })
+    }
+
+    /// Bounded label for metrics, never the message.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotConnected { .. } => "not_connected",
+            Self::NoStreamCredit => "no_stream_credit",
+            Self::Unsendable(_) => "unsendable",
+            Self::Rejected => "rejected",
+            Self::Reset { .. } => "reset",
+            Self::ConnectionLost { .. } => "connection_lost",
+            Self::Protocol(_) => "protocol",
+            Self::Body(_) => "body",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Why the tunnels of a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The UDP port cannot be had.
+    #[error("cannot bind UDP {address}")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The TLS configuration does not fit QUIC.
+    #[error("TLS configuration does not fit QUIC")]
+    Tls(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}

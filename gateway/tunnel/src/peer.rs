@@ -1,0 +1,390 @@
+//! Keeping a tunnel to one peer: dial, watch, replace, retire.
+
+use crate::{
+    codec::Code,
+    config::{Peer, PeerName},
+    conn::{Conn, Role},
+    detector::Verdict,
+    error::TunnelError,
+    health::ServiceHealth,
+    transport::{self, SERVER_NAME},
+    tunnels::Core,
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use archipelago_identity::{Credential, SpiffeId};
+use quinn::{ConnectError, ConnectionError, crypto::rustls::NoInitialCipherSuite};
+use std::{
+    collections::HashMap,
+    error::Error,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+/// Where a peer stands, as far as this worker can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PeerState {
+    /// No connection has come about yet.
+    Dialing,
+    /// Takes requests.
+    Up,
+    /// Silent for longer than usual, or just back from the dead: prefer another.
+    Suspect,
+    /// Unreachable. It is being dialled, and returns to [`PeerState::Up`] by itself.
+    Dead,
+    /// Said that it is going away: finishes what it has, takes nothing new.
+    Draining,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dialing => "dialing",
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+/// A peer and the connection to it, if there is one.
+#[derive(Debug)]
+pub(crate) struct Peering {
+    name: PeerName,
+    spiffe_id: SpiffeId,
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    core: Arc<Core>,
+    current: ArcSwapOption<Conn>,
+    was_up: AtomicBool,
+    state: watch::Sender<PeerState>,
+    deaths: AtomicU64,
+    death: Notify,
+    health: ArcSwap<HashMap<String, Vec<ServiceHealth>>>,
+    last_error: Mutex<Option<String>>,
+    /// The peer gave a sign of life elsewhere: do not wait to dial it.
+    redial: Notify,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Peering {
+    /// Starts keeping a tunnel to `peer`.
+    pub(crate) fn start(peer: Peer, core: &Arc<Core>) -> Arc<Self> {
+        let peering = Arc::new(Self {
+            name: peer.name(),
+            spiffe_id: peer.spiffe_id,
+            addresses: ArcSwap::from_pointee(peer.addresses),
+            core: core.clone(),
+            current: ArcSwapOption::empty(),
+            was_up: AtomicBool::new(false),
+            state: watch::Sender::new(PeerState::Dialing),
+            deaths: AtomicU64::new(0),
+            death: Notify::new(),
+            health: ArcSwap::default(),
+            last_error: Mutex::default(),
+            redial: Notify::new(),
+            task: Mutex::default(),
+        });
+        let task = tokio::spawn(peering.clone().run()).abort_handle();
+        *peering.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        peering
+    }
+
+    /// Stops dialling; the connection goes once its last request has ended.
+    pub(crate) fn stop(&self) {
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
+        if let Some(conn) = self.current.swap(None) {
+            retire(conn, self.core.config().limits.retire_timeout);
+        }
+        self.refresh();
+    }
+
+    pub(crate) fn name(&self) -> &PeerName {
+        &self.name
+    }
+
+    pub(crate) fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
+        self.addresses.load_full()
+    }
+
+    pub(crate) fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        self.addresses.store(Arc::new(addresses));
+        self.redial.notify_one();
+    }
+
+    pub(crate) fn state(&self) -> PeerState {
+        *self.state.borrow()
+    }
+
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn current(&self) -> Option<Arc<Conn>> {
+        self.current.load_full()
+    }
+
+    /// The connection to send a request over.
+    pub(crate) fn usable(&self) -> Result<Arc<Conn>, TunnelError> {
+        self.current
+            .load_full()
+            .filter(|conn| conn.is_open() && !conn.is_going_away() && conn.current_verdict() != Verdict::Dead)
+            .ok_or_else(|| TunnelError::NotConnected { peer: self.name.clone() })
+    }
+
+    pub(crate) fn health(&self) -> Arc<HashMap<String, Vec<ServiceHealth>>> {
+        self.health.load_full()
+    }
+
+    pub(crate) fn set_health(&self, services: Vec<ServiceHealth>) {
+        let mut by_name: HashMap<String, Vec<ServiceHealth>> = HashMap::new();
+        for service in services {
+            by_name.entry(service.service.clone()).or_default().push(service);
+        }
+        self.health.store(Arc::new(by_name));
+        self.core.changed();
+    }
+
+    /// Another connection of this peer appeared: it is alive.
+    pub(crate) fn hint(&self) {
+        if self.state() != PeerState::Up {
+            self.redial.notify_one();
+        }
+    }
+
+    /// Resolves when the peer is dead, now or later; a death between two polls is not missed.
+    pub(crate) async fn worsened(&self) {
+        let deaths = self.deaths.load(Ordering::Acquire);
+        loop {
+            let death = self.death.notified();
+            if self.state() == PeerState::Dead || self.deaths.load(Ordering::Acquire) != deaths {
+                return;
+            }
+            death.await;
+        }
+    }
+
+    /// Derives the state from the connection in use and tells everyone who waits for it.
+    pub(crate) fn refresh(&self) {
+        let state = match &*self.current.load() {
+            None if self.was_up.load(Ordering::Relaxed) => PeerState::Dead,
+            None => PeerState::Dialing,
+            Some(conn) if !conn.is_open() => PeerState::Dead,
+            Some(conn) => match conn.current_verdict() {
+                Verdict::Dead => PeerState::Dead,
+                _ if conn.is_going_away() => PeerState::Draining,
+                Verdict::Suspect => PeerState::Suspect,
+                Verdict::Up => PeerState::Up,
+            },
+        };
+        let before = self.state.send_replace(state);
+        if before == state {
+            return;
+        }
+        match state {
+            PeerState::Suspect => tracing::debug!(peer = %self.name, %state, "tunnel state"),
+            _ => tracing::info!(peer = %self.name, %state, "tunnel state"),
+        }
+        if state == PeerState::Dead {
+            self.deaths.fetch_add(1, Ordering::Release);
+            self.death.notify_waiters();
+        }
+        self.core.changed();
+    }
+
+    async fn run(self: Arc<Self>) {
+        let mut renew_at = None;
+        loop {
+            let wanted = self.until_wanted(renew_at).await;
+            if let Some(conn) = self.redial(wanted).await {
+                renew_at = Some(Instant::now() + self.connection_age());
+                self.install(conn);
+            }
+        }
+    }
+
+    /// Waits until a new connection is wanted, and says why.
+    async fn until_wanted(&self, renew_at: Option<Instant>) -> Wanted {
+        let Some(renew_at) = renew_at else { return Wanted::First };
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            // The sender lives in `self`.
+            bad = state.wait_for(|state| matches!(state, PeerState::Dead | PeerState::Draining)) => {
+                if bad.is_ok_and(|state| *state == PeerState::Draining) { Wanted::Leaving } else { Wanted::Dead }
+            }
+            () = sleep_until(renew_at) => Wanted::Old,
+        }
+    }
+
+    /// Dials until it succeeds, or until a peer taken for dead comes back on the connection it has.
+    async fn redial(self: &Arc<Self>, wanted: Wanted) -> Option<Arc<Conn>> {
+        let mut delay_max = REDIAL_DELAY_MIN;
+        loop {
+            let failed = tokio::select! {
+                dialled = self.dial() => match dialled {
+                    Ok(conn) => return Some(conn),
+                    Err(error) => error,
+                },
+                () = self.revived(), if wanted == Wanted::Dead => return None,
+            };
+            self.note(&failed);
+            // Full jitter: all peers of a gateway that restarts dial it at once, and a common delay keeps them in step.
+            let delay = delay_max.mul_f64(rand::random_range(0.0..1.0));
+            delay_max = (delay_max * 2).min(self.core.config().limits.redial_delay_max);
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = self.redial.notified() => sleep(HINT_DELAY).await,
+                () = self.revived(), if wanted == Wanted::Dead => return None,
+            }
+        }
+    }
+
+    async fn revived(&self) {
+        let mut state = self.state.subscribe();
+        let _ = state.wait_for(|state| *state == PeerState::Up).await;
+    }
+
+    async fn dial(self: &Arc<Self>) -> Result<Arc<Conn>, DialError> {
+        let limit = self.core.config().limits.dial_timeout;
+        timeout(limit, self.handshake()).await.unwrap_or(Err(DialError::Timeout(limit)))
+    }
+
+    async fn handshake(self: &Arc<Self>) -> Result<Arc<Conn>, DialError> {
+        let addresses = self.addresses.load_full();
+        let worker = self.core.config().worker.checked_rem(addresses.len()).ok_or(DialError::NoAddress)?;
+        let address = *addresses.get(worker).ok_or(DialError::NoAddress)?;
+        let config = transport::client_config(&self.core.config().credential, &self.spiffe_id, self.core.transport())?;
+        let connection = self.core.endpoint().connect_with(config, address, SERVER_NAME)?.await?;
+        // A TLS 1.3 client is done before the server has seen its certificate: only SETTINGS prove that we are welcome.
+        let role = Role::Dialled(Arc::downgrade(self));
+        let conn = Conn::start(connection, role, self.spiffe_id.clone(), &self.core);
+        let mut closing = Closing(Some(conn.clone()));
+        let mut settings = conn.settings();
+        tokio::select! {
+            _ = settings.wait_for(Option::is_some) => {}
+            cause = conn.quinn().closed() => return Err(cause.into()),
+        }
+        closing.0 = None;
+        Ok(conn)
+    }
+
+    fn install(self: &Arc<Self>, conn: Arc<Conn>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.was_up.store(true, Ordering::Relaxed);
+        let before = self.current.swap(Some(conn.clone()));
+        self.refresh();
+        if let Some(before) = before {
+            match (before.incarnation(), conn.incarnation()) {
+                // The process we talked to is gone: whoever waits for it should learn so now, not in three seconds.
+                (Some(old), Some(new)) if old != new => before.close(Code::NO_ERROR, "the peer restarted"),
+                _ => retire(before, self.core.config().limits.retire_timeout),
+            }
+        }
+    }
+
+    fn note(&self, error: &DialError) {
+        let text = chain(error);
+        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() != Some(&text) {
+            tracing::info!(peer = %self.name, error = %text, "cannot dial");
+            *last = Some(text);
+        }
+        self.core.count_failed_dial();
+    }
+
+    /// How old the new connection may get: half the SVID's life, never past its end, all of it with jitter.
+    fn connection_age(&self) -> Duration {
+        let age = match self.core.config().limits.connection_age_max {
+            Some(age) => age,
+            None => age_of(&self.core.config().credential.current(), SystemTime::now()),
+        };
+        age.mul_f64(rand::random_range(0.8..1.0))
+    }
+}
+
+/// Why a new connection is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    First,
+    Dead,
+    Leaving,
+    Old,
+}
+
+/// Closes a connection that is given up half-way.
+struct Closing(Option<Arc<Conn>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some(conn) = &self.0 {
+            conn.close(Code::NO_ERROR, "given up");
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("the peer has no tunnel address")]
+    NoAddress,
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("cannot connect")]
+    Connect(#[from] ConnectError),
+    #[error("handshake failed")]
+    Handshake(#[from] ConnectionError),
+    #[error("TLS configuration does not fit QUIC")]
+    Tls(#[from] NoInitialCipherSuite),
+}
+
+/// Lets the last requests of `conn` end, then closes it.
+fn retire(conn: Arc<Conn>, limit: Duration) {
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = timeout(limit, conn.quiet()) => {}
+            _ = conn.quinn().closed() => return,
+        }
+        // Closing drops what is not acknowledged yet, such as the FIN of a half that has just ended.
+        sleep(RETIRE_LINGER + conn.rtt() * 3).await;
+        conn.close(Code::NO_ERROR, "replaced");
+    });
+}
+
+fn age_of(credential: &Credential, now: SystemTime) -> Duration {
+    let life = credential.not_after.duration_since(credential.not_before).unwrap_or_default();
+    let left = credential.not_after.duration_since(now).unwrap_or_default();
+    (life / 2).min(left.mul_f64(0.8)).clamp(CONNECTION_AGE_MIN, CONNECTION_AGE_MAX)
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+const REDIAL_DELAY_MIN: Duration = Duration::from_millis(50);
+/// A peer that has just dialled us may not listen with all its workers yet.
+const HINT_DELAY: Duration = Duration::from_millis(5);
+const RETIRE_LINGER: Duration = Duration::from_millis(100);
+/// An SVID at its end, or a clock that jumped, must not make us dial in a loop.
+const CONNECTION_AGE_MIN: Duration = Duration::from_secs(5);
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 86_400);

@@ -1,0 +1,339 @@
+//! All tunnels of one worker.
+
+use crate::{
+    codec::Code,
+    config::{Peer, PeerName, TunnelConfig},
+    conn::Conn,
+    error::BindError,
+    health::ServiceHealth,
+    peer::Peering,
+    request::PeerHandle,
+    server::{self, Incoming, IncomingRequest},
+    socket::{Cut, CutSet},
+    ticker::Ticker,
+    transport::{self, varint},
+};
+use arc_swap::ArcSwap;
+use archipelago_identity::{MeshRole, SpiffeId};
+use quinn::{Endpoint, TransportConfig};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+/// The tunnels of one worker, to and from all its peers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tunnels(Arc<Core>);
+
+impl Tunnels {
+    /// Binds the UDP socket and starts accepting. Call it on the worker's own runtime: everything runs there.
+    ///
+    /// # Errors
+    /// The port cannot be had, or TLS cannot be set up.
+    pub fn bind(config: TunnelConfig) -> Result<(Self, Incoming), BindError> {
+        let cut = Arc::new(CutSet::default());
+        let transport = transport::transport(&config.limits);
+        let endpoint = transport::endpoint(&config, &transport, &cut)?;
+        let local_addr = endpoint.local_addr().map_err(|source| BindError::Socket { address: config.bind, source })?;
+        let (incoming, requests) = mpsc::channel(config.limits.incoming_queue);
+        let core = Arc::new(Core {
+            config,
+            endpoint,
+            local_addr,
+            transport,
+            cut,
+            cut_spec: Mutex::default(),
+            peers: ArcSwap::default(),
+            accepted: Mutex::default(),
+            incoming,
+            changes: watch::Sender::new(0),
+            health: watch::Sender::new(None),
+            draining: watch::Sender::new(false),
+            ticker: Ticker::new(),
+            incarnation: rand::random::<u64>() >> 2,
+            counters: Counters::default(),
+        });
+        tokio::spawn(server::accept(core.clone()));
+        let ticking = core.clone();
+        tokio::spawn(async move { ticking.ticker.run().await });
+        Ok((Self(core), Incoming::new(requests)))
+    }
+
+    /// The UDP address in use.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr
+    }
+
+    /// Keeps tunnels to exactly these peers. A peer that stays keeps its connection; one that goes finishes its requests.
+    pub fn set_peers(&self, peers: Vec<Peer>) {
+        let before = self.0.peers.load_full();
+        let mut after = BTreeMap::new();
+        for peer in peers {
+            let name = peer.name();
+            let kept = before.get(&name).filter(|peering| *peering.spiffe_id() == peer.spiffe_id);
+            let peering = match kept {
+                Some(peering) => {
+                    if *peering.addresses() != peer.addresses {
+                        peering.set_addresses(peer.addresses);
+                    }
+                    peering.clone()
+                }
+                None => Peering::start(peer, &self.0),
+            };
+            after.insert(name, peering);
+        }
+        let gone = before.iter().filter(|(name, old)| !after.get(*name).is_some_and(|new| Arc::ptr_eq(old, new)));
+        let gone: Vec<_> = gone.map(|(_, peering)| peering.clone()).collect();
+        self.0.peers.store(Arc::new(after));
+        gone.iter().for_each(|peering| peering.stop());
+        self.0.apply_cut();
+        self.0.changed();
+    }
+
+    /// The peer of that name.
+    pub fn peer(&self, name: &PeerName) -> Option<PeerHandle> {
+        self.0.peers.load().get(name).cloned().map(PeerHandle::new)
+    }
+
+    /// All peers, by name.
+    pub fn peers(&self) -> Vec<PeerHandle> {
+        self.0.peers.load().values().cloned().map(PeerHandle::new).collect()
+    }
+
+    /// A counter that moves when any peer's state or health changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// Tells every connected peer what is ready here.
+    pub fn publish_health(&self, services: Vec<ServiceHealth>) {
+        let services: Arc<[ServiceHealth]> = services.into();
+        self.0.health.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(&services);
+            *known = Some(services);
+            is_news
+        });
+    }
+
+    /// Starts a drill: packets from and to these peers vanish silently, until [`heal`](Self::heal).
+    pub fn cut(&self, cut: Cut) {
+        *self.0.cut_spec() = cut;
+        self.0.apply_cut();
+    }
+
+    /// Ends a drill.
+    pub fn heal(&self) {
+        self.cut(Cut::default());
+    }
+
+    /// The drill in progress; empty when there is none.
+    pub fn current_cut(&self) -> Cut {
+        self.0.cut_spec().clone()
+    }
+
+    /// Totals since the start.
+    pub fn stats(&self) -> TunnelStats {
+        let counters = &self.0.counters;
+        TunnelStats {
+            accepted: counters.accepted.load(Ordering::Relaxed),
+            refused: counters.refused.load(Ordering::Relaxed),
+            failed_dials: counters.failed_dials.load(Ordering::Relaxed),
+            rejected_requests: counters.rejected.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes no new requests (peers are told by GOAWAY), waits for those in flight both ways, at most until `deadline`
+    /// has passed, and closes. Peers see [`crate::PeerState::Draining`] at once.
+    pub async fn drain(&self, deadline: Duration) {
+        let deadline = Instant::now() + deadline;
+        self.0.draining.send_replace(true);
+        let accepted = self.0.live_accepted();
+        let dialled = self.peers().into_iter().filter_map(|peer| self.0.current_of(peer.name()));
+        for conn in accepted.into_iter().chain(dialled) {
+            let _ = timeout_at(deadline, conn.quiet()).await;
+        }
+        // The last FINs must be acknowledged before the connections close.
+        tokio::time::sleep(CLOSE_LINGER.min(deadline.saturating_duration_since(Instant::now()))).await;
+        self.close().await;
+    }
+
+    /// Closes everything at once; requests in flight fail on both sides.
+    pub async fn close(&self) {
+        for peering in self.0.peers.swap(Arc::default()).values() {
+            peering.stop();
+        }
+        self.0.endpoint.close(varint(Code::NO_ERROR), b"shutting down");
+        let _ = timeout(CLOSE_LINGER, self.0.endpoint.wait_idle()).await;
+    }
+}
+
+/// Totals of one worker's tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TunnelStats {
+    /// Connections accepted from other gateways.
+    pub accepted: u64,
+    /// Handshakes and identities refused.
+    pub refused: u64,
+    /// Attempts to dial a peer that failed.
+    pub failed_dials: u64,
+    /// Requests rejected because too many waited.
+    pub rejected_requests: u64,
+}
+
+/// What the tasks of a worker's tunnels share.
+pub(crate) struct Core {
+    config: TunnelConfig,
+    endpoint: Endpoint,
+    local_addr: SocketAddr,
+    transport: Arc<TransportConfig>,
+    cut: Arc<CutSet>,
+    cut_spec: Mutex<Cut>,
+    peers: ArcSwap<BTreeMap<PeerName, Arc<Peering>>>,
+    accepted: Mutex<Vec<Weak<Conn>>>,
+    incoming: mpsc::Sender<IncomingRequest>,
+    changes: watch::Sender<u64>,
+    health: watch::Sender<Option<Arc<[ServiceHealth]>>>,
+    draining: watch::Sender<bool>,
+    ticker: Ticker,
+    incarnation: u64,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    failed_dials: AtomicU64,
+    rejected: AtomicU64,
+}
+
+impl Core {
+    pub(crate) fn config(&self) -> &TunnelConfig {
+        &self.config
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn transport(&self) -> &Arc<TransportConfig> {
+        &self.transport
+    }
+
+    pub(crate) fn ticker(&self) -> &Ticker {
+        &self.ticker
+    }
+
+    pub(crate) fn incoming(&self) -> &mpsc::Sender<IncomingRequest> {
+        &self.incoming
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(crate) fn health(&self) -> watch::Receiver<Option<Arc<[ServiceHealth]>>> {
+        self.health.subscribe()
+    }
+
+    pub(crate) fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// A gateway connected to us: its tunnel, if we keep one, need not wait to be dialled.
+    pub(crate) fn accepted(&self, conn: &Arc<Conn>) {
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        self.accepted_list().push(Arc::downgrade(conn));
+        for peering in self.peers.load().values() {
+            if peering.spiffe_id() == &**conn.peer_id() {
+                peering.hint();
+            }
+        }
+        if !self.cut_spec().clusters.is_empty() {
+            self.apply_cut();
+        }
+    }
+
+    pub(crate) fn connections_of(&self, peer: &SpiffeId) -> usize {
+        self.live_accepted().iter().filter(|conn| &**conn.peer_id() == peer).count()
+    }
+
+    pub(crate) fn count_refused(&self) {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_failed_dial(&self) {
+        self.counters.failed_dials.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_rejected(&self) {
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn current_of(&self, peer: &PeerName) -> Option<Arc<Conn>> {
+        self.peers.load().get(peer).and_then(|peering| peering.current())
+    }
+
+    fn live_accepted(&self) -> Vec<Arc<Conn>> {
+        let mut list = self.accepted_list();
+        let live: Vec<_> = list.iter().filter_map(Weak::upgrade).filter(|conn| conn.is_open()).collect();
+        *list = live.iter().map(Arc::downgrade).collect();
+        live
+    }
+
+    fn accepted_list(&self) -> MutexGuard<'_, Vec<Weak<Conn>>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cut_spec(&self) -> MutexGuard<'_, Cut> {
+        self.cut_spec.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Turns names into addresses: those we dial, and those the peers dialled us from.
+    fn apply_cut(&self) {
+        let cut = self.cut_spec().clone();
+        let mut addresses: std::collections::HashSet<SocketAddr> = cut.addresses.iter().copied().collect();
+        for (name, peering) in self.peers.load().iter() {
+            if cut.covers(name) {
+                addresses.extend(peering.addresses().iter());
+            }
+        }
+        if !cut.clusters.is_empty() || !cut.peers.is_empty() {
+            for conn in self.live_accepted() {
+                if let Some(MeshRole::Gateway { cluster, name }) = conn.peer_id().role()
+                    && cut.covers(&PeerName { cluster, gateway: name })
+                {
+                    addresses.insert(conn.quinn().remote_address());
+                }
+            }
+        }
+        self.cut.replace(addresses);
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+/// Time for the last acknowledgements and CONNECTION_CLOSE to leave.
+const CLOSE_LINGER: Duration = Duration::from_millis(200);
