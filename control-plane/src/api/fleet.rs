@@ -1,0 +1,280 @@
+//! `Fleet`: what operators see of members, clusters, gateways, services and tunnels, and how far a revision got.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use archipelago_federation::resource::Resource;
+use archipelago_proto::v1::{
+    ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, MemberStatus, MemberStatusRequest, ServicesRequest,
+    ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse, WaitAppliedProgress,
+    WaitAppliedRequest, fleet_server::Fleet,
+};
+use futures_util::future::join_all;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Context, members::ask_status, operator, services};
+use crate::sessions::{GatewayView, gateway_key, progress::judge};
+
+pub(super) struct FleetService(pub(super) Arc<Context>);
+
+#[tonic::async_trait]
+impl Fleet for FleetService {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        operator(&request)?;
+        let members = self.members().await;
+        let (revision, clusters) = self.0.clusters();
+        let trust_domain = self.0.trust_domain.to_string();
+        Ok(Response::new(StatusResponse { revision, trust_domain, members, clusters }))
+    }
+
+    async fn services(&self, request: Request<ServicesRequest>) -> Result<Response<ServicesResponse>, Status> {
+        operator(&request)?;
+        let (_, federation) = self.0.compiler.federation();
+        let services = services::overview(&federation, &self.0.sessions.agents(), &self.0.sessions.gateways());
+        Ok(Response::new(ServicesResponse { services }))
+    }
+
+    async fn tunnels(&self, request: Request<TunnelsRequest>) -> Result<Response<TunnelsResponse>, Status> {
+        operator(&request)?;
+        let gateways = self.0.sessions.gateways();
+        let tunnels = gateways.into_values().flat_map(|view| view.session.tunnels).collect();
+        Ok(Response::new(TunnelsResponse { tunnels }))
+    }
+
+    type WaitAppliedStream = ReceiverStream<Result<WaitAppliedProgress, Status>>;
+
+    async fn wait_applied(
+        &self,
+        request: Request<WaitAppliedRequest>,
+    ) -> Result<Response<Self::WaitAppliedStream>, Status> {
+        operator(&request)?;
+        let WaitAppliedRequest { revision, timeout_ms, percent } = request.into_inner();
+        let wait = if timeout_ms == 0 { WAIT_DEFAULT } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) };
+        let (progress, receiver) = mpsc::channel(PROGRESS_MAX);
+        tokio::spawn(wait_applied(Arc::clone(&self.0), revision, percent, Instant::now() + wait, progress));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        operator(&request)?;
+        let ExplainRequest { cluster, gateway, query } = request.into_inner();
+        let query = query.ok_or_else(|| Status::invalid_argument("no question"))?;
+        let gateways = self.0.sessions.gateways();
+        let wanted = |view: &&GatewayView| {
+            (cluster.is_empty() || view.session.cluster == cluster)
+                && (gateway.is_empty() || view.session.gateway == gateway)
+        };
+        // One of our own answers a hop earlier.
+        let here = self.0.consensus.node_id;
+        let found = gateways.values().filter(wanted).min_by_key(|view| view.member != here);
+        let Some(GatewayView { session, member }) = found else {
+            let who = match (cluster.is_empty(), gateway.is_empty()) {
+                (true, true) => "no gateway is connected".to_owned(),
+                (_, true) => format!("no gateway of cluster {cluster} is connected"),
+                (_, false) => format!("gateway {} is not connected", gateway_key(&cluster, &gateway)),
+            };
+            return Err(Status::not_found(who));
+        };
+        let key = gateway_key(&session.cluster, &session.gateway);
+        if *member == here {
+            let response = self.0.sessions.ask(&key, query).await.map_err(|error| ask_status(&key, error))?;
+            return Ok(Response::new(response));
+        }
+        let mut client = self.0.consensus.peers.client(*member).await?;
+        let question =
+            ExplainRequest { cluster: session.cluster.clone(), gateway: session.gateway.clone(), query: Some(query) };
+        match timeout(EXPLAIN_TIMEOUT, client.explain_local(question)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::deadline_exceeded(format!("member {member}, which serves {key}, did not answer"))),
+        }
+    }
+}
+
+impl FleetService {
+    /// All members, asked at once; one that does not answer in time is unreachable.
+    async fn members(&self) -> Vec<MemberStatus> {
+        let consensus = &self.0.consensus;
+        let others = consensus.peers.ids().map(|id| async move {
+            let asked = async {
+                let mut client = consensus.peers.client(id).await?;
+                client.member_status(MemberStatusRequest {}).await
+            };
+            match timeout(MEMBER_TIMEOUT, asked).await {
+                Ok(Ok(answer)) => answer.into_inner(),
+                Ok(Err(_)) | Err(_) => MemberStatus {
+                    id,
+                    role: "unreachable".to_owned(),
+                    address: consensus.peers.address(id).unwrap_or_default().to_owned(),
+                    applied_index: 0,
+                    term: 0,
+                },
+            }
+        });
+        let mut members = join_all(others).await;
+        members.push(self.0.own_status());
+        members.sort_by_key(|member| member.id);
+        members
+    }
+}
+
+impl Context {
+    /// Every cluster that was declared or has joined, with its gateways; and the revision they are judged against.
+    fn clusters(&self) -> (u64, Vec<ClusterStatus>) {
+        let connected = self.sessions.gateways();
+        let agents = self.sessions.agents();
+        let mut names = BTreeSet::new();
+        let mut declared = BTreeMap::new();
+        let (revision, registered, reported, agent_tokens_used) = self.consensus.read(|state| {
+            for resource in state.resources().values() {
+                if let Resource::Cluster(cluster) = resource {
+                    let spec = (cluster.spec.region.clone(), cluster.spec.drained);
+                    declared.insert(cluster.metadata.name.clone(), spec);
+                }
+            }
+            names.extend(state.gateways().keys().map(|(cluster, _)| cluster.clone()));
+            names.extend(state.reports().keys().cloned());
+            (
+                state.revision(),
+                state.gateways().clone(),
+                state.reports().keys().cloned().collect::<BTreeSet<_>>(),
+                state
+                    .tokens()
+                    .values()
+                    .filter(|token| token.used.is_some())
+                    .map(|token| (token.cluster.clone(), token.role))
+                    .collect::<BTreeSet<_>>(),
+            )
+        });
+        names.extend(declared.keys().cloned());
+        let agent_role = i32::from(archipelago_proto::v1::JoinRole::Agent);
+        let clusters = names
+            .into_iter()
+            .map(|name| {
+                let gateways: Vec<GatewayStatus> = registered
+                    .range((name.clone(), String::new())..)
+                    .take_while(|((cluster, _), _)| *cluster == name)
+                    .map(|((cluster, gateway), record)| {
+                        let view = connected.get(&gateway_key(cluster, gateway));
+                        gateway_status(cluster, gateway, record, view, revision)
+                    })
+                    .collect();
+                let agent_state = if agents.contains_key(&name) {
+                    "connected"
+                } else if reported.contains(&name) || agent_tokens_used.contains(&(name.clone(), agent_role)) {
+                    "disconnected"
+                } else {
+                    "pending"
+                };
+                let (region, drained) = declared.get(&name).cloned().unwrap_or_default();
+                let alive =
+                    agent_state == "connected" || gateways.iter().any(|gateway| gateway.state != "disconnected");
+                let state = if gateways.is_empty() && agent_state == "pending" {
+                    "pending"
+                } else if !alive {
+                    "unreachable"
+                } else if drained {
+                    "drained"
+                } else {
+                    "active"
+                };
+                ClusterStatus { name, region, state: state.to_owned(), gateways, agent_state: agent_state.to_owned() }
+            })
+            .collect();
+        (revision, clusters)
+    }
+}
+
+fn gateway_status(
+    cluster: &str,
+    gateway: &str,
+    record: &crate::machine::Gateway,
+    view: Option<&GatewayView>,
+    revision: u64,
+) -> GatewayStatus {
+    let mut status = GatewayStatus {
+        name: gateway.to_owned(),
+        cluster: cluster.to_owned(),
+        state: "disconnected".to_owned(),
+        addresses: Some(record.addresses.clone()),
+        workers: record.workers,
+        ..GatewayStatus::default()
+    };
+    let Some(GatewayView { session, .. }) = view else { return status };
+    status.revision = session.acked_revision;
+    status.last_seen_unix_ms = session.last_seen_unix_ms;
+    if let Some(hello) = &session.hello {
+        status.svid_not_after_unix = hello.svid_not_after_unix;
+    }
+    let state = if session.rejected_revision > session.acked_revision {
+        status.error.clone_from(&session.rejected_error);
+        "rejected"
+    } else if session.acked_revision >= revision {
+        "synced"
+    } else {
+        "syncing"
+    };
+    status.state = state.to_owned();
+    status
+}
+
+/// Streams progress until the revision is everywhere, refused by the rest, or the deadline passes.
+async fn wait_applied(
+    context: Arc<Context>,
+    revision: u64,
+    percent: u32,
+    deadline: Instant,
+    progress: mpsc::Sender<Result<WaitAppliedProgress, Status>>,
+) {
+    let mut sessions = context.sessions.subscribe();
+    let mut revisions = context.consensus.published.subscribe();
+    let target = if revision == 0 { context.consensus.published.revision() } else { revision };
+    let mut last_sent = None;
+    loop {
+        sessions.mark_unchanged();
+        revisions.mark_unchanged();
+        // Before this member has applied the revision it may not know every gateway that must apply it.
+        let caught_up = context.consensus.published.revision() >= target;
+        let expected: Vec<String> = context
+            .consensus
+            .read(|state| state.gateways().keys().map(|(cluster, gateway)| gateway_key(cluster, gateway)).collect());
+        let mut judged = judge(target, &expected, &context.sessions.acks(target), percent);
+        judged.done &= caught_up;
+        let over = Instant::now() >= deadline;
+        let done = judged.done || over;
+        let changed = last_sent.as_ref() != Some(&judged);
+        if changed || done {
+            last_sent = Some(judged.clone());
+            judged.done = done;
+            if progress.send(Ok(judged)).await.is_err() || done {
+                return;
+            }
+        }
+        tokio::select! {
+            () = progress.closed() => return,
+            () = context.stopping.cancelled() => {
+                let status = Status::unavailable("this member is shutting down, ask another");
+                let _ = progress.try_send(Err(status));
+                return;
+            }
+            () = sleep_until(deadline) => {}
+            changed = sessions.changed() => if changed.is_err() { return },
+            changed = revisions.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// A dead member must not make `status` slow; a living one answers in a round trip.
+const MEMBER_TIMEOUT: Duration = Duration::from_millis(300);
+/// Longer than the gateway may take (2 s).
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
+const PROGRESS_MAX: usize = 4;

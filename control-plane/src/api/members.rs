@@ -1,0 +1,137 @@
+//! `Members`: what control-plane members ask of each other.
+
+use std::{sync::Arc, time::Duration};
+
+use archipelago_identity::{MeshRole, grpc};
+use archipelago_proto::v1::{
+    ExplainRequest, ExplainResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
+    ReadIndexRequest, ReadIndexResponse, SessionUpdate, WatchSessionsRequest, members_server::Members,
+};
+use archipelago_raft::{ProposeError, ReadError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Context;
+use crate::sessions::{AskError, Cursor, gateway_key};
+
+pub(super) struct MembersService(pub(super) Arc<Context>);
+
+#[tonic::async_trait]
+impl Members for MembersService {
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeResponse>, Status> {
+        self.member(&request)?;
+        let response = match self.0.consensus.raft.propose(request.into_inner().command).await {
+            Ok(proposed) => {
+                ProposeResponse { log_index: proposed.log_index, outcome: proposed.outcome, not_leader_hint: None }
+            }
+            Err(ProposeError::NotLeader { hint }) => {
+                ProposeResponse { not_leader_hint: Some(hint.unwrap_or(0)), ..ProposeResponse::default() }
+            }
+            Err(error @ ProposeError::TooLarge { .. }) => return Err(Status::invalid_argument(error.to_string())),
+            Err(error @ ProposeError::Overloaded) => return Err(Status::resource_exhausted(error.to_string())),
+            Err(error @ (ProposeError::Lost | ProposeError::Stopped)) => {
+                return Err(Status::unavailable(error.to_string()));
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexResponse>, Status> {
+        self.member(&request)?;
+        let response = match self.0.consensus.raft.read_index().await {
+            Ok(log_index) => ReadIndexResponse { log_index, not_leader_hint: None },
+            Err(ReadError::NotLeader { hint }) => {
+                ReadIndexResponse { log_index: 0, not_leader_hint: Some(hint.unwrap_or(0)) }
+            }
+            Err(error) => return Err(Status::unavailable(error.to_string())),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn member_status(&self, request: Request<MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {
+        self.member(&request)?;
+        Ok(Response::new(self.0.own_status()))
+    }
+
+    type WatchSessionsStream = ReceiverStream<Result<SessionUpdate, Status>>;
+
+    async fn watch_sessions(
+        &self,
+        request: Request<WatchSessionsRequest>,
+    ) -> Result<Response<Self::WatchSessionsStream>, Status> {
+        self.member(&request)?;
+        let (updates, receiver) = mpsc::channel(UPDATES_MAX);
+        let context = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let mut changes = context.sessions.subscribe();
+            let mut cursor = Cursor::default();
+            let mut first = true;
+            loop {
+                changes.mark_unchanged();
+                let mut update = context.sessions.local_since(&mut cursor);
+                // The first message is a snapshot even when there is nothing in it.
+                update.snapshot |= first;
+                let empty = update.gateways.is_empty()
+                    && update.agents.is_empty()
+                    && update.gateways_gone.is_empty()
+                    && update.agents_gone.is_empty();
+                if (first || !empty) && updates.send(Ok(update)).await.is_err() {
+                    return;
+                }
+                first = false;
+                tokio::select! {
+                    () = context.stopping.cancelled() => return,
+                    () = updates.closed() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                // Reports of a thousand gateways become one message instead of a thousand.
+                tokio::time::sleep(GATHER).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn explain_local(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        self.member(&request)?;
+        let ExplainRequest { cluster, gateway, query } = request.into_inner();
+        let query = query.ok_or_else(|| Status::invalid_argument("no question"))?;
+        let key = gateway_key(&cluster, &gateway);
+        self.0.sessions.ask(&key, query).await.map(Response::new).map_err(|error| ask_status(&key, error))
+    }
+}
+
+impl MembersService {
+    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
+    fn member<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let known = |id: u64| self.0.consensus.peers.ids().any(|peer| peer == id) || id == self.0.consensus.node_id;
+        grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if known(*id))).map(|_| ())
+    }
+}
+
+impl Context {
+    /// How this member sees itself.
+    pub(crate) fn own_status(&self) -> MemberStatus {
+        let status = self.consensus.raft.status();
+        MemberStatus {
+            id: self.consensus.node_id,
+            role: status.role.name().to_owned(),
+            address: self.own_address.clone(),
+            applied_index: status.applied_index,
+            term: status.term,
+        }
+    }
+}
+
+pub(super) fn ask_status(gateway: &str, error: AskError) -> Status {
+    let text = format!("{gateway}: {error}");
+    match error {
+        AskError::NotConnected => Status::not_found(text),
+        AskError::Busy => Status::resource_exhausted(text),
+        AskError::Silent => Status::deadline_exceeded(text),
+    }
+}
+
+/// Slow readers get larger differences, not more of them.
+const UPDATES_MAX: usize = 2;
+const GATHER: Duration = Duration::from_millis(2);

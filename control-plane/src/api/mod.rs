@@ -1,0 +1,111 @@
+//! The gRPC services. Any member serves every call; authorisation is by the SPIFFE id of the caller, per call.
+//!
+//! | service | who |
+//! | --- | --- |
+//! | `Identity.Join` | anybody with a token |
+//! | `Identity.Renew` | whoever has an identity, for that identity |
+//! | `Resources`, `Tokens`, `Fleet` | operators |
+//! | `GatewayControl` | a gateway, as itself |
+//! | `AgentControl` | an agent, for its own cluster |
+//! | `Members` | other members |
+
+mod agents;
+mod fleet;
+mod gateways;
+mod identity;
+mod members;
+pub(crate) mod offer;
+mod resources;
+mod services;
+mod tokens;
+
+use std::{sync::Arc, time::Duration};
+
+use archipelago_identity::{MeshRole, SpiffeId, TrustDomain, grpc};
+use archipelago_proto::v1::{
+    agent_control_server::AgentControlServer, fleet_server::FleetServer, gateway_control_server::GatewayControlServer,
+    identity_server::IdentityServer, members_server::MembersServer, resources_server::ResourcesServer,
+    tokens_server::TokensServer,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, service::Routes};
+
+use crate::{
+    audit::Audit,
+    authority::AuthorityHolder,
+    config::Compiler,
+    consensus::{Consensus, MESSAGE_BYTES_MAX},
+    metrics::Metrics,
+    sessions::Sessions,
+};
+
+/// What every service needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) compiler: Compiler,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) authority: Arc<AuthorityHolder>,
+    pub(crate) audit: Audit,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) trust_domain: TrustDomain,
+    /// Client address of this member.
+    pub(crate) own_address: String,
+    /// Client addresses of all members, as joiners are told.
+    pub(crate) addresses: Vec<String>,
+    pub(crate) svid_ttl: Duration,
+    /// Joins under way: the one call that needs no certificate must not crowd out the others.
+    pub(crate) joins: Semaphore,
+    /// Cancelled when this member shuts down: streams end so that their clients go elsewhere.
+    pub(crate) stopping: CancellationToken,
+}
+
+/// All services of the client port.
+pub(crate) fn routes(context: &Arc<Context>) -> Routes {
+    let mut routes = Routes::builder();
+    routes
+        .add_service(
+            IdentityServer::new(identity::IdentityService(Arc::clone(context)))
+                .max_decoding_message_size(JOIN_BYTES_MAX),
+        )
+        .add_service(TokensServer::new(tokens::TokensService(Arc::clone(context))))
+        .add_service(
+            ResourcesServer::new(resources::ResourcesService(Arc::clone(context)))
+                .max_decoding_message_size(APPLY_BYTES_MAX),
+        )
+        .add_service(FleetServer::new(fleet::FleetService(Arc::clone(context))))
+        .add_service(
+            GatewayControlServer::new(gateways::GatewayService(Arc::clone(context)))
+                .max_decoding_message_size(STREAM_BYTES_MAX),
+        )
+        .add_service(
+            AgentControlServer::new(agents::AgentService(Arc::clone(context)))
+                .max_decoding_message_size(STREAM_BYTES_MAX),
+        )
+        .add_service(
+            MembersServer::new(members::MembersService(Arc::clone(context)))
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+        );
+    routes.routes()
+}
+
+/// Refuses everybody but operators.
+#[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
+fn operator<T>(request: &Request<T>) -> Result<SpiffeId, Status> {
+    grpc::require(request, |role| matches!(role, MeshRole::Operator { .. }))
+}
+
+/// A request id of our own for a client that sent none: its retries cannot be recognised.
+fn or_random(request_id: String) -> String {
+    if request_id.is_empty() { format!("{:032x}", rand::random::<u128>()) } else { request_id }
+}
+
+/// A CSR, a secret and an id.
+const JOIN_BYTES_MAX: usize = 64 * 1024;
+/// Above the largest command with the YAML's comments and indentation; the command itself is bounded apart.
+const APPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A hello with 50,000 resource versions, or a report of 10,000 services.
+const STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Joins handled at once; one costs two majority round trips and a signature.
+pub(crate) const JOINS_MAX: usize = 64;

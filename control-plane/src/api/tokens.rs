@@ -1,0 +1,104 @@
+//! `Tokens`: single-use join tokens.
+
+use std::sync::Arc;
+
+use archipelago_identity::enrol::JoinToken;
+use archipelago_proto::v1::{
+    CreateTokenRequest, CreateTokenResponse, JoinRole, ListTokensRequest, ListTokensResponse, TokenInfo,
+    tokens_server::Tokens,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Context, operator, or_random};
+use crate::{
+    ca::{hex, sha256},
+    consensus::answer,
+    machine::{
+        command::{Action, TokenCreate},
+        label_problem, role_name,
+    },
+};
+
+pub(super) struct TokensService(pub(super) Arc<Context>);
+
+#[tonic::async_trait]
+impl Tokens for TokensService {
+    async fn create(&self, request: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
+        let actor = operator(&request)?.to_string();
+        let CreateTokenRequest { cluster, role, name, ttl_ms, request_id } = request.into_inner();
+        let role_known = matches!(JoinRole::try_from(role), Ok(JoinRole::Agent | JoinRole::Gateway));
+        if !role_known {
+            return Err(Status::invalid_argument("a token is for an agent or for a gateway"));
+        }
+        let name = match (JoinRole::try_from(role), name) {
+            (Ok(JoinRole::Agent), name) if name.is_empty() => "agent".to_owned(),
+            (_, name) => name,
+        };
+        if let Some(problem) = label_problem("cluster", &cluster).or(label_problem(role_name(role), &name)) {
+            return Err(Status::invalid_argument(problem));
+        }
+        let ttl_ms = if ttl_ms == 0 { TTL_MS_DEFAULT } else { i64::try_from(ttl_ms).unwrap_or(i64::MAX) };
+        if ttl_ms > TTL_MS_MAX {
+            return Err(Status::invalid_argument("a token lives at most 7 days"));
+        }
+
+        let authority = self.0.authority.get()?;
+        // Derived, not drawn: the control plane keeps only its hash, and a retried request must get the same token.
+        let request_id = or_random(request_id);
+        let secret = authority.token_secret(&actor, &request_id);
+        let secret_sha256 = sha256(&secret);
+        let action = Action::TokenCreate(TokenCreate {
+            secret_sha256: secret_sha256.to_vec(),
+            cluster: cluster.clone(),
+            role,
+            name: name.clone(),
+            ttl_ms,
+        });
+        let outcome = self.0.consensus.commit(&request_id, &actor, action).await?;
+        answer(outcome)?;
+        let expires_unix_ms =
+            self.0.consensus.read(|state| state.tokens().get(&secret_sha256).map(|t| t.expires_unix_ms));
+        let expires_unix = match expires_unix_ms {
+            Some(at) => at / 1_000,
+            None => {
+                // Committed, but this member is more than a second behind.
+                self.0.consensus.barrier().await?;
+                let at = self.0.consensus.read(|state| state.tokens().get(&secret_sha256).map(|t| t.expires_unix_ms));
+                at.ok_or_else(|| Status::unavailable("the token is not visible here yet, try again"))? / 1_000
+            }
+        };
+        let token = JoinToken {
+            control_plane: self.0.addresses.clone(),
+            trust_domain: self.0.trust_domain.to_string(),
+            cluster,
+            role: role_name(role).to_owned(),
+            name,
+            secret,
+            ca_sha256: authority.root_sha256(),
+            expires_unix,
+        };
+        tracing::info!(actor, cluster = token.cluster, role = token.role, name = token.name, "join token created");
+        Ok(Response::new(CreateTokenResponse { token: token.to_string(), expires_unix }))
+    }
+
+    async fn list(&self, request: Request<ListTokensRequest>) -> Result<Response<ListTokensResponse>, Status> {
+        operator(&request)?;
+        self.0.consensus.barrier().await?;
+        let tokens = self.0.consensus.read(|state| {
+            let info = |(secret, token): (&[u8; 32], &crate::machine::Token)| TokenInfo {
+                id: hex(secret).chars().take(8).collect(),
+                cluster: token.cluster.clone(),
+                role: token.role,
+                name: token.name.clone(),
+                expires_unix: token.expires_unix_ms / 1_000,
+                used_unix: token.used.as_ref().map_or(0, |used| used.unix_ms / 1_000),
+            };
+            state.tokens().iter().map(info).collect()
+        });
+        Ok(Response::new(ListTokensResponse { tokens }))
+    }
+}
+
+/// kubeadm's choice; long enough to copy a token to a machine, short enough to forget one.
+const TTL_MS_DEFAULT: i64 = 15 * 60 * 1_000;
+const TTL_MS_MAX: i64 = 7 * 24 * 3_600 * 1_000;

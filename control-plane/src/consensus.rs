@@ -1,0 +1,360 @@
+//! One way to write and to read linearizably from any member: find the leader, ask it, retry over leader changes.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use archipelago_identity::{LiveCredential, SpiffeId, grpc, tls::Expect};
+use archipelago_proto::v1::{ProposeRequest, ReadIndexRequest, members_client::MembersClient};
+use archipelago_raft::{ProposeError, RaftHandle, ReadError};
+use prost::Message;
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    machine::{
+        Machine, Published, State,
+        command::{Action, Answer, Command, Outcome, RefusalKind, Refused},
+    },
+    metrics::Metrics,
+};
+
+/// This member's view of the replicated state, and its way to the leader.
+#[derive(Debug)]
+pub(crate) struct Consensus {
+    pub(crate) node_id: u64,
+    pub(crate) raft: RaftHandle<Machine>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) peers: Peers,
+    pub(crate) metrics: Arc<Metrics>,
+    writes: Semaphore,
+}
+
+impl Consensus {
+    pub(crate) fn new(
+        node_id: u64,
+        raft: RaftHandle<Machine>,
+        published: Arc<Published>,
+        peers: Peers,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { node_id, raft, published, peers, metrics, writes: Semaphore::new(WRITES_MAX) }
+    }
+
+    /// Reads the applied state. Keep it short: applying waits.
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
+        self.raft.with_state(|machine| read(machine.state()))
+    }
+
+    /// Commits a command exactly once and returns its outcome, refusals included.
+    ///
+    /// The same bytes are proposed again after every leader change, so the command must carry a request id or be
+    /// idempotent by its content. When this returns, this member has applied the command too, or nearly (1 s).
+    pub(crate) async fn commit(&self, request_id: &str, actor: &str, action: Action) -> Result<Outcome, CommitError> {
+        let begun = Instant::now();
+        let result = self.commit_within(request_id, actor, action, begun + COMMIT_TIMEOUT).await;
+        self.metrics.commit(&result, begun.elapsed());
+        result
+    }
+
+    async fn commit_within(
+        &self,
+        request_id: &str,
+        actor: &str,
+        action: Action,
+        deadline: Instant,
+    ) -> Result<Outcome, CommitError> {
+        let _slot = self.writes.try_acquire().map_err(|_| CommitError::Overloaded)?;
+        let command = Command {
+            request_id: request_id.to_owned(),
+            actor: actor.to_owned(),
+            proposed_unix_ms: unix_ms(),
+            action: Some(action),
+        }
+        .encode_to_vec();
+        let mut hint = None;
+        let mut last = String::from("no leader is known");
+        let mut attempt = 0;
+        loop {
+            let step = timeout_at(deadline, self.propose_once(&command, hint)).await;
+            match step {
+                Ok(Ok((log_index, outcome))) => {
+                    // So that a read from this member sees the write; others wait by ReadIndex.
+                    let _ = timeout(FOLLOW_TIMEOUT, self.raft.wait_applied(log_index)).await;
+                    return Outcome::decode(outcome.as_slice()).map_err(|_| CommitError::Incompatible);
+                }
+                Ok(Err(Attempt::Fatal(error))) => return Err(error),
+                Ok(Err(Attempt::Elsewhere(next))) => hint = next,
+                Ok(Err(Attempt::Again(why))) => {
+                    last = why;
+                    hint = None;
+                }
+                Err(_) => return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last }),
+            }
+            if !pause(&mut attempt, deadline, hint.is_some()).await {
+                return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last });
+            }
+        }
+    }
+
+    async fn propose_once(&self, command: &[u8], hint: Option<u64>) -> Result<(u64, Vec<u8>), Attempt> {
+        let remote = hint.filter(|id| *id != self.node_id);
+        let Some(id) = remote else {
+            return match self.raft.propose(command.to_vec()).await {
+                Ok(proposed) => Ok((proposed.log_index, proposed.outcome)),
+                Err(ProposeError::NotLeader { hint }) => Err(Attempt::elsewhere(hint, self.node_id)),
+                Err(ProposeError::TooLarge { bytes, bytes_max }) => {
+                    Err(Attempt::Fatal(CommitError::TooLarge { bytes, bytes_max }))
+                }
+                Err(ProposeError::Stopped) => Err(Attempt::Fatal(CommitError::Stopped)),
+                Err(error @ (ProposeError::Lost | ProposeError::Overloaded)) => Err(Attempt::Again(error.to_string())),
+            };
+        };
+        let again = |status: Status| Attempt::Again(format!("member {id}: {}", status.message()));
+        let mut client = self.peers.client(id).await.map_err(again)?;
+        let mut request = tonic::Request::new(ProposeRequest { command: command.to_vec() });
+        request.set_timeout(ATTEMPT_TIMEOUT);
+        let answer = match timeout(ATTEMPT_TIMEOUT, client.propose(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                return Err(Attempt::Fatal(CommitError::Refused(status.message().to_owned())));
+            }
+            Ok(Err(status)) => return Err(again(status)),
+            Err(_) => return Err(Attempt::Again(format!("member {id} did not answer"))),
+        };
+        match answer.not_leader_hint {
+            Some(next) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
+            None => Ok((answer.log_index, answer.outcome)),
+        }
+    }
+
+    /// Returns once this member has applied everything that was committed before the call.
+    pub(crate) async fn barrier(&self) -> Result<(), CommitError> {
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let mut hint = None;
+        let mut attempt = 0;
+        let mut last = String::from("no leader is known");
+        loop {
+            match timeout_at(deadline, self.read_index_once(hint)).await {
+                Ok(Ok(index)) => {
+                    return match timeout_at(deadline, self.raft.wait_applied(index)).await {
+                        Ok(Ok(())) => Ok(()),
+                        Ok(Err(_)) => Err(CommitError::Stopped),
+                        Err(_) => Err(CommitError::NoLeader {
+                            waited: COMMIT_TIMEOUT,
+                            last: "this member did not catch up".to_owned(),
+                        }),
+                    };
+                }
+                Ok(Err(Attempt::Fatal(error))) => return Err(error),
+                Ok(Err(Attempt::Elsewhere(next))) => hint = next,
+                Ok(Err(Attempt::Again(why))) => {
+                    last = why;
+                    hint = None;
+                }
+                Err(_) => return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last }),
+            }
+            if !pause(&mut attempt, deadline, hint.is_some()).await {
+                return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last });
+            }
+        }
+    }
+
+    async fn read_index_once(&self, hint: Option<u64>) -> Result<u64, Attempt> {
+        let remote = hint.filter(|id| *id != self.node_id);
+        let Some(id) = remote else {
+            return match timeout(ATTEMPT_TIMEOUT, self.raft.read_index()).await {
+                Ok(Ok(index)) => Ok(index),
+                Ok(Err(ReadError::NotLeader { hint })) => Err(Attempt::elsewhere(hint, self.node_id)),
+                Ok(Err(ReadError::Stopped)) => Err(Attempt::Fatal(CommitError::Stopped)),
+                Ok(Err(error @ (ReadError::Timeout | ReadError::Overloaded))) => Err(Attempt::Again(error.to_string())),
+                Err(_) => Err(Attempt::Again("no majority confirmed the leader in time".to_owned())),
+            };
+        };
+        let again = |status: Status| Attempt::Again(format!("member {id}: {}", status.message()));
+        let mut client = self.peers.client(id).await.map_err(again)?;
+        let answer = match timeout(ATTEMPT_TIMEOUT, client.read_index(ReadIndexRequest {})).await {
+            Ok(answer) => answer.map_err(again)?.into_inner(),
+            Err(_) => return Err(Attempt::Again(format!("member {id} did not answer"))),
+        };
+        match answer.not_leader_hint {
+            Some(next) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
+            None => Ok(answer.log_index),
+        }
+    }
+}
+
+/// What came of one try.
+enum Attempt {
+    /// Nothing happened; that member leads.
+    Elsewhere(Option<u64>),
+    /// The effect is unknown or nothing happened; try again.
+    Again(String),
+    /// Trying again cannot help.
+    Fatal(CommitError),
+}
+
+impl Attempt {
+    /// A member that names itself while refusing is between two terms: wait instead of asking it in a loop.
+    fn elsewhere(hint: Option<u64>, asked: u64) -> Self {
+        match hint.filter(|id| *id != asked) {
+            Some(id) => Self::Elsewhere(Some(id)),
+            None => Self::Again("no leader is known".to_owned()),
+        }
+    }
+}
+
+/// Waits between tries; false when the deadline would pass. A redirect is followed at once, the first few times.
+async fn pause(attempt: &mut u32, deadline: Instant, redirected: bool) -> bool {
+    *attempt += 1;
+    if redirected && *attempt <= 3 {
+        return true;
+    }
+    // An election takes 300 to 600 ms: probing every 20 to 100 ms finds its end early without a storm.
+    let ceiling = Duration::from_millis(100).min(Duration::from_millis(20) * *attempt);
+    let delay = rand::random_range(Duration::from_millis(5)..=ceiling);
+    if Instant::now() + delay >= deadline {
+        return false;
+    }
+    sleep(delay).await;
+    true
+}
+
+/// Connections to the other members' client port.
+pub(crate) struct Peers {
+    credential: LiveCredential,
+    members: BTreeMap<u64, Peer>,
+}
+
+struct Peer {
+    address: String,
+    spiffe_id: SpiffeId,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl Peers {
+    /// `members`: id and client address of every other member.
+    pub(crate) fn new(credential: LiveCredential, members: impl IntoIterator<Item = (u64, String)>) -> Self {
+        let trust_domain = credential.current().spiffe_id.trust_domain().clone();
+        let members = members
+            .into_iter()
+            .map(|(id, address)| {
+                let spiffe_id = SpiffeId::control_plane(&trust_domain, id);
+                (id, Peer { address, spiffe_id, channel: Mutex::default() })
+            })
+            .collect();
+        Self { credential, members }
+    }
+
+    /// Ids of the other members, ascending.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.members.keys().copied()
+    }
+
+    /// Client address of another member.
+    pub(crate) fn address(&self, id: u64) -> Option<&str> {
+        self.members.get(&id).map(|peer| peer.address.as_str())
+    }
+
+    /// A client of another member. The channel reconnects by itself once it was made.
+    pub(crate) async fn client(&self, id: u64) -> Result<MembersClient<Channel>, Status> {
+        let peer = self.members.get(&id).ok_or_else(|| Status::unavailable(format!("member {id} is unknown")))?;
+        let mut channel = peer.channel.lock().await;
+        let channel = match &*channel {
+            Some(channel) => channel.clone(),
+            None => {
+                let connect = grpc::connect(
+                    std::slice::from_ref(&peer.address),
+                    &self.credential,
+                    Expect::Id(peer.spiffe_id.clone()),
+                );
+                let made = timeout(ATTEMPT_TIMEOUT, connect)
+                    .await
+                    .map_err(|_| Status::unavailable(format!("{} did not answer", peer.address)))?
+                    .map_err(|error| Status::unavailable(error.to_string()))?;
+                channel.insert(made).clone()
+            }
+        };
+        Ok(MembersClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_list().entries(self.members.keys()).finish()
+    }
+}
+
+/// Why nothing was committed, or is not known to be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommitError {
+    #[error("no leader took the request within {} s ({last}); it may still take effect, repeat it with the same request id", waited.as_secs())]
+    NoLeader { waited: Duration, last: String },
+    #[error("a request of {bytes} bytes exceeds the maximum of {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("too many writes are waiting, try again")]
+    Overloaded,
+    #[error("this member is stopping")]
+    Stopped,
+    #[error("{0}")]
+    Refused(String),
+    #[error("the leader answered what this version does not understand")]
+    Incompatible,
+}
+
+impl From<CommitError> for Status {
+    fn from(error: CommitError) -> Self {
+        let text = error.to_string();
+        match error {
+            CommitError::NoLeader { .. } | CommitError::Stopped => Self::unavailable(text),
+            CommitError::Overloaded => Self::resource_exhausted(text),
+            CommitError::TooLarge { .. } | CommitError::Refused(_) => Self::invalid_argument(text),
+            CommitError::Incompatible => Self::internal(text),
+        }
+    }
+}
+
+/// A refusal by the state machine as the status that tells the caller what to do next.
+pub(crate) fn refusal_status(refused: &Refused) -> Status {
+    let text = refused.reasons.join("\n");
+    match refused.kind() {
+        RefusalKind::Malformed | RefusalKind::Inconsistent => Status::invalid_argument(text),
+        RefusalKind::NotFound => Status::not_found(text),
+        RefusalKind::Conflict => Status::already_exists(text),
+        RefusalKind::TokenUnknown => Status::unauthenticated(text),
+        RefusalKind::TokenUsed | RefusalKind::TokenExpired => Status::permission_denied(text),
+        RefusalKind::Full => Status::resource_exhausted(text),
+    }
+}
+
+/// The answer of an outcome, refusals as a status.
+pub(crate) fn answer(outcome: Outcome) -> Result<(u64, Answer), Status> {
+    match outcome.answer {
+        Some(Answer::Refused(refused)) => Err(refusal_status(&refused)),
+        Some(answer) => Ok((outcome.revision, answer)),
+        None => Err(CommitError::Incompatible.into()),
+    }
+}
+
+/// Wall clock, Unix milliseconds; 0 before 1970.
+pub(crate) fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A client waits this long at most: more than one failed election (1.2 s) and a slow disk together.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One try at one member; longer than a commit over a slow disk, short enough to try another leader.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Writes waiting at this member; at 2,000 commits a second, half a second of work.
+const WRITES_MAX: usize = 1_024;
+/// Above the largest command (8 MiB) with its envelope.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 12 * 1024 * 1024;

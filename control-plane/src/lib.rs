@@ -1,0 +1,106 @@
+//! The replicated control plane: state machine, certificate authority, and the streams of agents and gateways.
+//!
+//! - [`machine`]: what is replicated, and how commands change it. Pure.
+//! - [`ca`]: the sealed authority and the certificates it issues.
+//! - [`bootstrap`]: founding a federation.
+//! - `consensus`: writing and reading linearizably from any member.
+//! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
+//! - `net`: Raft between members.
+//!
+//! [`run`] is a whole member; `main.rs` only parses arguments.
+
+pub mod bootstrap;
+pub mod ca;
+pub mod machine;
+
+mod api;
+mod audit;
+mod authority;
+mod config;
+mod consensus;
+mod metrics;
+mod net;
+mod server;
+mod sessions;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use archipelago_process::{logging, shutdown::Shutdown};
+
+use self::bootstrap::Member;
+
+/// A member of the control plane.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Raft id of this member.
+    #[arg(long)]
+    pub node_id: u64,
+    /// Directory that `bootstrap` made for this member; holds everything it must keep.
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// Address for operators, agents and gateways.
+    #[arg(long, default_value = "0.0.0.0:7400")]
+    pub listen_client: SocketAddr,
+    /// Address for the other members.
+    #[arg(long, default_value = "0.0.0.0:7401")]
+    pub listen_peer: SocketAddr,
+    /// Address for metrics and health.
+    #[arg(long, default_value = "127.0.0.1:7490")]
+    pub listen_metrics: SocketAddr,
+    /// Every member, this one included, as ID=CLIENT/PEER; repeated. Default: as bootstrapped.
+    #[arg(long = "member", value_name = "ID=CLIENT/PEER")]
+    pub members: Vec<Member>,
+    /// Life of the certificates it issues; gateways and agents renew after a quarter of it.
+    #[arg(long, default_value = "48h", value_parser = duration)]
+    pub svid_ttl: Duration,
+    /// Log entries kept for members that were away; one further behind gets a snapshot.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_entries: u64,
+    /// Timing of elections: `lan` within a data centre, `wan` for members up to 150 ms apart.
+    #[arg(long, value_enum, default_value_t = Profile::Lan)]
+    pub profile: Profile,
+}
+
+/// How fast a missing leader is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// Heartbeats every 50 ms, elections after 300 to 600 ms.
+    Lan,
+    /// Heartbeats every 200 ms, elections after 2 to 4 s.
+    Wan,
+}
+
+/// Runs a member until SIGTERM or SIGINT, or until its storage fails.
+///
+/// # Errors
+/// It could not start, or stopped by itself; the message says what to do.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    logging::init("control-plane");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("control-plane")
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(async {
+        let shutdown = Shutdown::install().context("cannot install signal handlers")?;
+        server::serve(args, shutdown).await
+    });
+    // A connection that does not end must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|error| format!("{text:?} is not a duration such as 48h or 90s: {error}"))?;
+    let duration = Duration::try_from(parsed).map_err(|_| format!("{text:?} is negative"))?;
+    if duration < SVID_TTL_MIN || duration > SVID_TTL_MAX {
+        return Err(format!("{text:?} is not within 10 s and 90 days"));
+    }
+    Ok(duration)
+}
+
+/// Shorter, and renewal could not keep up with a retry.
+const SVID_TTL_MIN: Duration = Duration::from_secs(10);
+const SVID_TTL_MAX: Duration = Duration::from_secs(90 * 24 * 3_600);

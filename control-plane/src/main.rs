@@ -1,0 +1,52 @@
+//! `archipelago-control-plane`: a member of the control plane, and the founding of a federation.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use archipelago_control_plane::{
+    Args,
+    bootstrap::{self, Member, Plan},
+};
+use archipelago_identity::TrustDomain;
+use clap::{Parser, Subcommand};
+
+/// Control plane of an Archipelago federation.
+#[derive(Debug, Parser)]
+#[command(name = "archipelago-control-plane", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a member.
+    Run(Args),
+    /// Found a federation: authority, member identities, and the first operator's credential.
+    Bootstrap {
+        /// Trust domain of every identity.
+        #[arg(long)]
+        trust_domain: TrustDomain,
+        /// A member, as ID=CLIENT/PEER; repeated.
+        #[arg(long = "member", value_name = "ID=CLIENT/PEER", required = true)]
+        members: Vec<Member>,
+        /// Where to put member-<ID>/ and operator/.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => archipelago_control_plane::run(args),
+        Command::Bootstrap { trust_domain, members, out } => {
+            bootstrap::bootstrap(&Plan { trust_domain, members, out }).map_err(anyhow::Error::from)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Metrics of a member, all declared here.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    registry::Registry,
+};
+use tonic::Code;
+
+use crate::{
+    api::Context,
+    consensus::CommitError,
+    machine::command::{Answer, Outcome},
+};
+
+/// Everything that is counted when it happens.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    commits: Family<ResultLabel, Counter>,
+    commit_seconds: Histogram,
+    joins: Family<ResultLabel, Counter>,
+    issued: Counter,
+    audit_dropped: Counter,
+    updates: Counter,
+    update_resources: Counter,
+    acks: Family<ResultLabel, Counter>,
+    raft_dropped: Family<ReasonLabel, Counter>,
+    snapshots: Family<ResultLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// Registers every metric of this crate; names carry the prefix `mesh_control_plane`.
+    pub(crate) fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            commits: Family::default(),
+            commit_seconds: Histogram::new(COMMIT_BUCKETS),
+            joins: Family::default(),
+            issued: Counter::default(),
+            audit_dropped: Counter::default(),
+            updates: Counter::default(),
+            update_resources: Counter::default(),
+            acks: Family::default(),
+            raft_dropped: Family::default(),
+            snapshots: Family::default(),
+        };
+        let registry = registry.sub_registry_with_prefix(PREFIX);
+        registry.register(
+            "commits",
+            "Commands that this member carried to the leader, by result",
+            metrics.commits.clone(),
+        );
+        registry.register(
+            "commit_seconds",
+            "From a command's receipt by this member to its outcome",
+            metrics.commit_seconds.clone(),
+        );
+        registry.register("joins", "Uses of join tokens, by result", metrics.joins.clone());
+        registry.register("svids_issued", "Certificates issued by this member", metrics.issued.clone());
+        registry.register(
+            "audit_records_dropped",
+            "Issued certificates that could not be noted in the audit list",
+            metrics.audit_dropped.clone(),
+        );
+        registry.register("config_updates", "Configuration updates sent to gateways", metrics.updates.clone());
+        registry.register(
+            "config_update_resources",
+            "Resources changed or removed in those updates",
+            metrics.update_resources.clone(),
+        );
+        registry.register("config_acks", "Verdicts of gateways on updates, by result", metrics.acks.clone());
+        registry.register("raft_messages_dropped", "Raft messages not sent, by reason", metrics.raft_dropped.clone());
+        registry.register("raft_snapshots_sent", "Snapshots sent to peers, by result", metrics.snapshots.clone());
+        Arc::new(metrics)
+    }
+
+    pub(crate) fn commit(&self, result: &Result<Outcome, CommitError>, elapsed: Duration) {
+        let result = match result {
+            Ok(Outcome { answer: Some(Answer::Refused(_)), .. }) => "refused",
+            Ok(_) => "committed",
+            Err(CommitError::NoLeader { .. }) => "no_leader",
+            Err(CommitError::Overloaded) => "overloaded",
+            Err(_) => "failed",
+        };
+        self.commits.get_or_create(&ResultLabel { result }).inc();
+        if result == "committed" {
+            self.commit_seconds.observe(elapsed.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn join(&self, result: Result<(), Code>) {
+        let result = match result {
+            Ok(()) => "joined",
+            Err(Code::Unauthenticated) => "unknown_token",
+            Err(Code::PermissionDenied) => "refused",
+            Err(Code::InvalidArgument) => "bad_request",
+            Err(_) => "failed",
+        };
+        self.joins.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    pub(crate) fn issued(&self) {
+        self.issued.inc();
+    }
+
+    pub(crate) fn audit_dropped(&self) {
+        self.audit_dropped.inc();
+    }
+
+    pub(crate) fn update_sent(&self, resources: usize) {
+        self.updates.inc();
+        self.update_resources.inc_by(resources as u64);
+    }
+
+    pub(crate) fn acked(&self) {
+        self.acks.get_or_create(&ResultLabel { result: "applied" }).inc();
+    }
+
+    pub(crate) fn rejected(&self) {
+        self.acks.get_or_create(&ResultLabel { result: "rejected" }).inc();
+    }
+
+    pub(crate) fn raft_dropped(&self, reason: &'static str) {
+        self.raft_dropped.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(crate) fn snapshot_sent(&self, delivered: bool) {
+        let result = if delivered { "delivered" } else { "failed" };
+        self.snapshots.get_or_create(&ResultLabel { result }).inc();
+    }
+}
+
+/// Values read when they are scraped. Bound to the member once that exists.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scraped(Arc<OnceLock<Weak<Context>>>);
+
+impl Scraped {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let scraped = Self::default();
+        registry.register_collector(Box::new(scraped.clone()));
+        scraped
+    }
+
+    pub(crate) fn bind(&self, context: &Arc<Context>) {
+        // Bound once, at start.
+        let _ = self.0.set(Arc::downgrade(context));
+    }
+}
+
+impl Collector for Scraped {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(context) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let status = context.consensus.raft.status();
+        let (gateways, agents) = context.sessions.local_counts();
+        let leads = status.leader == Some(context.consensus.node_id);
+        let gauges = [
+            ("raft_term", "Newest Raft term known here", status.term),
+            ("raft_is_leader", "1 while this member leads", u64::from(leads)),
+            ("raft_has_leader", "1 while this member knows a leader", u64::from(status.leader.is_some())),
+            ("raft_commit_index", "Highest log index known to be committed", status.commit),
+            ("raft_applied_index", "Highest log index applied here", status.applied_index),
+            ("revision", "Global revision applied here", context.consensus.published.revision()),
+            ("gateway_sessions", "Gateways connected to this member", gateways as u64),
+            ("agent_sessions", "Agents connected to this member", agents as u64),
+            (
+                "authority_unsealed",
+                "1 while this member can issue certificates",
+                u64::from(context.authority.get().is_ok()),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            let name = format!("{PREFIX}_{name}");
+            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+const PREFIX: &str = "mesh_control_plane";
+/// From a commit on a fast disk to more than one failed election.
+const COMMIT_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];

@@ -1,0 +1,142 @@
+//! Raft between members, on the peer port: one connection for messages, one for snapshots, per peer.
+//!
+//! Losing a message is allowed, blocking is not: every queue is bounded and drops what does not fit, and Raft repairs it.
+
+mod receive;
+mod send;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use archipelago_identity::{LiveCredential, SpiffeId};
+use archipelago_raft::{RaftHandle, Transport};
+use raft_proto::eraftpb::{Message, MessageType};
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::receive::RaftService;
+use self::send::{Lane, Link};
+use crate::{machine::Machine, metrics::Metrics};
+
+/// The sending side, given to the Raft driver.
+pub(crate) struct PeerTransport {
+    lanes: BTreeMap<u64, Lane>,
+    metrics: Arc<Metrics>,
+}
+
+/// The node, known only after the transport was handed to it.
+pub(crate) type LateHandle = Arc<OnceLock<RaftHandle<Machine>>>;
+
+impl PeerTransport {
+    /// Starts the tasks that carry messages to `peers` (id and peer address).
+    pub(crate) fn start(
+        runtime: &Handle,
+        node_id: u64,
+        federation: &str,
+        peers: impl IntoIterator<Item = (u64, String)>,
+        credential: &LiveCredential,
+        raft: &LateHandle,
+        metrics: &Arc<Metrics>,
+        stopping: &CancellationToken,
+    ) -> Self {
+        let trust_domain = credential.current().spiffe_id.trust_domain().clone();
+        let lanes = peers
+            .into_iter()
+            .map(|(id, address)| {
+                let (messages, queued) = mpsc::channel(MESSAGES_MAX);
+                let (snapshots, queued_snapshots) = mpsc::channel(SNAPSHOTS_MAX);
+                let overflowed = Arc::new(AtomicBool::new(false));
+                let link = Link {
+                    overflowed: Arc::clone(&overflowed),
+                    from: node_id,
+                    to: id,
+                    federation: federation.to_owned(),
+                    address,
+                    spiffe_id: SpiffeId::control_plane(&trust_domain, id),
+                    credential: credential.clone(),
+                    raft: Arc::clone(raft),
+                    metrics: Arc::clone(metrics),
+                    stopping: stopping.clone(),
+                };
+                runtime.spawn(link.clone().carry_messages(queued));
+                runtime.spawn(link.carry_snapshots(queued_snapshots));
+                (id, Lane { messages, snapshots, overflowed })
+            })
+            .collect();
+        Self { lanes, metrics: Arc::clone(metrics) }
+    }
+}
+
+impl Transport for PeerTransport {
+    fn send(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            if !travels(&message) {
+                continue;
+            }
+            let Some(lane) = self.lanes.get(&message.to) else {
+                self.metrics.raft_dropped("unknown_peer");
+                continue;
+            };
+            let queue =
+                if message.msg_type == i32::from(MessageType::MsgSnapshot) { &lane.snapshots } else { &lane.messages };
+            if queue.try_send(message).is_err() {
+                lane.overflowed.store(true, Ordering::Relaxed);
+                self.metrics.raft_dropped("queue_full");
+            }
+        }
+    }
+}
+
+/// Whether a message may cross the network. The rest is a node talking to itself, or a request that must be made by
+/// the leader's own member: a forwarded ReadIndex can answer a read with old state (etcd-io/etcd#20418).
+fn travels(message: &Message) -> bool {
+    match MessageType::try_from(message.msg_type) {
+        Ok(
+            MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgSnapshot
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgTimeoutNow,
+        ) => true,
+        Ok(_) | Err(_) => false,
+    }
+}
+
+/// Messages waiting for one peer: at 256 appends in flight and heartbeats, a few round trips' worth.
+const MESSAGES_MAX: usize = 1_024;
+/// Raft sends a peer no second snapshot before the first was reported.
+const SNAPSHOTS_MAX: usize = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_messages_stay_local() {
+        for local in [
+            MessageType::MsgHup,
+            MessageType::MsgBeat,
+            MessageType::MsgPropose,
+            MessageType::MsgUnreachable,
+            MessageType::MsgSnapStatus,
+            MessageType::MsgCheckQuorum,
+            MessageType::MsgTransferLeader,
+            MessageType::MsgReadIndex,
+            MessageType::MsgReadIndexResp,
+        ] {
+            assert!(!travels(&Message { msg_type: local.into(), ..Message::default() }), "{local:?}");
+        }
+        assert!(travels(&Message { msg_type: MessageType::MsgAppend.into(), ..Message::default() }));
+        assert!(!travels(&Message { msg_type: 999, ..Message::default() }));
+    }
+}

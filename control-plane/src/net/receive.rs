@@ -1,0 +1,138 @@
+//! From the peers: batches and snapshots, checked before Raft sees them.
+
+use std::sync::Arc;
+
+use archipelago_identity::{MeshRole, grpc};
+use archipelago_proto::v1::{
+    RaftAck, RaftBatch, SnapshotChunk,
+    raft_transport_server::{RaftTransport, RaftTransportServer},
+};
+use archipelago_raft::RaftHandle;
+use prost::Message as _;
+use raft_proto::eraftpb::{Message, MessageType};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    send::{BATCH_BYTES_MAX, CHUNK_BYTES},
+    travels,
+};
+use crate::{ca::sha256, machine::Machine};
+
+/// The gRPC service of the peer port.
+pub(crate) struct RaftService {
+    node_id: u64,
+    federation: String,
+    peers: Vec<u64>,
+    raft: RaftHandle<Machine>,
+    /// Snapshots arriving at once: each is held in memory.
+    snapshots: Arc<Semaphore>,
+}
+
+impl RaftService {
+    /// The service, ready for a tonic server.
+    pub(crate) fn server(
+        node_id: u64,
+        federation: String,
+        peers: Vec<u64>,
+        raft: RaftHandle<Machine>,
+    ) -> RaftTransportServer<Self> {
+        let service = Self { node_id, federation, peers, raft, snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)) };
+        RaftTransportServer::new(service).max_decoding_message_size(BATCH_BYTES_MAX)
+    }
+
+    /// The member that calls, by its certificate.
+    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
+    fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let id =
+            grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if self.peers.contains(id)))?;
+        match id.role() {
+            Some(MeshRole::ControlPlane { id }) => Ok(id),
+            _ => Err(Status::permission_denied(format!("{id} is no member"))),
+        }
+    }
+
+    /// Checks where a message comes from and goes to; decodes it.
+    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
+    fn accept(&self, caller: u64, from: u64, federation: &str, message: &[u8]) -> Result<Message, Status> {
+        if federation != self.federation {
+            return Err(Status::permission_denied(format!(
+                "member {caller} belongs to federation {federation:.64}, this is {}",
+                self.federation
+            )));
+        }
+        let message = Message::decode(message).map_err(|_| Status::invalid_argument("not a Raft message"))?;
+        if from != caller || message.from != caller {
+            return Err(Status::permission_denied(format!("member {caller} sends in the name of {}", message.from)));
+        }
+        if message.to != self.node_id {
+            return Err(Status::invalid_argument(format!(
+                "a message for member {} came to {}",
+                message.to, self.node_id
+            )));
+        }
+        if !travels(&message) {
+            return Err(Status::invalid_argument("a message that must not cross the network"));
+        }
+        Ok(message)
+    }
+}
+
+#[tonic::async_trait]
+impl RaftTransport for RaftService {
+    async fn messages(&self, request: Request<Streaming<RaftBatch>>) -> Result<Response<RaftAck>, Status> {
+        let caller = self.caller(&request)?;
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            for message in &batch.messages {
+                let message = self.accept(caller, batch.from, &batch.federation, message)?;
+                if message.msg_type != i32::from(MessageType::MsgSnapshot) {
+                    self.raft.step(message);
+                }
+            }
+        }
+        Ok(Response::new(RaftAck {}))
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<RaftAck>, Status> {
+        let caller = self.caller(&request)?;
+        let _slot =
+            self.snapshots.try_acquire().map_err(|_| Status::resource_exhausted("another snapshot is arriving"))?;
+        let mut chunks = request.into_inner();
+        let mut message = None;
+        let mut data = Vec::new();
+        loop {
+            let Some(chunk) = chunks.message().await? else {
+                return Err(Status::data_loss("the snapshot ended before its last chunk"));
+            };
+            if message.is_none() {
+                message = Some(self.accept(caller, chunk.from, &chunk.federation, &chunk.message)?);
+            }
+            if chunk.offset != data.len() as u64 || chunk.data.len() > CHUNK_BYTES {
+                return Err(Status::invalid_argument("chunks out of order"));
+            }
+            if data.len() + chunk.data.len() > SNAPSHOT_BYTES_MAX {
+                return Err(Status::resource_exhausted(format!("a snapshot above {SNAPSHOT_BYTES_MAX} bytes")));
+            }
+            data.extend_from_slice(&chunk.data);
+            if chunk.last {
+                if chunk.total != data.len() as u64 || sha256(&data).as_slice() != chunk.sha256 {
+                    return Err(Status::data_loss("the snapshot's size or hash does not match"));
+                }
+                break;
+            }
+        }
+        let mut message = message.ok_or_else(|| Status::data_loss("an empty snapshot"))?;
+        let Some(snapshot) = message.snapshot.as_mut() else {
+            return Err(Status::invalid_argument("a snapshot stream without a snapshot"));
+        };
+        tracing::info!(peer = caller, bytes = data.len(), "snapshot received");
+        snapshot.data = data.into();
+        self.raft.step(message);
+        Ok(Response::new(RaftAck {}))
+    }
+}
+
+const SNAPSHOTS_MAX: usize = 1;
+/// A federation at its bounds (100,000 resources and gateways) encodes to about 200 MiB.
+const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024 * 1024;

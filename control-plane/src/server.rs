@@ -1,0 +1,409 @@
+//! A member put together: what starts in which order, and what ends in which.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use archipelago_identity::{
+    CredentialDir, LiveCredential, TrustDomain, grpc,
+    tls::{self, ClientAuth},
+};
+use archipelago_process::{
+    durable::DirLock,
+    metrics::{self as metrics_port, Registry},
+    shutdown::Shutdown,
+};
+use archipelago_proto::v1::WatchSessionsRequest;
+use archipelago_raft::{Config, Limits, Raft, RaftHandle, Stopped, Timing};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{service::Routes, transport::Server};
+
+use crate::{
+    Args, Profile,
+    api::{self, Context},
+    audit::{self, Audit},
+    authority::{self, AuthorityHolder},
+    bootstrap::{FederationFile, IDENTITY_DIR, Member, SEAL_KEY_FILE, read_federation, read_sealed},
+    ca::SealKey,
+    config::Compiler,
+    consensus::{Consensus, Peers},
+    machine::{
+        Machine, Published,
+        command::{Action, CaInit},
+    },
+    metrics::{Metrics, Scraped},
+    net::{LateHandle, PeerTransport, RaftService},
+    sessions::Sessions,
+};
+
+/// Runs a member until `shutdown`, or until it stops by itself.
+///
+/// # Errors
+/// What keeps it from starting, or what stopped it.
+pub(crate) async fn serve(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
+    let member = Starting::open(args)?.start().await?;
+    let ended = tokio::select! {
+        () = shutdown.requested() => None,
+        stopped = member.raft.stopped() => Some(stopped),
+    };
+    member.stop().await;
+    match ended {
+        Some(Stopped::Failed(fatal)) => Err(anyhow::Error::new(fatal).context("this member stopped")),
+        Some(Stopped::Shutdown) | None => Ok(()),
+    }
+}
+
+/// What is known before anything runs: files read, ports taken.
+struct Starting {
+    args: Args,
+    federation: FederationFile,
+    trust_domain: TrustDomain,
+    genesis: CaInit,
+    holder: Arc<AuthorityHolder>,
+    identity: CredentialDir,
+    credential: LiveCredential,
+    client_listener: StdListener,
+    peer_listener: StdListener,
+    metrics_listener: StdListener,
+    lock: DirLock,
+}
+
+impl Starting {
+    fn open(args: Args) -> anyhow::Result<Self> {
+        let data_dir = &args.data_dir;
+        ensure!(
+            data_dir.is_dir(),
+            "{} is no directory\nhint: found a federation with `archipelago-control-plane bootstrap`",
+            data_dir.display()
+        );
+        let lock = DirLock::acquire(data_dir)?;
+        let mut federation = read_federation(data_dir)?;
+        if !args.members.is_empty() {
+            check_members(&federation.members, &args.members)?;
+            federation.members.clone_from(&args.members);
+        }
+        ensure!(
+            federation.members.iter().any(|member| member.id == args.node_id),
+            "member {} does not belong to this federation (members {:?})",
+            args.node_id,
+            federation.members.iter().map(|member| member.id).collect::<Vec<_>>()
+        );
+        let trust_domain: TrustDomain = federation.trust_domain.parse()?;
+        let genesis = read_sealed(data_dir)?;
+        ensure!(genesis.trust_domain == federation.trust_domain, "ca.sealed belongs to another trust domain");
+
+        let seal_key = SealKey::load(&data_dir.join(SEAL_KEY_FILE));
+        if let Err(error) = &seal_key {
+            tracing::warn!(error = %describe(error), "this member serves, but cannot issue certificates");
+        }
+        let seal_key = seal_key.map_err(|error| describe(&error));
+        let holder = Arc::new(AuthorityHolder::new(args.node_id, seal_key, Some(genesis.clone())));
+        let identity = CredentialDir::new(data_dir.join(IDENTITY_DIR));
+        let credential = authority::ensure_own(&holder, &identity, args.svid_ttl)?;
+        let own = credential.current().spiffe_id.clone();
+        let expected = archipelago_identity::SpiffeId::control_plane(&trust_domain, args.node_id);
+        ensure!(own == expected, "{} holds the identity {own}, not {expected}", identity.path().display());
+
+        Ok(Self {
+            client_listener: bind(args.listen_client, "--listen-client")?,
+            peer_listener: bind(args.listen_peer, "--listen-peer")?,
+            metrics_listener: bind(args.listen_metrics, "--listen-metrics")?,
+            args,
+            federation,
+            trust_domain,
+            genesis,
+            holder,
+            identity,
+            credential,
+            lock,
+        })
+    }
+
+    async fn start(self) -> anyhow::Result<Running> {
+        let Self { args, federation, trust_domain, genesis, holder, identity, credential, lock, .. } = self;
+        let node_id = args.node_id;
+        let others: Vec<Member> = federation.members.iter().filter(|member| member.id != node_id).cloned().collect();
+        let draining = CancellationToken::new();
+        let stopped = CancellationToken::new();
+        let tasks = TaskTracker::new();
+
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let scraped = Scraped::register(&mut registry);
+
+        let late: LateHandle = Arc::new(OnceLock::new());
+        let transport = PeerTransport::start(
+            &Handle::current(),
+            node_id,
+            &federation.federation,
+            others.iter().map(|member| (member.id, member.peer.clone())),
+            &credential,
+            &late,
+            &metrics,
+            &stopped,
+        );
+        let (raft, published) = start_raft(&args, &federation, transport).await?;
+        let _ = late.set(raft.clone());
+
+        let peers = Peers::new(credential.clone(), others.iter().map(|member| (member.id, member.client.clone())));
+        let consensus =
+            Arc::new(Consensus::new(node_id, raft.clone(), Arc::clone(&published), peers, Arc::clone(&metrics)));
+        let (audit, records) = Audit::new(node_id, Arc::clone(&metrics));
+        let context = Arc::new(Context {
+            compiler: Compiler::new(Arc::clone(&consensus)),
+            sessions: Arc::new(Sessions::new(node_id, published)),
+            authority: Arc::clone(&holder),
+            audit,
+            metrics,
+            trust_domain,
+            own_address: address_of(&federation.members, node_id),
+            addresses: federation.members.iter().map(|member| member.client.clone()).collect(),
+            svid_ttl: args.svid_ttl,
+            joins: Semaphore::new(api::JOINS_MAX),
+            stopping: draining.clone(),
+            consensus: Arc::clone(&consensus),
+        });
+        scraped.bind(&context);
+
+        tasks.spawn(Arc::clone(&holder).follow(Arc::clone(&consensus), draining.clone()));
+        tasks.spawn(authority::keep_own_renewed(
+            Arc::clone(&holder),
+            credential.clone(),
+            identity,
+            args.svid_ttl,
+            draining.clone(),
+        ));
+        tasks.spawn(audit::write_batches(records, Arc::clone(&consensus), draining.clone()));
+        tasks.spawn(install_authority(Arc::clone(&consensus), genesis, draining.clone()));
+        for peer in &others {
+            tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
+        }
+
+        let client_config = tls::server_config(&credential, ClientAuth::Optional, &[b"h2"]);
+        let peer_config = tls::server_config(&credential, ClientAuth::Required, &[b"h2"]);
+        let raft_service = RaftService::server(
+            node_id,
+            federation.federation.clone(),
+            others.iter().map(|member| member.id).collect(),
+            raft.clone(),
+        );
+        // The peer port ends last: handing leadership over needs it.
+        tasks.spawn(grpc_server("client", self.client_listener, client_config, api::routes(&context), &draining)?);
+        let peer_routes = Routes::new(raft_service);
+        tasks.spawn(grpc_server("peer", self.peer_listener, peer_config, peer_routes, &stopped)?);
+        let ready = {
+            let consensus = Arc::clone(&consensus);
+            Arc::new(move || readiness(&consensus))
+        };
+        let port = metrics_port::serve(self.metrics_listener, Arc::new(Mutex::new(registry)), ready);
+        tasks.spawn(async move {
+            // Ends with the process; the member is stopped by then.
+            if let Err(error) = port.await {
+                tracing::error!(%error, "the metrics port failed");
+            }
+        });
+        tracing::info!(
+            node_id,
+            client = %args.listen_client,
+            peer = %args.listen_peer,
+            metrics = %args.listen_metrics,
+            trust_domain = federation.trust_domain,
+            "member started"
+        );
+        Ok(Running { raft, draining, stopped, tasks, _lock: lock })
+    }
+}
+
+/// A member at work.
+struct Running {
+    raft: RaftHandle<Machine>,
+    draining: CancellationToken,
+    stopped: CancellationToken,
+    tasks: TaskTracker,
+    _lock: DirLock,
+}
+
+impl Running {
+    /// Sends clients elsewhere, hands leadership over, writes a checkpoint, and ends.
+    async fn stop(self) {
+        self.draining.cancel();
+        if timeout(RAFT_STOP_MAX, self.raft.shutdown()).await.is_err() {
+            tracing::warn!("the Raft node did not stop in time; its log is durable all the same");
+        }
+        self.stopped.cancel();
+        self.tasks.close();
+        // The metrics port runs until the process ends, and a client may hold a connection open.
+        let _ = timeout(TASKS_STOP_MAX, self.tasks.wait()).await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn start_raft(
+    args: &Args,
+    federation: &FederationFile,
+    transport: PeerTransport,
+) -> anyhow::Result<(RaftHandle<Machine>, Arc<Published>)> {
+    let ids = federation.members.iter().map(|member| member.id).collect();
+    let mut config = Config::new(args.node_id, ids, &federation.federation, args.data_dir.join("raft"));
+    config.timing = match args.profile {
+        Profile::Lan => Timing::LAN,
+        Profile::Wan => Timing::WAN,
+    };
+    config.limits = Limits {
+        log_tail_entries: args.snapshot_entries,
+        checkpoint_entries: args.snapshot_entries.min(Limits::default().checkpoint_entries),
+        ..Limits::default()
+    };
+    let (machine, published) = Machine::new();
+    // Reading the disk may take seconds.
+    let raft = tokio::task::spawn_blocking(move || Raft::start(config, machine, transport))
+        .await
+        .context("starting the Raft node failed")??;
+    Ok((raft, published))
+}
+
+fn grpc_server(
+    name: &'static str,
+    listener: StdListener,
+    config: Arc<rustls::ServerConfig>,
+    routes: Routes,
+    until: &CancellationToken,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    listener.set_nonblocking(true)?;
+    let incoming = grpc::serve_incoming(TcpListener::from_std(listener)?, config);
+    let ended = until.clone().cancelled_owned();
+    let serve = Server::builder()
+        // A gateway that vanished is noticed within 6 s, before its session would time out.
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .tcp_nodelay(true)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, ended);
+    Ok(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(server = name, %error, "the server failed");
+        }
+    })
+}
+
+/// Puts the authority into the replicated state, once, by whichever member gets there first.
+async fn install_authority(consensus: Arc<Consensus>, genesis: CaInit, stopping: CancellationToken) {
+    let actor = format!("member:{}", consensus.node_id);
+    loop {
+        if consensus.read(|state| state.ca().is_some()) {
+            return;
+        }
+        let leads = consensus.raft.status().leader == Some(consensus.node_id);
+        if leads {
+            match consensus.commit("", &actor, Action::CaInit(genesis.clone())).await {
+                Ok(outcome) => tracing::info!(revision = outcome.revision, "certificate authority installed"),
+                Err(error) => tracing::debug!(%error, "the certificate authority is not installed yet"),
+            }
+            continue;
+        }
+        let mut status = consensus.raft.subscribe_status();
+        let mut revisions = consensus.published.subscribe();
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+            changed = revisions.changed() => if changed.is_err() { return },
+            // Either may have changed between the look and the subscription.
+            () = sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
+/// Follows the sessions that another member serves.
+async fn watch_sessions(context: Arc<Context>, member: u64, stopping: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            result = follow_sessions(&context, member) => {
+                let reason = result.err().map_or_else(String::new, |status| status.message().to_owned());
+                tracing::debug!(peer = member, reason, "the peer's sessions are out of sight");
+            }
+        }
+        context.sessions.forget_member(member);
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = sleep(rand::random_range(WATCH_RETRY_MIN..=WATCH_RETRY_MAX)) => {}
+        }
+    }
+}
+
+async fn follow_sessions(context: &Context, member: u64) -> Result<(), tonic::Status> {
+    let mut client = context.consensus.peers.client(member).await?;
+    let mut updates = client.watch_sessions(WatchSessionsRequest {}).await?.into_inner();
+    while let Some(update) = updates.message().await? {
+        context.sessions.merge(member, update);
+    }
+    Ok(())
+}
+
+/// Whether this member serves current state.
+fn readiness(consensus: &Consensus) -> Result<(), String> {
+    let status = consensus.raft.status();
+    if status.leader.is_none() {
+        return Err("no leader is known".to_owned());
+    }
+    if status.applied_index < status.commit {
+        return Err(format!("applied {} of {} log entries", status.applied_index, status.commit));
+    }
+    if consensus.read(|state| state.ca().is_none()) {
+        return Err("the certificate authority is not installed yet".to_owned());
+    }
+    Ok(())
+}
+
+/// Addresses may change, members may not: that is a membership change, through the log.
+fn check_members(founded: &[Member], given: &[Member]) -> anyhow::Result<()> {
+    let ids = |members: &[Member]| members.iter().map(|member| member.id).collect::<BTreeSet<_>>();
+    let (founded, named) = (ids(founded), ids(given));
+    if named.len() != given.len() {
+        bail!("--member names a member twice");
+    }
+    ensure!(founded == named, "--member names the members {named:?}, this federation has {founded:?}");
+    Ok(())
+}
+
+fn address_of(members: &[Member], id: u64) -> String {
+    members.iter().find(|member| member.id == id).map(|member| member.client.clone()).unwrap_or_default()
+}
+
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<StdListener> {
+    StdListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A gateway needs one stream and a few calls; this bounds what one connection can make the server hold.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// A transfer takes one election timeout at most, the checkpoint a second on a slow disk.
+const RAFT_STOP_MAX: Duration = Duration::from_secs(8);
+const TASKS_STOP_MAX: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Sessions are soft state: soon enough that `status` is right again, not so often that a dead member is hammered.
+const WATCH_RETRY_MIN: Duration = Duration::from_millis(100);
+const WATCH_RETRY_MAX: Duration = Duration::from_millis(300);
