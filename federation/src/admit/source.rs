@@ -202,7 +202,7 @@ impl Item {
             .chain([("Topology", AnyKind::Topology)])
             .collect();
         let content = Frame::read(root, &known, &mut out)
-            .and_then(|(frame, kind)| Content::read(&frame, kind, kinds, root, &mut out))
+            .and_then(|(frame, kind)| Content::read(&frame, kind, kinds, &mut out))
             .unwrap_or(Content::Nothing);
         Self { file, content, places: places(root), mistakes: out.into_vec() }
     }
@@ -224,7 +224,7 @@ impl Item {
 }
 
 impl Content {
-    fn read(frame: &Frame<'_>, kind: AnyKind, kinds: Kinds, root: &Node, out: &mut Mistakes) -> Option<Self> {
+    fn read(frame: &Frame<'_>, kind: AnyKind, kinds: Kinds, out: &mut Mistakes) -> Option<Self> {
         let kind = match kind {
             AnyKind::Resource(kind) => kind,
             AnyKind::Topology if kinds == Kinds::ResourcesAndTopology => {
@@ -232,7 +232,7 @@ impl Content {
                 return Some(Self::Topology(Object { metadata, spec: frame.spec(out)? }));
             }
             AnyKind::Topology => {
-                out.push(root.place, "kind", "a Topology is what `meshctl up` starts: it cannot be applied");
+                out.push(frame.kind, "kind", "a Topology is what `meshctl up` starts: it cannot be applied");
                 return None;
             }
         };

@@ -3,13 +3,15 @@
 use super::{
     decode::{Cursor, Fields, Mistakes},
     suggest,
-    tree::{Node, shorten},
+    tree::{Node, Place, shorten},
 };
 use crate::resource::{API_VERSION, Metadata, Spec};
 
 /// A document whose kind is known.
 pub(crate) struct Frame<'n> {
     root: Cursor<'n>,
+    /// Where the kind stands.
+    pub(crate) kind: Place,
     metadata: Option<Cursor<'n>>,
     spec: Option<Cursor<'n>>,
 }
@@ -26,7 +28,9 @@ impl<'n> Frame<'n> {
                 version.wrong(out, format!("unknown API version `{found}`, expected `{API_VERSION}`"));
             }
         }
+        let mut place = root.node.place;
         let kind = fields.required("kind", out).and_then(|kind| {
+            place = kind.node.place;
             let name = kind.text(out);
             let found = kinds.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
             if found.is_none() && !name.is_empty() {
@@ -42,7 +46,7 @@ impl<'n> Frame<'n> {
         let metadata = fields.required("metadata", out);
         let spec = fields.optional("spec");
         fields.finish(out);
-        Some((Self { root, metadata, spec }, kind?))
+        Some((Self { root, kind: place, metadata, spec }, kind?))
     }
 
     /// The metadata; placeholders where it is wrong.
