@@ -1,0 +1,575 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration;
+use crate::edit::split::{RouteMatch, Sticky};
+use crate::names::{self, ServiceName, Share, Source, Target};
+use crate::output::Format;
+
+/// One mesh out of many clusters: splits, switches and failover of traffic between them
+#[derive(Parser)]
+#[command(
+    name = "meshctl",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Exit codes:
+  0  done
+  1  refused input or usage; nothing changed
+  2  committed, but not every gateway acknowledged in time (stragglers are named)
+  3  a gateway rejected the revision (who, and why)
+  4  no control plane answered
+
+Examples:
+  meshctl up --detach                                    start three clusters on this machine
+  meshctl status                                         what runs, and is it in step
+  meshctl split set shop/checkout paris=90 tokyo=10      move a tenth of the traffic
+  meshctl switch shop/checkout --to tokyo                move all of it, everywhere
+  meshctl switch shop/checkout --undo                    and back
+  meshctl down                                           end it; nothing is left behind"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone)]
+pub(crate) struct Global {
+    /// State directory of the federation: its operator credential, and under `up` everything else
+    #[arg(long, global = true, value_name = "DIR", default_value = STATE_DEFAULT, env = "ARCHIPELAGO_STATE", help_heading = "Global options")]
+    pub(crate) state: PathBuf,
+    /// Print tables for people, or JSON or YAML for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
+    pub(crate) output: Format,
+    /// How long to try to reach a control plane, and then to wait for acknowledgements
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = duration::parse, help_heading = "Global options")]
+    pub(crate) timeout: Duration,
+}
+
+/// Default of `--state`.
+pub(crate) const STATE_DEFAULT: &str = "./.archipelago";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a whole federation on this machine, as real processes
+    #[command(after_help = "\
+Without a TOPOLOGY this is topologies/three-clusters.yaml: paris, frankfurt and tokyo.
+A state directory that an earlier `up` left is resumed, with the same ports and identities.
+
+Examples:
+  meshctl up                                   in the foreground; Ctrl-C ends it and keeps the state
+  meshctl up --detach                          return when everything is ready
+  meshctl --state /tmp/b up --base-port 9400   a second one beside it
+  meshctl up my-clusters.yaml")]
+    Up(UpArgs),
+    /// End what `up` started; leaves no process, no socket and no file behind
+    #[command(after_help = "\
+Examples:
+  meshctl down                 end every process and remove the state directory
+  meshctl down --keep-state    keep it: the next `up` resumes the same federation, with its logs and data")]
+    Down(DownArgs),
+    /// Control plane, clusters, gateways, and under `up` the processes
+    #[command(after_help = "Examples:\n  meshctl status\n  meshctl status -o json")]
+    Status,
+    /// Services, where they are ready, and their share of the traffic
+    #[command(after_help = "Examples:\n  meshctl services\n  meshctl services -o json")]
+    Services,
+    /// Tunnels between gateways, with their state and round-trip time
+    #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -o json")]
+    Tunnels,
+    /// Gateways, their addresses and the revision they run
+    #[command(after_help = "Examples:\n  meshctl gateways\n  meshctl gateways -o yaml")]
+    Gateways,
+    /// Check files without a control plane, with the code that the control plane runs
+    #[command(after_help = "\
+Examples:
+  meshctl validate -f checkout.yaml
+  meshctl validate -f policies/ -f topologies/three-clusters.yaml
+  helm template … | meshctl validate -f -")]
+    Validate(FileArgs),
+    /// Commit resources and wait until the gateways run them
+    #[command(after_help = "\
+Examples:
+  meshctl apply -f checkout.yaml
+  meshctl apply -f policies/ --timeout 30s
+  meshctl get -o yaml | meshctl --state ../other apply -f - --wait quorum")]
+    Apply(ApplyArgs),
+    /// Show resources; as YAML they can be applied again
+    #[command(after_help = "\
+Examples:
+  meshctl get
+  meshctl get trafficsplit -n shop
+  meshctl get TrafficSplit checkout -n shop -o yaml")]
+    Get(GetArgs),
+    /// Delete resources and wait until the gateways run without them
+    #[command(after_help = "\
+Examples:
+  meshctl delete TrafficSplit checkout -n shop
+  meshctl delete -f checkout.yaml")]
+    Delete(DeleteArgs),
+    /// Shares of a service's traffic
+    #[command(subcommand)]
+    Split(SplitCommand),
+    /// Move all of a service's traffic to one cluster, everywhere; and back
+    #[command(after_help = "\
+Routes by header, cookie or path stay as they are, and so does stickiness. --undo restores exactly the
+split before the switch, also when there was none; it can be repeated, switch by switch.
+
+Examples:
+  meshctl switch shop/checkout --to tokyo
+  meshctl switch shop/checkout --to tokyo:v2
+  meshctl switch shop/checkout --undo")]
+    Switch(SwitchArgs),
+    /// Clusters of the federation
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Move one service away from a cluster by hand
+    #[command(subcommand)]
+    Failover(FailoverCommand),
+    /// Break things on purpose (under `up`)
+    #[command(subcommand)]
+    Drill(DrillCommand),
+    /// Single-use tokens with which agents and gateways join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Join this machine to a federation as an agent or a gateway
+    #[command(after_help = "\
+The identity is stored below the state directory, and the command that starts the process is printed.
+
+Examples:
+  meshctl join amt1.eyJjc…
+  meshctl --state /var/lib/archipelago join \"$(cat token)\"")]
+    Join(JoinArgs),
+    /// Ask a live gateway what it would do with a request, and why
+    #[command(after_help = "\
+Examples:
+  meshctl explain --from paris --to shop/checkout
+  meshctl explain --from paris/gw-1 --to shop/checkout --path /cart --header x-preview=pr-42")]
+    Explain(ExplainArgs),
+    /// Print a completion script
+    #[command(
+        after_help = "Examples:\n  source <(meshctl completion bash)\n  meshctl completion fish > ~/.config/fish/completions/meshctl.fish"
+    )]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Run one process of a federation (what `up` starts)
+    #[command(subcommand, hide = true)]
+    Role(Role),
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct UpArgs {
+    /// File with a Topology, and resources to apply at the first start
+    pub(crate) topology: Option<PathBuf>,
+    /// Return when everything is ready; `down` ends it
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// First port; every process gets its ports above it [default: 7400]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) base_port: Option<u16>,
+    /// Workers per gateway; one suffices where many gateways share few cores [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<u16>,
+    /// How long everything may take to get ready
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration::parse)]
+    pub(crate) ready_timeout: Duration,
+}
+
+#[derive(Args)]
+pub(crate) struct DownArgs {
+    /// Keep the state directory: the next `up` resumes this federation
+    #[arg(long)]
+    pub(crate) keep_state: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct FileArgs {
+    /// File, directory (its .yaml, .yml and .json files), or - for stdin; may be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+    /// Ask the control plane whether it would take this, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+/// Whom a write waits for.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct WaitArgs {
+    /// Return when these gateways run the revision
+    #[arg(long, value_enum, default_value_t = Wait::All)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wait {
+    /// Every gateway
+    All,
+    /// More than half of them
+    Quorum,
+    /// None: return after the commit
+    None,
+}
+
+#[derive(Args)]
+pub(crate) struct GetArgs {
+    /// Cluster, ServiceExport, TrafficSplit or FailoverPolicy, in any case; all kinds without it
+    pub(crate) kind: Option<String>,
+    /// Name
+    pub(crate) name: Option<String>,
+    /// Only this namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct DeleteArgs {
+    /// Cluster, ServiceExport, TrafficSplit or FailoverPolicy, in any case
+    #[arg(required_unless_present = "files", requires = "name")]
+    pub(crate) kind: Option<String>,
+    /// Name; namespace/name works too
+    pub(crate) name: Option<String>,
+    /// Namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Delete what these files name
+    #[arg(short, long = "file", value_name = "FILE", conflicts_with = "kind")]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SplitCommand {
+    /// Set shares by cluster, or by cluster and version
+    #[command(after_help = "\
+Weights are relative. Without --header, --cookie, --path or --method they are for every request that no
+route matches; with them they are for the requests that match all of them. What is not named stays.
+
+Examples:
+  meshctl split set shop/checkout paris=90 tokyo=10
+  meshctl split set shop/checkout paris:v1=95 paris:v2=5
+  meshctl split set shop/checkout tokyo:v2=1 --header x-preview=pr-42
+  meshctl split set shop/checkout --sticky-header x-user")]
+    Set(SplitSetArgs),
+    /// Show the split of a service
+    #[command(after_help = "Examples:\n  meshctl split get shop/checkout\n  meshctl split get shop/checkout -o yaml")]
+    Get {
+        /// namespace/name
+        service: ServiceName,
+    },
+    /// Remove the split of a service, or one of its routes
+    #[command(
+        after_help = "Examples:\n  meshctl split clear shop/checkout\n  meshctl split clear shop/checkout --header x-preview=pr-42"
+    )]
+    Clear {
+        /// namespace/name
+        service: ServiceName,
+        #[command(flatten)]
+        route: RouteArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct SplitSetArgs {
+    /// namespace/name
+    pub(crate) service: ServiceName,
+    /// CLUSTER[:VERSION]=WEIGHT, such as paris=90 or tokyo:v2=10
+    #[arg(value_name = "SHARE")]
+    pub(crate) shares: Vec<Share>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+    /// Keep a user where he is, by this request header
+    #[arg(long, value_name = "HEADER", group = "stickiness")]
+    sticky_header: Option<String>,
+    /// Keep a user where he is, by this cookie
+    #[arg(long, value_name = "COOKIE", group = "stickiness")]
+    sticky_cookie: Option<String>,
+    /// Let every request draw anew
+    #[arg(long, group = "stickiness")]
+    not_sticky: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+impl SplitSetArgs {
+    /// What becomes of stickiness.
+    pub(crate) fn sticky(&self) -> Sticky {
+        match (&self.sticky_header, &self.sticky_cookie, self.not_sticky) {
+            (Some(name), ..) => Sticky::Header(name.clone()),
+            (_, Some(name), _) => Sticky::Cookie(name.clone()),
+            (.., true) => Sticky::Off,
+            _ => Sticky::Keep,
+        }
+    }
+}
+
+/// Which requests a route is for.
+#[derive(Args)]
+pub(crate) struct RouteArgs {
+    /// Requests with this header; may be repeated
+    #[arg(long = "header", value_name = "K=V", value_parser = names::pair)]
+    headers: Vec<(String, String)>,
+    /// Requests with this cookie; may be repeated
+    #[arg(long = "cookie", value_name = "K=V", value_parser = names::pair)]
+    cookies: Vec<(String, String)>,
+    /// Requests whose path begins with this
+    #[arg(long = "path", value_name = "PREFIX")]
+    path_prefix: Option<String>,
+    /// Requests with this method
+    #[arg(long)]
+    method: Option<String>,
+}
+
+impl From<RouteArgs> for RouteMatch {
+    fn from(args: RouteArgs) -> Self {
+        Self { headers: args.headers, cookies: args.cookies, path_prefix: args.path_prefix, method: args.method }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct SwitchArgs {
+    /// namespace/name
+    pub(crate) service: ServiceName,
+    /// CLUSTER[:VERSION]
+    #[arg(long, value_name = "CLUSTER", required_unless_present = "undo")]
+    pub(crate) to: Option<Target>,
+    /// Bring back the split before the latest switch
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) undo: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// List clusters
+    #[command(after_help = "Examples:\n  meshctl cluster list")]
+    List,
+    /// Send new requests elsewhere, as long as another cluster can take them
+    #[command(after_help = "Examples:\n  meshctl cluster drain paris\n  meshctl cluster uncordon paris")]
+    Drain {
+        /// Cluster
+        cluster: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a drained cluster take requests again
+    #[command(after_help = "Examples:\n  meshctl cluster uncordon paris")]
+    Uncordon {
+        /// Cluster
+        cluster: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum FailoverCommand {
+    /// Where services are away from by hand, and where their clusters stand
+    #[command(after_help = "Examples:\n  meshctl failover status\n  meshctl failover status shop/checkout")]
+    Status {
+        /// namespace/name
+        service: Option<ServiceName>,
+    },
+    /// Move a service away from a cluster
+    #[command(after_help = "Examples:\n  meshctl failover trigger shop/checkout --from paris")]
+    Trigger {
+        /// namespace/name
+        service: ServiceName,
+        /// Cluster to leave
+        #[arg(long, value_name = "CLUSTER")]
+        from: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a service return
+    #[command(
+        after_help = "Examples:\n  meshctl failover release shop/checkout\n  meshctl failover release shop/checkout --from paris"
+    )]
+    Release {
+        /// namespace/name
+        service: ServiceName,
+        /// Only this cluster; all of them without it
+        #[arg(long, value_name = "CLUSTER")]
+        from: Option<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DrillCommand {
+    /// Kill -9 processes and keep them down
+    #[command(after_help = "\
+TARGET is a cluster (its agent, gateways and demo backends), control-plane, or one process of `status`.
+
+Examples:
+  meshctl drill kill paris --for 20s
+  meshctl drill kill control-plane --for 1m
+  meshctl drill kill paris/gw-1 --for 5s")]
+    Kill {
+        /// Cluster, control-plane, or process
+        target: String,
+        /// How long
+        #[arg(long = "for", value_name = "TIME", default_value = "20s", value_parser = duration::parse)]
+        time: Duration,
+    },
+    /// Drop the packets of tunnels in silence
+    #[command(after_help = "\
+A new cut replaces the one before.
+
+Examples:
+  meshctl drill cut paris --for 20s           paris from all others
+  meshctl drill cut paris,tokyo --for 20s     only between these two")]
+    Cut {
+        /// CLUSTER, or A,B
+        #[arg(value_delimiter = ',', required = true, value_name = "CLUSTER[,CLUSTER]")]
+        clusters: Vec<String>,
+        /// How long
+        #[arg(long = "for", value_name = "TIME", default_value = "20s", value_parser = duration::parse)]
+        time: Duration,
+    },
+    /// End every drill now
+    #[command(after_help = "Examples:\n  meshctl drill end")]
+    End,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is shown once and works once
+    #[command(after_help = "\
+Examples:
+  meshctl token create --cluster lyon                            for the agent of a new cluster
+  meshctl token create --cluster lyon --role gateway --name gw-1")]
+    Create {
+        /// Cluster it is for
+        #[arg(long)]
+        cluster: String,
+        /// What may join with it
+        #[arg(long, value_enum, default_value_t = JoinAs::Agent)]
+        role: JoinAs,
+        /// Name it is bound to [default: agent; required for a gateway]
+        #[arg(long)]
+        name: Option<String>,
+        /// How long it works
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
+        ttl: Duration,
+    },
+    /// List tokens; their secrets are not kept anywhere
+    #[command(after_help = "Examples:\n  meshctl token list")]
+    List,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JoinAs {
+    /// The agent of a cluster
+    Agent,
+    /// A gateway
+    Gateway,
+}
+
+#[derive(Args)]
+pub(crate) struct JoinArgs {
+    /// What `meshctl token create` printed
+    pub(crate) token: String,
+}
+
+#[derive(Args)]
+pub(crate) struct ExplainArgs {
+    /// Where the request enters: CLUSTER or CLUSTER/GATEWAY
+    #[arg(long, value_name = "CLUSTER[/GATEWAY]")]
+    pub(crate) from: Source,
+    /// Service it is for
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) to: ServiceName,
+    /// Method
+    #[arg(long, default_value = "GET")]
+    pub(crate) method: String,
+    /// Path
+    #[arg(long, default_value = "/")]
+    pub(crate) path: String,
+    /// Header; may be repeated
+    #[arg(long = "header", value_name = "K=V", value_parser = names::pair)]
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// Control-plane member
+    ControlPlane(archipelago_control_plane::Args),
+    /// Agent of a cluster
+    Agent(archipelago_federation::agent::Args),
+    /// Demo backend
+    Demo(archipelago_demo::Args),
+    /// Supervisor behind `up --detach`
+    Supervisor(SupervisorArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct SupervisorArgs {
+    /// State directory
+    #[arg(long = "for", value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    #[command(flatten)]
+    pub(crate) up: UpArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn visit(command: &clap::Command, path: &str) {
+            for child in command.get_subcommands().filter(|child| !child.is_hide_set()) {
+                let path = format!("{path} {}", child.get_name());
+                if child.has_subcommands() {
+                    visit(child, &path);
+                } else {
+                    let help = child.get_after_help().map(ToString::to_string).unwrap_or_default();
+                    assert!(
+                        help.contains(&format!("{path} "))
+                            || help.contains(&format!("{path}\n"))
+                            || help.ends_with(&path),
+                        "{path}"
+                    );
+                }
+            }
+        }
+        visit(&Cli::command(), "meshctl");
+    }
+
+    #[test]
+    fn global_flags_work_on_both_sides_of_a_command() {
+        for args in [["meshctl", "--state", "/s", "status"], ["meshctl", "status", "--state", "/s"]] {
+            assert_eq!(Cli::try_parse_from(args).unwrap().global.state, PathBuf::from("/s"));
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `cluster list|drain|uncordon`.
+
+use super::resources::documents;
+use super::{Context, write};
+use crate::cli::{ClusterCommand, Wait};
+use crate::edit::{Edit, cluster};
+use crate::exit::{Failure, Outcome};
+use crate::output::{Cell, Table};
+use crate::views::StatusView;
+
+/// `cluster …`.
+pub(super) async fn run(context: &Context, command: ClusterCommand) -> Outcome {
+    match command {
+        ClusterCommand::List => list(context).await,
+        ClusterCommand::Drain { cluster, wait } => drain(context, &cluster, true, wait.wait).await,
+        ClusterCommand::Uncordon { cluster, wait } => drain(context, &cluster, false, wait.wait).await,
+    }
+}
+
+async fn list(context: &Context) -> Outcome {
+    let clusters = StatusView::new(context.client()?.status().await?, None).clusters;
+    context.output.print(&clusters, || {
+        let mut table = Table::new(&["CLUSTER", "REGION", "STATE", "AGENT", "GATEWAYS"]);
+        for cluster in &clusters {
+            table.row([
+                cluster.name.clone().into(),
+                cluster.region.clone().into(),
+                Cell::state(&cluster.state),
+                Cell::state(&cluster.agent),
+                u64::try_from(cluster.gateways.len()).unwrap_or(u64::MAX).into(),
+            ]);
+        }
+        table.into()
+    })
+}
+
+async fn drain(context: &Context, name: &str, drained: bool, wait: Wait) -> Outcome {
+    let client = context.client()?;
+    let answer = client.get("Cluster", "", "").await?;
+    let clusters = documents(&answer.resources)?;
+    let Some(current) = clusters.iter().find(|cluster| crate::edit::name(cluster) == name) else {
+        let names: Vec<&str> = clusters.iter().map(crate::edit::name).collect();
+        return Err(Failure::refused(format!("no cluster `{name}`")).hint(format!("there are {}", names.join(", "))));
+    };
+    let verb = if drained { "drain" } else { "uncordon" };
+    let change = Edit::Apply(cluster::drained(current, drained));
+    write::edit(context, &client, &format!("cluster {verb} {name}"), "Cluster", change, Some(current), wait).await
+}

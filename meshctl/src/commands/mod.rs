@@ -1,0 +1,97 @@
+//! One module per family of commands.
+
+mod cluster;
+mod complete;
+mod drill;
+mod explain;
+mod failover;
+mod files;
+mod join;
+mod resources;
+mod show;
+mod split;
+mod token;
+mod write;
+
+use std::path::Path;
+
+use crate::cli::{Cli, Command, Global, Role};
+use crate::client::{self, Client};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::output::Output;
+use crate::up;
+
+/// Runs one command.
+pub(crate) fn run(cli: Cli) -> Outcome {
+    let Cli { global, command } = cli;
+    let context = Context { output: Output::new(global.output), global };
+    match command {
+        Command::Up(args) => up::up(&context.global, args),
+        Command::Down(args) => up::down(&context.global, &args),
+        Command::Status => block_on(show::status(&context)),
+        Command::Services => block_on(show::services(&context)),
+        Command::Tunnels => block_on(show::tunnels(&context)),
+        Command::Gateways => block_on(show::gateways(&context)),
+        Command::Validate(args) => resources::validate(&context, &args),
+        Command::Apply(args) => block_on(resources::apply(&context, args)),
+        Command::Get(args) => block_on(resources::get(&context, args)),
+        Command::Delete(args) => block_on(resources::delete(&context, args)),
+        Command::Split(command) => block_on(split::split(&context, command)),
+        Command::Switch(args) => block_on(split::switch(&context, args)),
+        Command::Cluster(command) => block_on(cluster::run(&context, command)),
+        Command::Failover(command) => block_on(failover::run(&context, command)),
+        Command::Drill(command) => block_on(drill::run(&context, command)),
+        Command::Token(command) => block_on(token::run(&context, command)),
+        Command::Join(args) => block_on(join::run(&context, &args)),
+        Command::Explain(args) => block_on(explain::run(&context, args)),
+        Command::Completion { shell } => complete::run(shell),
+        Command::Role(role) => run_role(role),
+    }
+}
+
+/// What every command has at hand.
+pub(crate) struct Context {
+    global: Global,
+    output: Output,
+}
+
+impl Context {
+    /// The control plane of the federation under `--state`.
+    fn client(&self) -> Outcome<Client> {
+        Client::open(&self.global.state, self.global.timeout)
+    }
+
+    fn state(&self) -> &Path {
+        &self.global.state
+    }
+}
+
+/// Runs a future on a runtime of one thread: commands wait more than they compute.
+pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::refused(format!("cannot start: {error}")))?
+        .block_on(future)
+}
+
+/// Becomes one process of a federation.
+fn run_role(role: Role) -> Outcome {
+    match role {
+        Role::ControlPlane(args) => archipelago_control_plane::run(args)?,
+        Role::Agent(args) => archipelago_federation::agent::run(args)?,
+        Role::Demo(args) => {
+            archipelago_process::logging::init("demo");
+            archipelago_demo::run(args)?;
+        }
+        Role::Supervisor(args) => up::supervisor_role(args)?,
+    }
+    Ok(())
+}
+
+/// The failure of a command that found no control plane, or no supervisor, under this state directory.
+fn nothing_runs(state: &Path, why: &str) -> Failure {
+    let failure = client::nobody(state, why);
+    debug_assert_eq!(failure.exit(), Exit::NoControlPlane);
+    failure
+}

@@ -1,0 +1,296 @@
+//! What goes to stdout: tables a person can read, JSON and YAML a program can.
+//!
+//! Data goes to stdout, talk to stderr. Colour only marks what the words already say, so a table reads
+//! the same without it.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use crate::exit::{Failure, Outcome};
+
+/// `-o`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns for people.
+    Table,
+    /// One JSON value.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Where and how a command prints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    format: Format,
+    colour: bool,
+}
+
+impl Output {
+    /// Colour is on only for a terminal that can and a person who did not say `NO_COLOR`.
+    pub(crate) fn new(format: Format) -> Self {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { format, colour: io::stdout().is_terminal() && !no_colour && !dumb }
+    }
+
+    /// The format asked for.
+    pub(crate) fn format(self) -> Format {
+        self.format
+    }
+
+    /// Prints one value: `table` for people, the serialised value for programs.
+    pub(crate) fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> Text) -> Outcome {
+        match self.format {
+            Format::Table => self.text(&table()),
+            Format::Json => {
+                let mut json = serde_json::to_string_pretty(value).map_err(unprintable)?;
+                json.push('\n');
+                write_stdout(&json)
+            }
+            Format::Yaml => write_stdout(&yaml(value)?),
+        }
+    }
+
+    /// Prints text made for people.
+    pub(crate) fn text(self, text: &Text) -> Outcome {
+        write_stdout(&text.render(self.colour))
+    }
+}
+
+/// Writes one line of talk to stderr; a closed stderr is no reason to fail.
+pub(crate) fn talk(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Writes data to stdout. A reader that went away (`| head`) ends the output, not the command.
+pub(crate) fn write_stdout(text: &str) -> Outcome {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::refused(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A value as a YAML document.
+pub(crate) fn yaml<T: Serialize>(value: &T) -> Outcome<String> {
+    let mut text = serde_saphyr::to_string(value).map_err(unprintable)?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn unprintable(error: impl std::fmt::Display) -> Failure {
+    Failure::refused(format!("cannot print the answer: {error}"))
+}
+
+/// Paragraphs and tables, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Text {
+    blocks: Vec<Block>,
+}
+
+#[derive(Debug)]
+enum Block {
+    Line(String),
+    Table(Table),
+}
+
+impl Text {
+    /// Appends a line.
+    #[must_use]
+    pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
+        self.blocks.push(Block::Line(line.into()));
+        self
+    }
+
+    /// Appends a table; an empty one prints nothing.
+    #[must_use]
+    pub(crate) fn table(mut self, table: Table) -> Self {
+        self.blocks.push(Block::Table(table));
+        self
+    }
+
+    /// The text as printed.
+    pub(crate) fn render(&self, colour: bool) -> String {
+        let mut text = String::new();
+        for block in &self.blocks {
+            match block {
+                Block::Line(line) => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+                Block::Table(table) => table.render(colour, &mut text),
+            }
+        }
+        text
+    }
+}
+
+impl From<Table> for Text {
+    fn from(table: Table) -> Self {
+        Self::default().table(table)
+    }
+}
+
+/// Aligned columns under upper-case headings, no borders, three spaces apart, as `kubectl` prints them.
+#[derive(Debug)]
+pub(crate) struct Table {
+    headings: Vec<&'static str>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    pub(crate) fn new(headings: &[&'static str]) -> Self {
+        Self { headings: headings.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row; cells beyond the headings are printed without one.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// Whether there is no row.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn render(&self, colour: bool, text: &mut String) {
+        if self.rows.is_empty() {
+            return;
+        }
+        let columns = self.rows.iter().map(Vec::len).chain([self.headings.len()]).max().unwrap_or(0);
+        let mut widths = vec![0_usize; columns];
+        for (width, heading) in widths.iter_mut().zip(&self.headings) {
+            *width = heading.chars().count();
+        }
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.text.chars().count());
+            }
+        }
+        let headings: Vec<Cell> = self.headings.iter().map(|heading| Cell::from(*heading)).collect();
+        // Pairs of name and value have no headings.
+        let headings = Some(&headings).filter(|cells| cells.iter().any(|cell| !cell.text.is_empty()));
+        for row in headings.into_iter().chain(&self.rows) {
+            let last = row.iter().rposition(|cell| !cell.text.is_empty());
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                if last.is_none_or(|last| column > last) {
+                    break;
+                }
+                match cell.tone.code().filter(|_| colour) {
+                    Some(code) => text.push_str(&format!("\x1b[{code}m{}\x1b[0m", cell.text)),
+                    None => text.push_str(&cell.text),
+                }
+                if Some(column) != last {
+                    let padding = width - cell.text.chars().count() + GAP;
+                    text.extend(std::iter::repeat_n(' ', padding));
+                }
+            }
+            text.push('\n');
+        }
+    }
+}
+
+/// One cell.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    /// A cell whose colour follows the state it names.
+    pub(crate) fn state(state: &str) -> Self {
+        Self { text: state.to_owned(), tone: Tone::of(state) }
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), tone: Tone::Plain }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, tone: Tone::Plain }
+    }
+}
+
+impl From<u64> for Cell {
+    fn from(number: u64) -> Self {
+        number.to_string().into()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tone {
+    Plain,
+    Good,
+    Uneasy,
+    Bad,
+}
+
+impl Tone {
+    fn of(state: &str) -> Self {
+        match state {
+            "synced" | "up" | "ready" | "active" | "leader" | "follower" | "running" | "connected" => Self::Good,
+            "syncing" | "suspect" | "degraded" | "drained" | "draining" | "dialing" | "candidate" | "pending"
+            | "starting" | "restarting" | "avoided" | "unknown" | "kept down" => Self::Uneasy,
+            "dead" | "down" | "rejected" | "disconnected" | "unreachable" | "failed" => Self::Bad,
+            _ => Self::Plain,
+        }
+    }
+
+    /// ANSI SGR parameter.
+    fn code(self) -> Option<u8> {
+        match self {
+            Self::Plain => None,
+            Self::Good => Some(32),
+            Self::Uneasy => Some(33),
+            Self::Bad => Some(31),
+        }
+    }
+}
+
+const GAP: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Text {
+        let mut table = Table::new(&["NAME", "STATE", "NOTE"]);
+        table.row(["paris".into(), Cell::state("active"), "".into()]);
+        table.row(["frankfurt".into(), Cell::state("drained"), "by an operator".into()]);
+        Text::default().line("2 clusters").table(table)
+    }
+
+    #[test]
+    fn columns_align_without_trailing_blanks() {
+        assert_eq!(
+            sample().render(false),
+            "2 clusters\nNAME        STATE     NOTE\nparis       active\nfrankfurt   drained   by an operator\n"
+        );
+    }
+
+    #[test]
+    fn colour_does_not_move_columns() {
+        let plain = sample().render(false);
+        let coloured = sample().render(true);
+        assert!(coloured.contains("\x1b[32mactive\x1b[0m"));
+        let stripped = ["\x1b[32m", "\x1b[33m", "\x1b[0m"].iter().fold(coloured, |text, code| text.replace(code, ""));
+        assert_eq!(stripped, plain);
+    }
+
+    #[test]
+    fn an_empty_table_prints_nothing() {
+        assert_eq!(Text::from(Table::new(&["NAME"])).render(false), "");
+    }
+}

@@ -1,0 +1,218 @@
+//! Everything before the first process: the topology, the directory, the ports, the credentials.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use archipelago_control_plane::bootstrap;
+use archipelago_federation::admit::{self, Federation};
+use archipelago_federation::document::Document;
+use archipelago_federation::resource::{Resource, TopologySpec};
+use archipelago_process::durable::{DirLock, LockError};
+
+use super::layout::{BASE_PORT_DEFAULT, WORKERS_MAX};
+use super::plan::Plan;
+use super::report::Reporter;
+use super::state::{Record, Stage, StateDir};
+use super::{owner, process};
+use crate::cli::UpArgs;
+use crate::exit::{Failure, Outcome};
+
+/// What the command line asks for.
+pub(crate) struct Wish {
+    /// File and text; `None`: what is recorded, else the default.
+    topology: Option<(String, String)>,
+    base_port: Option<u16>,
+    workers: Option<u16>,
+}
+
+/// Ready to start.
+pub(crate) struct Prepared {
+    /// Held for as long as the federation runs.
+    pub(crate) lock: DirLock,
+    /// What is recorded.
+    pub(crate) record: Record,
+    /// What runs.
+    pub(crate) topology: TopologySpec,
+    /// What is applied at the first start.
+    pub(crate) resources: Vec<Resource>,
+    /// How it runs.
+    pub(crate) plan: Plan,
+}
+
+impl Wish {
+    /// Reads the topology file, if one is named.
+    pub(crate) fn read(args: &UpArgs) -> Outcome<Self> {
+        let topology = match &args.topology {
+            None => None,
+            Some(path) => {
+                let text = fs::read(path)
+                    .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))?;
+                let document = Document::from_bytes(path.display().to_string(), &text)
+                    .map_err(|problem| Failure::refused("").problems([problem.to_string()]))?;
+                Some((document.file, document.text))
+            }
+        };
+        if let Some(workers) = args.workers
+            && !(1..=WORKERS_MAX).contains(&workers)
+        {
+            return Err(Failure::refused(format!("--workers {workers}: from 1 to {WORKERS_MAX}")));
+        }
+        Ok(Self { topology, base_port: args.base_port, workers: args.workers })
+    }
+
+    /// The record of a first start.
+    fn record(self) -> Record {
+        let (topology_file, topology) =
+            self.topology.unwrap_or_else(|| (DEFAULT_TOPOLOGY_FILE.to_owned(), DEFAULT_TOPOLOGY.to_owned()));
+        Record {
+            topology_file,
+            topology,
+            base_port: self.base_port.unwrap_or(BASE_PORT_DEFAULT),
+            workers: self.workers.unwrap_or(1),
+            stage: Stage::Recorded,
+        }
+    }
+
+    /// The record of an earlier start, if this wish does not contradict it.
+    fn resume(self, record: Record, state: &StateDir) -> Outcome<Record> {
+        let differs = |what: &str, was: &str| {
+            Failure::refused(format!("{} was started with {was}", state.root().display())).hint(format!(
+                "leave {what} out to resume it, `meshctl --state {dir} down` to start afresh, or use another --state DIR",
+                dir = state.root().display()
+            ))
+        };
+        if self.topology.is_some_and(|(_, text)| text != record.topology) {
+            return Err(differs("the topology", &format!("another topology ({})", record.topology_file)));
+        }
+        if self.base_port.is_some_and(|port| port != record.base_port) {
+            return Err(differs("--base-port", &format!("--base-port {}", record.base_port)));
+        }
+        // Each worker has a tunnel port that peers know; they learn a new number by themselves.
+        let workers = self.workers.unwrap_or(record.workers);
+        Ok(Record { workers, ..record })
+    }
+}
+
+/// Refuses what can be refused without touching anything.
+pub(crate) fn check(state: &StateDir, wish: &Wish) -> Outcome {
+    if let Some((file, text)) = &wish.topology {
+        federation(file, text)?;
+    }
+    if state.root().exists() && !state.root().is_dir() {
+        return Err(Failure::refused(format!("{} is not a directory", state.root().display())));
+    }
+    Ok(())
+}
+
+/// Takes the directory, ends what an earlier supervisor left, checks the ports, and makes the credentials.
+pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -> Outcome<Prepared> {
+    let lock = lock(state)?;
+    let foreign = state.root().join("operator");
+    if !state.has_record() && foreign.exists() {
+        return Err(Failure::refused(format!("{} is the credential of another federation", foreign.display()))
+            .hint("name another directory with --state DIR"));
+    }
+    let (record, resumed) = match state.record()? {
+        Some(record) => (wish.resume(record, state)?, true),
+        None => (wish.record(), false),
+    };
+    let Federation { topology, resources } = federation(&record.topology_file, &record.topology)?;
+    let topology = topology.spec;
+    let plan = Plan::new(&topology, state, record.base_port, record.workers).map_err(Failure::refused)?;
+    let orphans = process::marked(state.root()).map_err(anyhow::Error::from)?;
+    if !orphans.is_empty() {
+        reporter.say(format!("ending {} processes that an earlier supervisor left behind", orphans.len()));
+        process::end(&orphans, ORPHAN_GRACE).await.map_err(anyhow::Error::from)?;
+    }
+    let taken = owner::conflicts(&plan.claims);
+    if !taken.is_empty() {
+        let count = taken.len();
+        let failure = Failure::refused(format!("{count} of {} ports are not free", plan.claims.len()))
+            .problems(taken)
+            .hint("end those processes, or choose other ports with --base-port");
+        if !resumed {
+            // Nothing has begun: leave nothing.
+            let _ = state.remove();
+        }
+        return Err(failure);
+    }
+    let record = if record.stage < Stage::Founded { found(state, record, &topology, &plan)? } else { record };
+    state.write_record(&record)?;
+    write_service_files(state, &plan)?;
+    if resumed {
+        reporter.say(format!("resuming the federation in {}", state.root().display()));
+    }
+    Ok(Prepared { lock, record, topology, resources, plan })
+}
+
+fn lock(state: &StateDir) -> Outcome<DirLock> {
+    DirLock::acquire(state.root()).map_err(|error| match error {
+        LockError::Held { pid, .. } => {
+            let by = pid.map_or_else(String::new, |pid| format!(" (supervisor pid {pid})"));
+            Failure::refused(format!("a federation already runs from {}{by}", state.root().display())).hint(format!(
+                "`meshctl --state {dir} status` shows it, `meshctl --state {dir} down` ends it; another one needs \
+                 another --state DIR and --base-port",
+                dir = state.root().display()
+            ))
+        }
+        error => anyhow::Error::from(error).into(),
+    })
+}
+
+fn federation(file: &str, text: &str) -> Outcome<Federation> {
+    let document = Document { file: file.to_owned(), text: text.to_owned() };
+    admit::topology(&document).map_err(|problems| {
+        let count = problems.len();
+        Failure::refused(format!("{file}: {count} problem{}", if count == 1 { "" } else { "s" }))
+            .problems(problems.iter().map(ToString::to_string))
+    })
+}
+
+/// Makes root, members' and operator's credentials. What a start that broke off here left is made anew.
+fn found(state: &StateDir, record: Record, topology: &TopologySpec, plan: &Plan) -> Outcome<Record> {
+    state.write_record(&record)?;
+    let count = u16::try_from(topology.control_plane.nodes).map_err(anyhow::Error::from)?;
+    let mut stale: Vec<PathBuf> = (1..=u64::from(count)).map(|id| state.member(id)).collect();
+    stale.push(state.root().join("operator"));
+    for dir in stale {
+        if dir.exists() {
+            fs::remove_dir_all(&dir)
+                .map_err(|error| Failure::refused(format!("cannot remove {}: {error}", dir.display())))?;
+        }
+    }
+    let members = (0..count)
+        .map(|index| {
+            let ports = plan.layout.member(index);
+            bootstrap::Member {
+                id: u64::from(index) + 1,
+                client: ports.client.to_string(),
+                peer: ports.peer.to_string(),
+            }
+        })
+        .collect();
+    let trust_domain = topology.trust_domain.parse().map_err(anyhow::Error::from)?;
+    bootstrap::bootstrap(&bootstrap::Plan { trust_domain, members, out: state.root().to_owned() })
+        .map_err(anyhow::Error::from)?;
+    Ok(Record { stage: Stage::Founded, ..record })
+}
+
+/// Writes only what differs: agents reload on change.
+fn write_service_files(state: &StateDir, plan: &Plan) -> Outcome {
+    for (path, text) in &plan.service_files {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)
+                .map_err(|error| Failure::refused(format!("cannot create {}: {error}", parent.display())))?;
+        }
+        if fs::read_to_string(path).is_ok_and(|old| old == *text) {
+            continue;
+        }
+        state.write(path, text.as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// Embedded, so that `meshctl up` works from any directory.
+const DEFAULT_TOPOLOGY: &str = include_str!("../../../topologies/three-clusters.yaml");
+const DEFAULT_TOPOLOGY_FILE: &str = "topologies/three-clusters.yaml";
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);

@@ -1,0 +1,242 @@
+//! Golden shapes: these field names and types are what scripts read.
+
+use serde_json::json;
+
+use super::*;
+
+fn status() -> v1::StatusResponse {
+    v1::StatusResponse {
+        revision: 42,
+        trust_domain: "archipelago.local".into(),
+        members: vec![v1::MemberStatus {
+            id: 1,
+            role: "leader".into(),
+            address: "127.0.0.1:7400".into(),
+            applied_index: 99,
+            term: 3,
+        }],
+        clusters: vec![v1::ClusterStatus {
+            name: "paris".into(),
+            region: "eu-west".into(),
+            state: "active".into(),
+            agent_state: "connected".into(),
+            gateways: vec![v1::GatewayStatus {
+                name: "gw-1".into(),
+                cluster: "paris".into(),
+                state: "synced".into(),
+                revision: 42,
+                addresses: Some(v1::GatewayAddresses {
+                    http: "127.0.0.1:7510".into(),
+                    tunnel: vec!["127.0.0.1:7514".into(), "127.0.0.1:7515".into()],
+                    dns: "127.0.0.1:7511".into(),
+                    metrics: "127.0.0.1:7513".into(),
+                    health: "127.0.0.1:7512".into(),
+                    tcp_base: "127.0.0.1:7522".into(),
+                }),
+                workers: 2,
+                ..v1::GatewayStatus::default()
+            }],
+        }],
+    }
+}
+
+fn process() -> ProcessView {
+    ProcessView {
+        name: "paris/gw-1".into(),
+        role: "gateway".into(),
+        cluster: Some("paris".into()),
+        pid: Some(4711),
+        state: "running".into(),
+        restarts: 1,
+    }
+}
+
+#[test]
+fn status_json() {
+    let view = StatusView::new(status(), Some(vec![process()]));
+    assert_eq!(
+        serde_json::to_value(&view).unwrap(),
+        json!({
+            "revision": 42,
+            "trustDomain": "archipelago.local",
+            "controlPlane": { "members": [
+                { "id": 1, "role": "leader", "address": "127.0.0.1:7400", "appliedIndex": 99, "term": 3 },
+            ]},
+            "clusters": [{
+                "name": "paris", "region": "eu-west", "state": "active", "agent": "connected",
+                "gateways": [{
+                    "name": "gw-1", "cluster": "paris", "state": "synced", "revision": 42,
+                    "http": "http://127.0.0.1:7510", "tunnel": "127.0.0.1:7514",
+                    "tunnels": ["127.0.0.1:7514", "127.0.0.1:7515"], "dns": "127.0.0.1:7511",
+                    "metrics": "http://127.0.0.1:7513/metrics", "health": "http://127.0.0.1:7512/readyz",
+                    "tcpBase": "127.0.0.1:7522", "workers": 2,
+                }],
+            }],
+            "processes": [{
+                "name": "paris/gw-1", "role": "gateway", "cluster": "paris", "pid": 4711,
+                "state": "running", "restarts": 1,
+            }],
+        })
+    );
+    let without_up = serde_json::to_value(StatusView::new(status(), None)).unwrap();
+    assert_eq!(without_up.get("processes"), None);
+}
+
+#[test]
+fn status_without_a_control_plane_still_shows_processes() {
+    let view = StatusView::only_processes(vec![process()]);
+    let json = serde_json::to_value(&view).unwrap();
+    assert_eq!((&json["revision"], &json["clusters"]), (&json!(null), &json!([])));
+    assert_eq!(
+        view.text().render(false),
+        "PROCESS      ROLE      PID    STATE     RESTARTS\nparis/gw-1   gateway   4711   running   1\n"
+    );
+}
+
+#[test]
+fn status_table() {
+    let text = StatusView::new(status(), None).text().render(false);
+    let expected = "\
+trust domain archipelago.local, revision 42
+
+CONTROL PLANE   ROLE     ADDRESS          APPLIED   TERM
+cp-1            leader   127.0.0.1:7400   99        3
+
+CLUSTER   REGION    STATE    AGENT       GATEWAYS SYNCED
+paris     eu-west   active   connected   1/1
+
+GATEWAY      STATE    REVISION   HTTP                    TUNNEL           DNS              METRICS
+paris/gw-1   synced   42         http://127.0.0.1:7510   127.0.0.1:7514   127.0.0.1:7511   http://127.0.0.1:7513/metrics
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn services_json_and_table() {
+    let ledger = ServiceView::new(v1::ServiceStatus {
+        namespace: "shop".into(),
+        name: "ledger".into(),
+        hosts: vec!["ledger.shop".into()],
+        protocol: v1::Protocol::Tcp.into(),
+        port: 9000,
+        tcp_slot: 0,
+        clusters: vec![
+            v1::ServiceClusterStatus {
+                cluster: "paris".into(),
+                ready: 1,
+                total: 2,
+                weight: Some(90.0),
+                state: "degraded".into(),
+                versions: vec!["v1".into()],
+            },
+            v1::ServiceClusterStatus { cluster: "tokyo".into(), state: "down".into(), ..Default::default() },
+        ],
+        tcp_addresses: vec![v1::TcpAddress {
+            gateway: "gw-1".into(),
+            cluster: "paris".into(),
+            address: "127.0.0.1:7522".into(),
+        }],
+    });
+    assert_eq!(
+        serde_json::to_value(&ledger).unwrap(),
+        json!({
+            "name": "shop/ledger", "hosts": ["ledger.shop"], "protocol": "tcp", "port": 9000,
+            "clusters": [
+                { "name": "paris", "ready": 1, "total": 2, "weight": 90.0, "state": "degraded", "versions": ["v1"] },
+                { "name": "tokyo", "ready": 0, "total": 0, "weight": null, "state": "down", "versions": [] },
+            ],
+            "tcp": [{ "gateway": "gw-1", "cluster": "paris", "address": "127.0.0.1:7522" }],
+        })
+    );
+    let expected = "\
+SERVICE       PROTOCOL   CLUSTER   READY   WEIGHT   STATE      VERSIONS   HOSTS
+shop/ledger   tcp        paris     1/2     90%      degraded   v1         ledger.shop
+                         tokyo     0/0     -        down
+
+TCP SERVICE   GATEWAY      CONNECT TO
+shop/ledger   paris/gw-1   127.0.0.1:7522
+";
+    assert_eq!(service_text(&[ledger]).render(false), expected);
+}
+
+#[test]
+fn tunnels_json() {
+    let tunnel = TunnelView::new(v1::TunnelStatus {
+        from: "gw-1".into(),
+        to: "tokyo/gw-2".into(),
+        from_cluster: "paris".into(),
+        to_cluster: "tokyo".into(),
+        state: "up".into(),
+        rtt_micros: 180,
+        transport: "quic".into(),
+        connections: 1,
+    });
+    assert_eq!(
+        serde_json::to_value(&tunnel).unwrap(),
+        json!({
+            "from": "paris/gw-1", "to": "tokyo/gw-2", "fromCluster": "paris", "toCluster": "tokyo",
+            "state": "up", "rttMicros": 180, "transport": "quic", "connections": 1,
+        })
+    );
+}
+
+fn commit() -> v1::ApplyResponse {
+    v1::ApplyResponse {
+        revision: 43,
+        commit_micros: 3_210,
+        changes: vec![v1::Change {
+            kind: "TrafficSplit".into(),
+            namespace: "shop".into(),
+            name: "checkout".into(),
+            what: "updated".into(),
+        }],
+        problems: Vec::new(),
+    }
+}
+
+#[test]
+fn writes_json() {
+    let progress = v1::WaitAppliedProgress {
+        revision: 43,
+        expected: 6,
+        acknowledged: 5,
+        first_ack_micros: 900,
+        last_ack_micros: 4_500,
+        stragglers: vec![v1::Straggler { gateway: "tokyo/gw-2".into(), reason: "not connected".into() }],
+        rejections: Vec::new(),
+        done: true,
+    };
+    let view = WriteView::new(commit(), Some(&progress));
+    assert_eq!(
+        serde_json::to_value(&view).unwrap(),
+        json!({
+            "revision": 43, "commitMillis": 3.21, "firstAckMillis": 0.9, "lastAckMillis": 4.5,
+            "gateways": 6, "acknowledged": 5, "stragglers": ["tokyo/gw-2"], "rejections": [],
+            "changes": [{ "kind": "TrafficSplit", "namespace": "shop", "name": "checkout", "what": "updated" }],
+        })
+    );
+    assert_eq!(
+        view.text().render(false),
+        "TrafficSplit shop/checkout updated\n\
+         revision 43 committed in 3.2 ms, 5/6 gateways, first acknowledgement after 900 µs, last after 4.5 ms\n\
+         stragglers: tokyo/gw-2\n"
+    );
+}
+
+#[test]
+fn a_write_nobody_waited_for_has_no_acknowledgements() {
+    let json = serde_json::to_value(WriteView::new(commit(), None)).unwrap();
+    assert_eq!(
+        (&json["gateways"], &json["firstAckMillis"], &json["stragglers"]),
+        (&json!(null), &json!(null), &json!([]))
+    );
+}
+
+#[test]
+fn tokens_are_unused_used_or_expired() {
+    let state = |used_unix, expires_unix| {
+        let token = v1::TokenInfo { used_unix, expires_unix, role: v1::JoinRole::Gateway.into(), ..Default::default() };
+        TokenView::new(token, 1_000).state
+    };
+    assert_eq!([state(0, 1_001), state(0, 1_000), state(900, 500)], ["unused", "expired", "used"]);
+}
