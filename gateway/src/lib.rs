@@ -1,7 +1,100 @@
 //! The data plane: listeners, routing, balancing, replay, DNS and telemetry of one gateway.
+//!
+//! | module | what | may block or lock |
+//! | --- | --- | --- |
+//! | [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
+//! | [`worker`], [`proxy`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
+//! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
+//!
+//! [`Gateway::start`] puts them together; [`run`] adds enrolment and signals.
 
+pub mod admin;
+pub mod args;
 pub mod balance;
 pub mod config;
+pub mod control;
 pub mod dns;
+pub mod explain;
+pub mod gateway;
 pub mod proxy;
 pub mod route;
+pub mod tcp;
+pub mod telemetry;
+pub mod worker;
+pub mod workers;
+
+pub use args::Args;
+pub use gateway::{Gateway, Settings};
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use archipelago_identity::enrol::{self, JoinToken};
+use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
+use archipelago_process::durable::DirLock;
+use archipelago_process::shutdown::Shutdown;
+
+/// Runs a gateway until SIGTERM or SIGINT and drains it. Blocks; makes its own threads and runtimes.
+///
+/// # Errors
+/// What keeps a gateway from starting: the state directory, a taken port, a token that is refused.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let settings = args.settings()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let shutdown = Shutdown::install()?;
+        let _lock = DirLock::acquire(&settings.state_dir)?;
+        let dir = CredentialDir::new(settings.state_dir.join("identity"));
+        let token = args.token()?;
+        let Some(credential) = enrol(&dir, token, &shutdown).await? else { return Ok(()) };
+        let id = credential.current().spiffe_id.clone();
+        let expected = MeshRole::Gateway { cluster: settings.cluster.clone(), name: settings.name.clone() };
+        anyhow::ensure!(
+            id.role().as_ref() == Some(&expected),
+            "the credential in {} is for {id}, not for gateway {} of cluster {}",
+            dir.path().display(),
+            settings.name,
+            settings.cluster
+        );
+        let renewal = enrol::keep_renewed(credential.clone(), dir, settings.control_plane.clone(), shutdown.clone());
+        let gateway = Gateway::start(settings, credential)?;
+        tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
+        tokio::pin!(renewal);
+        let mut renewed = false;
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => break,
+                () = gateway.drain_requested() => break,
+                () = &mut renewal, if !renewed => renewed = true,
+            }
+        }
+        tokio::task::spawn_blocking(move || gateway.stop()).await.context("the gateway did not drain")?;
+        tracing::info!("drained");
+        Ok(())
+    })
+}
+
+/// The credential on disk, or a first one by token; waits for a control plane that is not there yet. `None`: shutdown came first.
+async fn enrol(
+    dir: &CredentialDir,
+    token: Option<JoinToken>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Option<LiveCredential>> {
+    let mut backoff = control::backoff::Backoff::default();
+    let mut told = false;
+    loop {
+        let error = match enrol::ensure(dir, token.clone()).await {
+            Ok(credential) => return Ok(Some(credential)),
+            Err(error) if error.is_retryable() => error,
+            Err(error) => return Err(error.into()),
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot join yet");
+        }
+        let pause: Duration = backoff.next_delay(rand::random());
+        tokio::select! {
+            () = shutdown.requested() => return Ok(None),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

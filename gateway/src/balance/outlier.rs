@@ -15,7 +15,7 @@ pub struct Outlier {
 pub enum Verdict {
     /// It answered, whatever the answer.
     Answered,
-    /// It could not be connected to, broke the connection, or answered 502, 503 or 504.
+    /// It could not be connected to, or broke the exchange. A status code is an answer: 503 may be all that a client asked for.
     Failed,
 }
 

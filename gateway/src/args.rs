@@ -1,0 +1,113 @@
+//! Command line of a gateway.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use archipelago_identity::enrol::JoinToken;
+
+use crate::gateway::Settings;
+use crate::worker::Limits;
+
+/// Flags of `archipelago-gateway`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Cluster that this gateway serves.
+    #[arg(long)]
+    pub cluster: String,
+    /// Name of this gateway within its cluster.
+    #[arg(long)]
+    pub name: String,
+    /// Where credential and last good configuration are kept.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// Members of the control plane, host:port, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub control_plane: Vec<String>,
+    /// File with a join token, for the first start.
+    #[arg(long)]
+    pub token_file: Option<PathBuf>,
+    /// The cluster's agent, host:port.
+    #[arg(long)]
+    pub agent: Option<String>,
+    /// Where clients send HTTP.
+    #[arg(long, default_value = "0.0.0.0:15080")]
+    pub http: SocketAddr,
+    /// Where tunnels arrive; worker i uses this port + i.
+    #[arg(long, default_value = "0.0.0.0:15443")]
+    pub tunnel: SocketAddr,
+    /// Where DNS is answered.
+    #[arg(long, default_value = "0.0.0.0:15053")]
+    pub dns: SocketAddr,
+    /// Health checks.
+    #[arg(long, default_value = "127.0.0.1:15021")]
+    pub health: SocketAddr,
+    /// Metrics.
+    #[arg(long, default_value = "127.0.0.1:15090")]
+    pub metrics: SocketAddr,
+    /// First port of TCP services; a service listens on this + its slot.
+    #[arg(long, default_value = "0.0.0.0:16000")]
+    pub tcp_base: SocketAddr,
+    /// Unix socket for `meshctl`; default: admin.sock in the state directory.
+    #[arg(long)]
+    pub admin_socket: Option<PathBuf>,
+    /// Worker threads; 0 means one per core.
+    #[arg(long, default_value_t = 0)]
+    pub workers: usize,
+    /// File for the access log, "-" for standard output, "off".
+    #[arg(long, default_value = "off")]
+    pub access_log: String,
+    /// Milliseconds until a response must begin, counted from the last byte of the request.
+    #[arg(long, default_value_t = 30_000)]
+    pub request_timeout_ms: u64,
+    /// Milliseconds that a drain waits for what is in flight.
+    #[arg(long, default_value_t = 10_000)]
+    pub drain_timeout_ms: u64,
+}
+
+impl Args {
+    /// The settings they amount to.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let token = self.token()?;
+        let control_plane = if self.control_plane.is_empty() {
+            token.map(|t| t.control_plane).unwrap_or_default()
+        } else {
+            self.control_plane.clone()
+        };
+        Ok(Settings {
+            cluster: self.cluster.clone(),
+            name: self.name.clone(),
+            state_dir: self.state_dir.clone(),
+            control_plane,
+            agent: self.agent.clone(),
+            http: self.http,
+            tunnel: self.tunnel,
+            dns: self.dns,
+            health: self.health,
+            metrics: self.metrics,
+            tcp_base: self.tcp_base,
+            admin_socket: self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock")),
+            workers: if self.workers == 0 { num_cpus::get() } else { self.workers },
+            access_log: self.access_log.clone(),
+            limits: Limits {
+                request_timeout: Duration::from_millis(self.request_timeout_ms),
+                drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+                ..Limits::default()
+            },
+        })
+    }
+
+    /// The join token, if a file of it was named and is still there.
+    pub fn token(&self) -> anyhow::Result<Option<JoinToken>> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        match std::fs::read_to_string(path) {
+            // Used tokens are often deleted; the credential on disk is what counts then.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read the join token in {}", path.display())),
+            Ok(text) => {
+                Ok(Some(text.trim().parse().with_context(|| format!("{} holds no join token", path.display()))?))
+            }
+        }
+    }
+}

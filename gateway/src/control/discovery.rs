@@ -1,0 +1,74 @@
+//! The client of the agent's `LocalDiscovery`: endpoints of this cluster. While the agent is away, the last good list stays.
+
+use std::time::{Duration, Instant};
+
+use archipelago_identity::tls::Expect;
+use archipelago_identity::{LiveCredential, MeshRole, grpc};
+use archipelago_proto::v1::WatchLocalRequest;
+use archipelago_proto::v1::local_discovery_client::LocalDiscoveryClient;
+use tokio::sync::{mpsc, oneshot};
+
+use super::apply::{Change, Update};
+use super::backoff::Backoff;
+
+/// What the watch needs.
+pub struct Discovery {
+    /// The agent, host:port.
+    pub agent: String,
+    /// Our cluster: only its agent is believed.
+    pub cluster: String,
+    /// Our name.
+    pub gateway: String,
+    /// Our SVID.
+    pub credential: LiveCredential,
+    /// Where updates go.
+    pub updates: mpsc::Sender<Update>,
+}
+
+impl Discovery {
+    /// Watches for ever.
+    pub async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut away = false;
+        loop {
+            let began = Instant::now();
+            let error = match self.watch(&mut away).await {
+                Ok(()) => "the agent ended the stream".to_owned(),
+                Err(error) => error,
+            };
+            if began.elapsed() > HELD {
+                backoff.reset();
+            }
+            if !away {
+                tracing::info!(agent = %self.agent, error, "the agent is away; its last endpoints stay in use");
+            }
+            away = true;
+            tokio::time::sleep(backoff.next_delay(rand::random())).await;
+        }
+    }
+
+    async fn watch(&self, away: &mut bool) -> Result<(), String> {
+        let cluster = self.cluster.clone();
+        let expect = Expect::Role(std::sync::Arc::new(move |id| match id.role() {
+            Some(MeshRole::Agent { cluster: theirs, .. }) if theirs == cluster => Ok(()),
+            _ => Err(format!("the agent of cluster {cluster}")),
+        }));
+        let channel = grpc::connect(std::slice::from_ref(&self.agent), &self.credential, expect)
+            .await
+            .map_err(|e| e.to_string())?;
+        let mut client = LocalDiscoveryClient::new(channel);
+        let request = WatchLocalRequest { gateway: self.gateway.clone() };
+        let mut stream = client.watch(request).await.map_err(|status| status.to_string())?.into_inner();
+        while let Some(update) = stream.message().await.map_err(|status| status.to_string())? {
+            if std::mem::take(away) {
+                tracing::info!(agent = %self.agent, "the agent is back");
+            }
+            let (applied, outcome) = oneshot::channel();
+            self.updates.send(Update { change: Change::Local(update), applied }).await.map_err(|_| "shutting down")?;
+            outcome.await.map_err(|_| "shutting down")??;
+        }
+        Ok(())
+    }
+}
+
+const HELD: Duration = Duration::from_secs(5);

@@ -1,0 +1,119 @@
+//! What this gateway would do with a request, and why: the proxy's own decision, asked with reasons.
+
+use std::time::Instant;
+
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::balance::hash::Key;
+use crate::config::{Protocol, StickyKey};
+use crate::route::host_name;
+use crate::worker::Identity;
+use crate::worker::view::{Target, Tried, View};
+
+/// Explains one request.
+pub fn explain(view: &View, identity: &Identity, query: &ExplainQuery, random: u64, now: Instant) -> ExplainResponse {
+    let mut response = ExplainResponse {
+        gateway: identity.gateway.to_string(),
+        cluster: identity.cluster.to_string(),
+        ..ExplainResponse::default()
+    };
+    let mut why = vec![format!("revision {} of the configuration", view.snapshot.revision)];
+    response.failure = decide(view, query, random, now, &mut response, &mut why).err().unwrap_or_default();
+    response.reasons = why;
+    response
+}
+
+fn decide(
+    view: &View,
+    query: &ExplainQuery,
+    random: u64,
+    now: Instant,
+    response: &mut ExplainResponse,
+    why: &mut Vec<String>,
+) -> Result<(), String> {
+    let snapshot = &view.snapshot;
+    let host = host_name(&query.host);
+    let index = snapshot
+        .service_by_host(&query.host)
+        .or_else(|| {
+            let (service, namespace) = host.split_once('.')?;
+            snapshot.service_by_key(&format!("{namespace}/{service}"))
+        })
+        .ok_or_else(|| format!("no service has the host name {host:?}"))?;
+    let (Some(service), Some(live)) = (snapshot.services.get(index), view.services.get(index)) else {
+        return Err("no such service".into());
+    };
+    response.service = service.key.to_string();
+    why.push(format!("host {host} is service {}", service.key));
+
+    let headers = headers(query)?;
+    let method = match query.method.as_str() {
+        "" => Method::GET,
+        text => Method::try_from(text).map_err(|_| format!("{text:?} is not an HTTP method"))?,
+    };
+    let path = if query.path.is_empty() { "/" } else { &query.path };
+    for rule in &service.rules {
+        if rule.matcher.matches(&method, path, &headers) {
+            response.rule = rule.name.to_string();
+            why.push(format!("rule {} matches", rule.name));
+            break;
+        }
+        why.push(format!("rule {} does not match", rule.name));
+    }
+    let rule = service.rule(&method, path, &headers).ok_or("no rule matches")?;
+
+    let key = match service.sticky_hash(&headers) {
+        Some(hash) => {
+            why.push(format!("sticky by {}", sticky(service.sticky.as_ref())));
+            Key::Sticky(hash)
+        }
+        None => {
+            if service.sticky.is_some() {
+                why.push(format!("the request has no {}: drawn anew", sticky(service.sticky.as_ref())));
+            }
+            live.draw()
+        }
+    };
+    let decision = view
+        .decide(index, rule, key, &Tried::default(), random, now, why)
+        .ok_or_else(|| format!("no cluster can serve {} under rule {}", service.key, rule.name))?;
+    snapshot.cluster_name(decision.cluster).clone_into(&mut response.chosen_cluster);
+    match decision.target {
+        Target::Local(endpoint) => {
+            response.chosen_gateway.clone_from(&response.gateway);
+            response.chosen_endpoint = endpoint.address().to_string();
+        }
+        Target::Remote(remote) => {
+            response.chosen_gateway = remote.handle.name().gateway.clone();
+            why.push(match decision.version {
+                Some(version) => format!("endpoint: chosen there, among those of version {version}"),
+                None => "endpoint: chosen there".to_owned(),
+            });
+        }
+    }
+    if service.protocol == Protocol::Tcp {
+        why.push(format!("TCP service: connect to the TCP base port + {}", service.tcp_slot));
+    }
+    Ok(())
+}
+
+fn headers(query: &ExplainQuery) -> Result<HeaderMap, String> {
+    query
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            let header = HeaderName::try_from(name).map_err(|_| format!("{name:?} is not a header name"))?;
+            let value = HeaderValue::from_str(value).map_err(|_| format!("{name}: not a header value"))?;
+            Ok((header, value))
+        })
+        .collect()
+}
+
+fn sticky(key: Option<&StickyKey>) -> String {
+    match key {
+        Some(StickyKey::Header(name)) => format!("header {name}"),
+        Some(StickyKey::Cookie(name)) => format!("cookie {name}"),
+        None => "nothing".to_owned(),
+    }
+}

@@ -1,0 +1,386 @@
+//! One gateway, put together: sockets first (so that a taken port is an error of startup), then workers, then everything beside
+//! the data path on a thread of its own.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use anyhow::Context as _;
+use archipelago_identity::LiveCredential;
+use archipelago_process::metrics::Registry;
+use archipelago_proto::v1::GatewayAddresses;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::config::store::Store;
+use crate::config::{ConfigState, Published, Snapshot};
+use crate::control::apply::{self, Applier, Update};
+use crate::control::discovery::Discovery;
+use crate::control::stream::ControlStream;
+use crate::dns;
+use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::worker::{self, Identity, Limits};
+use crate::workers::{self, Workers};
+
+/// How one gateway runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Cluster that it serves.
+    pub cluster: String,
+    /// Its name within the cluster.
+    pub name: String,
+    /// Where its state is kept.
+    pub state_dir: PathBuf,
+    /// Members of the control plane; empty: none, serve what is on disk.
+    pub control_plane: Vec<String>,
+    /// The cluster's agent; absent: none, serve what is on disk.
+    pub agent: Option<String>,
+    /// HTTP. Port 0 picks one.
+    pub http: SocketAddr,
+    /// Tunnels; worker i uses port + i. Port 0 picks one per worker.
+    pub tunnel: SocketAddr,
+    /// DNS. Port 0 picks one.
+    pub dns: SocketAddr,
+    /// Health. Port 0 picks one.
+    pub health: SocketAddr,
+    /// Metrics. Port 0 picks one.
+    pub metrics: SocketAddr,
+    /// First port of TCP services.
+    pub tcp_base: SocketAddr,
+    /// Admin socket.
+    pub admin_socket: PathBuf,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Path, "-" or "off".
+    pub access_log: String,
+    /// Bounds of each worker.
+    pub limits: Limits,
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    addresses: GatewayAddresses,
+    http: SocketAddr,
+    published: Arc<Published>,
+    updates: mpsc::Sender<Update>,
+    workers: Workers,
+    drain: CancellationToken,
+    stop: CancellationToken,
+    handles: Vec<worker::Handle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Starts serving with what is on disk.
+    ///
+    /// # Errors
+    /// A port is taken, or a thread cannot be had. A configuration on disk that cannot be used is no error: the gateway starts
+    /// empty and asks for everything.
+    pub fn start(settings: Settings, credential: LiveCredential) -> anyhow::Result<Self> {
+        let spiffe_id = credential.current().spiffe_id.clone();
+        let trust_domain = spiffe_id.trust_domain().to_string();
+        let identity = Arc::new(
+            Identity::new(&settings.cluster, &settings.name, spiffe_id).context("names of cluster and gateway")?,
+        );
+        let mut registry = Registry::default();
+        let metrics = GatewayMetrics::register(&mut registry);
+        let access_log = AccessLog::start(&settings.access_log, metrics.access_log_dropped.clone())
+            .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
+
+        let store = Store::new(&settings.state_dir, &settings.cluster, &settings.name);
+        let (state, snapshot) = load(&store, &settings.cluster, &trust_domain);
+        metrics.config_revision.set(i64::try_from(snapshot.revision).unwrap_or(i64::MAX));
+        let count = settings.workers.max(1);
+        let published = Arc::new(Published::new(snapshot, count));
+
+        let bound = |what: &'static str, address: SocketAddr| move || format!("cannot bind {what} at {address}");
+        let http = http_listeners(settings.http, count).with_context(bound("HTTP", settings.http))?;
+        let http_address = http.first().context("no worker")?.local_addr()?;
+        let dns_sockets = dns::server::Sockets::bind(settings.dns).with_context(bound("DNS", settings.dns))?;
+        let health_listener = TcpListener::bind(settings.health).with_context(bound("health", settings.health))?;
+        let metrics_listener = TcpListener::bind(settings.metrics).with_context(bound("metrics", settings.metrics))?;
+
+        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+        let tunnels_changed = Arc::new(Notify::new());
+        let shared = worker::Shared {
+            identity: Arc::clone(&identity),
+            limits: settings.limits,
+            credential: credential.clone(),
+            published: Arc::clone(&published),
+            metrics: metrics.clone(),
+            access_log,
+            tcp_base: settings.tcp_base,
+            drain: drain.clone(),
+            tunnels_changed: Arc::clone(&tunnels_changed),
+        };
+        let mut handles = Vec::with_capacity(count);
+        for (index, http) in http.into_iter().enumerate() {
+            let tunnel = tunnel_address(settings.tunnel, index)?;
+            handles.push(worker::start(index, shared.clone(), worker::Sockets { http, tunnel })?);
+        }
+        let workers = Workers::new(handles.iter().map(|h| h.commands.clone()).collect());
+
+        let own = own_ip();
+        let reach = |address: SocketAddr| {
+            if address.ip().is_unspecified() { SocketAddr::new(own, address.port()) } else { address }
+        };
+        let addresses = GatewayAddresses {
+            http: reach(http_address).to_string(),
+            tunnel: handles.iter().map(|h| reach(h.tunnel).to_string()).collect(),
+            dns: reach(dns_sockets.local_addr()?).to_string(),
+            metrics: reach(metrics_listener.local_addr()?).to_string(),
+            health: reach(health_listener.local_addr()?).to_string(),
+            tcp_base: reach(settings.tcp_base).to_string(),
+        };
+        let admin = Arc::new(Admin {
+            identity: Arc::clone(&identity),
+            addresses: addresses.clone(),
+            published: Arc::clone(&published),
+            workers: workers.clone(),
+            drain: drain.clone(),
+            drill: Mutex::new(None),
+        });
+
+        let (updates, queue) = mpsc::channel(UPDATES_QUEUED_MAX);
+        let (state_sender, state) = watch::channel(Arc::new(state));
+        let applier = Applier {
+            published: Arc::clone(&published),
+            state: state_sender,
+            cluster: settings.cluster.clone(),
+            trust_domain,
+            metrics: metrics.clone(),
+        };
+        let zone = dns::Zone { http: reach(http_address), tcp_base: reach(settings.tcp_base) };
+        let dns_thread = thread("dns", {
+            let (published, stop) = (Arc::clone(&published), stop.clone());
+            // hickory logs every question at info; on a gateway that is noise, and a way to fill a disk.
+            move |runtime| {
+                let served = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+                    runtime.block_on(dns::server::serve(dns_sockets, published, zone, stop))
+                });
+                if let Err(error) = served {
+                    tracing::error!(%error, "DNS ended");
+                }
+            }
+        })?;
+        let beside = Beside {
+            registry: Arc::new(Mutex::new(registry)),
+            listeners: [health_listener, metrics_listener],
+            published: Arc::clone(&published),
+            drain: drain.clone(),
+            metrics,
+            workers: workers.clone(),
+            tunnels_changed,
+            store,
+            state,
+            applier,
+            queue,
+            updates: updates.clone(),
+            addresses: addresses.clone(),
+            credential,
+            admin,
+            settings,
+        };
+        let control_stop = stop.clone();
+        let control_thread = thread("control", move |runtime| {
+            if let Err(error) = runtime.block_on(beside.run(control_stop)) {
+                tracing::error!(error = format!("{error:#}"), "the control thread ended");
+            }
+        })?;
+        Ok(Self {
+            addresses,
+            http: http_address,
+            published,
+            updates,
+            workers,
+            drain,
+            stop,
+            handles,
+            threads: vec![dns_thread, control_thread],
+        })
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> &GatewayAddresses {
+        &self.addresses
+    }
+
+    /// Where it takes HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Revision in use.
+    pub fn revision(&self) -> u64 {
+        self.published.load().revision
+    }
+
+    /// Where updates go; what the control plane and the agent send takes the same way.
+    pub fn updates(&self) -> mpsc::Sender<Update> {
+        self.updates.clone()
+    }
+
+    /// Its workers.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Resolves once a drain was asked for, on the admin socket or by [`Gateway::stop`].
+    pub async fn drain_requested(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Drains and ends. Blocks, at most about the drain timeout.
+    pub fn stop(self) {
+        self.drain.cancel();
+        self.handles.into_iter().for_each(worker::Handle::join);
+        self.stop.cancel();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread beside the data path panicked");
+            }
+        }
+    }
+}
+
+/// Everything beside the data path but DNS.
+struct Beside {
+    registry: Arc<Mutex<Registry>>,
+    listeners: [TcpListener; 2],
+    published: Arc<Published>,
+    drain: CancellationToken,
+    metrics: GatewayMetrics,
+    workers: Workers,
+    tunnels_changed: Arc<Notify>,
+    store: Store,
+    state: watch::Receiver<Arc<ConfigState>>,
+    applier: Applier,
+    queue: mpsc::Receiver<Update>,
+    updates: mpsc::Sender<Update>,
+    addresses: GatewayAddresses,
+    credential: LiveCredential,
+    admin: Arc<Admin>,
+    settings: Settings,
+}
+
+impl Beside {
+    async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
+        let ready = {
+            let (published, drain) = (Arc::clone(&self.published), self.drain.clone());
+            let ready: archipelago_process::metrics::Readiness = Arc::new(move || {
+                if drain.is_cancelled() {
+                    return Err("draining".to_owned());
+                }
+                if published.load().revision == 0 { Err("no configuration yet".to_owned()) } else { Ok(()) }
+            });
+            ready
+        };
+        let listener = admin::bind(&admin_socket)
+            .with_context(|| format!("cannot open the admin socket {}", admin_socket.display()))?;
+        let reports = Arc::new(Notify::new());
+        let mut tasks = tokio::task::JoinSet::new();
+        for listener in self.listeners {
+            let serve = archipelago_process::metrics::serve(listener, Arc::clone(&self.registry), Arc::clone(&ready));
+            tasks.spawn(async move {
+                let _ = serve.await;
+            });
+        }
+        tasks.spawn(admin::serve(listener, self.admin));
+        tasks.spawn(self.applier.run(self.queue));
+        tasks.spawn(apply::keep_on_disk(self.store, self.state.clone()));
+        tasks.spawn(workers::watch_tunnels(
+            self.workers.clone(),
+            self.metrics.clone(),
+            self.tunnels_changed,
+            Arc::clone(&reports),
+        ));
+        if let Some(agent) = agent {
+            let discovery = Discovery {
+                agent,
+                cluster: cluster.clone(),
+                gateway: name.clone(),
+                credential: self.credential.clone(),
+                updates: self.updates.clone(),
+            };
+            tasks.spawn(discovery.run());
+        }
+        if !control_plane.is_empty() {
+            let stream = ControlStream {
+                control_plane,
+                cluster,
+                gateway: name,
+                addresses: self.addresses,
+                credential: self.credential,
+                state: self.state,
+                updates: self.updates,
+                workers: self.workers,
+                metrics: self.metrics,
+                reports,
+            };
+            tasks.spawn(stream.run());
+        }
+        stop.cancelled().await;
+        tasks.shutdown().await;
+        let _ = std::fs::remove_file(&admin_socket);
+        Ok(())
+    }
+}
+
+/// The last good state and its snapshot; empty, with a warning, when it cannot be used.
+fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snapshot) {
+    let state = match store.load() {
+        Ok(Some(state)) => state,
+        Ok(None) => return (ConfigState::default(), Snapshot::empty()),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the configuration on disk cannot be used; starting empty"
+            );
+            return (ConfigState::default(), Snapshot::empty());
+        }
+    };
+    match Snapshot::build(&state, cluster, trust_domain) {
+        Ok(snapshot) => (state, snapshot),
+        Err(error) => {
+            tracing::warn!(%error, "the configuration on disk is refused; starting empty");
+            (ConfigState::default(), Snapshot::empty())
+        }
+    }
+}
+
+/// One listener per worker on the same port.
+fn http_listeners(address: SocketAddr, count: usize) -> std::io::Result<Vec<TcpListener>> {
+    let first = crate::tcp::listen(address)?;
+    let address = first.local_addr()?;
+    std::iter::once(Ok(first)).chain((1..count).map(|_| crate::tcp::listen(address))).collect()
+}
+
+fn tunnel_address(base: SocketAddr, worker: usize) -> anyhow::Result<SocketAddr> {
+    if base.port() == 0 {
+        return Ok(base);
+    }
+    let port = u16::try_from(worker).ok().and_then(|worker| base.port().checked_add(worker));
+    Ok(SocketAddr::new(base.ip(), port.context("the tunnel port plus the number of workers is beyond 65535")?))
+}
+
+/// The address from which this machine reaches others; nothing is sent.
+fn own_ip() -> IpAddr {
+    let probe = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // TEST-NET-1 (RFC 5737) stands for anywhere.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    };
+    probe().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+fn thread(name: &str, body: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(std::thread::Builder::new().name(name.to_owned()).spawn(move || body(runtime))?)
+}
+
+const UPDATES_QUEUED_MAX: usize = 16;

@@ -1,0 +1,26 @@
+//! `archipelago-gateway`: the data plane of one node.
+
+use archipelago_gateway::{Args, run};
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "archipelago-gateway", version, about = "The data plane of one node")]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    archipelago_process::logging::init("gateway");
+    match run(cli.args) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

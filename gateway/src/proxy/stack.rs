@@ -1,0 +1,255 @@
+//! The shape of the HTTP path: a [`Call`] goes down a stack of tower layers, a response or a [`Failure`] comes back.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use archipelago_identity::SpiffeId;
+use http::uri::{Authority, PathAndQuery};
+use http::{Response, StatusCode, request};
+
+use super::body::{Replayable, ResponseBody};
+use super::record::Record;
+use crate::worker::Worker;
+
+/// One request on its way through this gateway.
+#[derive(Debug)]
+pub struct Call {
+    /// The worker it runs on.
+    pub worker: Rc<Worker>,
+    /// Its head; after [`super::layers::hygiene`] without hop-by-hop and `mesh-*` headers.
+    pub parts: request::Parts,
+    /// Its body.
+    pub body: Replayable,
+    /// Where it came from.
+    pub origin: Origin,
+    /// What is written down about it.
+    pub record: Rc<RefCell<Record>>,
+    /// Set by hygiene.
+    pub target: Option<(Authority, PathAndQuery)>,
+    /// The sender takes trailers.
+    pub trailers: bool,
+    /// "namespace/name", set by routing.
+    pub service: Option<Arc<str>>,
+    /// When a response must have begun, as far as is known; moves on while the sender sends.
+    pub deadline: Option<Instant>,
+}
+
+/// Where a request came from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A client of this cluster.
+    Client,
+    /// Another gateway.
+    Peer {
+        /// Who it proved to be.
+        spiffe_id: SpiffeId,
+        /// Its cluster.
+        cluster: Arc<str>,
+        /// Only endpoints of this version.
+        version: Option<Arc<str>>,
+        /// Attempt number at the ingress.
+        attempt: u32,
+    },
+}
+
+/// Why a gateway answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The request is not well-formed.
+    Malformed(super::headers::Malformed),
+    /// No service has this host name.
+    UnknownHost,
+    /// A TCP service does not speak HTTP here.
+    NotHttp,
+    /// CONNECT and upgrades are not offered.
+    Unsupported,
+    /// The worker carries as much as it may.
+    Overloaded,
+    /// No cluster, gateway or endpoint can serve.
+    NoHealthy,
+    /// The same, and an endpoint of this gateway never saw the request.
+    NoEndpointHere,
+    /// No response in time.
+    Timeout,
+    /// The exchange broke, and could not be repeated.
+    Broken,
+    /// A peer may not ask for this.
+    Forbidden(&'static str),
+    /// Passed too many gateways.
+    Loop,
+}
+
+impl Failure {
+    /// The status that the client gets.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::UnknownHost | Self::NotHttp => StatusCode::NOT_FOUND,
+            Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::Overloaded | Self::NoHealthy | Self::NoEndpointHere => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Loop => StatusCode::LOOP_DETECTED,
+        }
+    }
+
+    /// Value of `mesh-failure`: a closed set.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::UnknownHost => "unknown-host",
+            Self::NotHttp => "not-http",
+            Self::Unsupported => "unsupported",
+            Self::Overloaded => "overloaded",
+            Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
+            Self::Timeout => "timeout",
+            Self::Broken => "upstream-broken",
+            Self::Forbidden(_) => "forbidden",
+            Self::Loop => "loop",
+        }
+    }
+
+    /// Envoy's letters for the access log.
+    pub fn flags(self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::Unsupported => "DPE",
+            Self::UnknownHost | Self::NotHttp => "NR",
+            Self::Overloaded => "UO",
+            Self::NoHealthy | Self::NoEndpointHere => "UH",
+            Self::Timeout => "UT",
+            Self::Broken => "UF,URX",
+            Self::Forbidden(_) => "UAEX",
+            Self::Loop => "LR",
+        }
+    }
+
+    /// One line for the person who sent the request.
+    pub fn line(self) -> String {
+        match self {
+            Self::Malformed(what) => what.to_string(),
+            Self::UnknownHost => "no service of this federation has this host name".to_owned(),
+            Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
+            Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
+            Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),
+            Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
+            Self::Timeout => "the service did not answer in time".to_owned(),
+            Self::Broken => "the service broke the exchange before it answered".to_owned(),
+            Self::Forbidden(why) => why.to_owned(),
+            Self::Loop => "the request passed too many gateways".to_owned(),
+        }
+    }
+}
+
+/// What a stack gives back.
+pub type Outcome = Result<Response<ResponseBody>, Failure>;
+/// A future on one worker's thread.
+pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// A composed stack, boxed once.
+#[derive(Clone)]
+pub struct Stack(Rc<dyn Fn(Call) -> Local<Outcome>>);
+
+impl Stack {
+    /// Boxes a service.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: tower::Service<Call, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
+            + Clone
+            + 'static,
+    {
+        Self(Rc::new(move |call| service.clone().call(call)))
+    }
+
+    /// Sends a call down.
+    pub fn run(&self, call: Call) -> Local<Outcome> {
+        (self.0)(call)
+    }
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stack")
+    }
+}
+
+/// A layer that is one async function of the call and the rest of the stack.
+#[derive(Debug, Clone, Copy)]
+pub struct FnLayer<F>(F);
+
+/// Makes a layer of `f`.
+pub fn layer<F, Fut>(f: F) -> FnLayer<F>
+where
+    F: Fn(Call, Stack) -> Fut + Clone + 'static,
+    Fut: Future<Output = Outcome> + 'static,
+{
+    FnLayer(f)
+}
+
+impl<F, S> tower::Layer<S> for FnLayer<F>
+where
+    F: Clone,
+    S: tower::Service<Call, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
+        + Clone
+        + 'static,
+{
+    type Service = FnService<F>;
+
+    fn layer(&self, inner: S) -> FnService<F> {
+        FnService { f: self.0.clone(), inner: Stack::new(inner) }
+    }
+}
+
+/// The service of a [`FnLayer`].
+#[derive(Debug, Clone)]
+pub struct FnService<F> {
+    f: F,
+    inner: Stack,
+}
+
+impl<F, Fut> tower::Service<Call> for FnService<F>
+where
+    F: Fn(Call, Stack) -> Fut,
+    Fut: Future<Output = Outcome> + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Failure;
+    type Future = Local<Outcome>;
+
+    /// Always ready: what must wait or be refused (admission) decides in `call`, where it can answer.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Local<Outcome> {
+        Box::pin((self.f)(call, self.inner.clone()))
+    }
+}
+
+/// The innermost service: one async function.
+#[derive(Debug, Clone, Copy)]
+pub struct Last<F>(pub F);
+
+impl<F, Fut> tower::Service<Call> for Last<F>
+where
+    F: Fn(Call) -> Fut,
+    Fut: Future<Output = Outcome> + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Failure;
+    type Future = Local<Outcome>;
+
+    /// Always ready, see [`FnService`].
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Local<Outcome> {
+        Box::pin((self.0)(call))
+    }
+}

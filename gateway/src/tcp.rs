@@ -1,0 +1,255 @@
+//! TCP services: bytes from one end to the other, each direction ending on its own, resets staying resets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_tunnel::{IncomingRequest, RecvHalf, SendHalf};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::balance::cluster::Silent;
+use crate::balance::outlier::Verdict;
+use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
+use crate::proxy::layers::INGRESS_HOP;
+use crate::proxy::record::Reporter;
+use crate::worker::Worker;
+use crate::worker::view::{Decision, Target, Tried};
+
+/// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
+pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStream) {
+    let _open = worker.metrics.tcp_connection(Reporter::Source);
+    prepare(&stream);
+    let mut tried = Tried::default();
+    let mut key = None;
+    for _ in 0..ATTEMPTS_MAX {
+        let view = worker.view();
+        let Some(index) = view.snapshot.service_by_key(&service) else { break };
+        let (Some(config), Some(live)) = (view.snapshot.services.get(index), view.services.get(index)) else { break };
+        let Some(rule) = config.rule(&Method::CONNECT, "/", &HeaderMap::new()) else { break };
+        let key = *key.get_or_insert_with(|| live.draw());
+        let Some(decision) = view.decide(index, rule, key, &tried, worker.random(), Instant::now(), &mut Silent) else {
+            break;
+        };
+        let Decision { target, version, .. } = decision;
+        match target {
+            Target::Local(endpoint) => match endpoint.connect().await {
+                Ok(upstream) => {
+                    endpoint.judge(Verdict::Answered, live.endpoints.len(), 0, Instant::now());
+                    let _in_flight = endpoint.enter();
+                    prepare(&upstream);
+                    return splice(&worker, stream, upstream).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%service, error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
+                    let ejected = live.endpoints.iter().filter(|e| e.endpoint.ejected(Instant::now())).count();
+                    endpoint.judge(Verdict::Failed, live.endpoints.len(), ejected, Instant::now());
+                    tried.endpoints.push(endpoint.address());
+                }
+            },
+            Target::Remote(remote) => {
+                let host = config.hosts.first().map_or("service", String::as_str);
+                let Some(request) = connect_request(host, config.port, &service, version.as_deref()) else { break };
+                let connected = remote.handle.connect(request);
+                let answered = tokio::select! {
+                    biased;
+                    answered = tokio::time::timeout(CONNECT_TIMEOUT, connected) => answered.ok(),
+                    () = remote.handle.worsened() => None,
+                };
+                match answered {
+                    Some(Ok((response, send, recv))) if response.status().is_success() => {
+                        return through_tunnel(&worker, stream, send, recv).await;
+                    }
+                    Some(Ok((response, ..))) => {
+                        tracing::debug!(%service, peer = %remote.name, status = %response.status(), "peer refused a TCP connection")
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(%service, peer = %remote.name, %error, "no TCP connection through the tunnel")
+                    }
+                    None => {
+                        tracing::debug!(%service, peer = %remote.name, "no answer to a TCP connection through the tunnel")
+                    }
+                }
+                tried.peers.push(Arc::clone(&remote.name));
+            }
+        }
+    }
+    tracing::debug!(%service, "no cluster can serve a TCP connection");
+    reset(&stream);
+}
+
+/// Takes a CONNECT out of a tunnel to an endpoint of this cluster.
+pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
+    let IncomingRequest { peer, request, responder } = incoming;
+    let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let view = worker.view();
+    let found = header(MESH_SERVICE).and_then(|key| view.snapshot.service_by_key(key));
+    let Some((config, live)) = found.and_then(|i| Some((view.snapshot.services.get(i)?, view.services.get(i)?))) else {
+        return responder.reject();
+    };
+    let refused = refusal(&worker, &peer, header(MESH_HOP), config.may_reside_in(view.snapshot.own_cluster));
+    if let Some(why) = refused {
+        tracing::debug!(%peer, service = %config.key, why, "TCP connection of a peer refused");
+        let mut response = Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+        *response.status_mut() = http::StatusCode::FORBIDDEN;
+        let _ = responder.respond(response).await;
+        return;
+    }
+    let _open = worker.metrics.tcp_connection(Reporter::Destination);
+    let version = header(MESH_VERSION).map(str::to_owned);
+    let mut tried = Tried::default();
+    while let Some(endpoint) =
+        live.pick_endpoint(version.as_deref(), &tried, worker.random(), Instant::now(), &mut Silent)
+    {
+        match endpoint.connect().await {
+            Ok(upstream) => {
+                let _in_flight = endpoint.enter();
+                prepare(&upstream);
+                match responder.accept_connect(Response::new(())).await {
+                    Ok((send, recv)) => through_tunnel(&worker, upstream, send, recv).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "the peer gave a TCP connection up");
+                        reset(&upstream);
+                    }
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
+                endpoint.judge(Verdict::Failed, live.endpoints.len(), 0, Instant::now());
+                tried.endpoints.push(endpoint.address());
+            }
+        }
+    }
+    // Nothing of it reached an endpoint: another gateway may try.
+    responder.reject();
+}
+
+fn refusal(worker: &Worker, peer: &SpiffeId, hop: Option<&str>, resides: bool) -> Option<&'static str> {
+    if !matches!(peer.role(), Some(MeshRole::Gateway { .. }))
+        || *peer.trust_domain() != *worker.identity.spiffe_id.trust_domain()
+    {
+        return Some("not a gateway of this trust domain");
+    }
+    if hop != Some(INGRESS_HOP) {
+        return Some("passed too many gateways");
+    }
+    (!resides).then_some("residency does not allow this service here")
+}
+
+fn connect_request(host: &str, port: u16, service: &str, version: Option<&str>) -> Option<Request<()>> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = Uri::builder().authority(format!("{host}:{port}")).build().ok()?;
+    let headers = request.headers_mut();
+    headers.insert(MESH_SERVICE, HeaderValue::from_str(service).ok()?);
+    headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
+    if let Some(version) = version {
+        headers.insert(MESH_VERSION, HeaderValue::from_str(version).ok()?);
+    }
+    Some(request)
+}
+
+/// Socket to socket.
+async fn splice(worker: &Worker, mut client: TcpStream, mut upstream: TcpStream) {
+    match tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES, READ_BYTES).await {
+        Ok((sent, received)) => {
+            worker.metrics.tcp_bytes("sent", sent);
+            worker.metrics.tcp_bytes("received", received);
+        }
+        Err(error) => {
+            tracing::debug!(%error, "TCP connection reset");
+            reset(&client);
+            reset(&upstream);
+        }
+    }
+}
+
+/// Socket to tunnel. Each direction ends on its own; an error in either resets both.
+async fn through_tunnel(worker: &Worker, mut stream: TcpStream, mut send: SendHalf, mut recv: RecvHalf) {
+    let result = {
+        let (mut reader, mut writer) = stream.split();
+        let up = async {
+            let mut total = 0;
+            let mut buffer = BytesMut::new();
+            loop {
+                buffer.reserve(READ_BYTES);
+                let n = tokio::select! {
+                    biased;
+                    error = send.stopped() => return Err(io::Error::other(error)),
+                    n = reader.read_buf(&mut buffer) => n?,
+                };
+                if n == 0 {
+                    send.finish().await.map_err(io::Error::other)?;
+                    return Ok(total);
+                }
+                total += n as u64;
+                send.send(buffer.split().freeze()).await.map_err(io::Error::other)?;
+            }
+        };
+        let down = async {
+            let mut total = 0;
+            while let Some(bytes) = recv.recv().await.map_err(io::Error::other)? {
+                total += bytes.len() as u64;
+                writer.write_all(&bytes).await?;
+            }
+            writer.shutdown().await?;
+            Ok(total)
+        };
+        tokio::try_join!(up, down)
+    };
+    match result {
+        Ok((up, down)) => {
+            worker.metrics.tcp_bytes("sent", up);
+            worker.metrics.tcp_bytes("received", down);
+        }
+        Err(error) => {
+            tracing::debug!(%error, "tunnelled TCP connection reset");
+            send.abort();
+            recv.abort();
+            reset(&stream);
+        }
+    }
+}
+
+/// Closing now sends RST: the other end must not take a break for an end.
+fn reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+fn prepare(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_nodelay(true);
+    // A peer that vanished is noticed after about two minutes of silence.
+    let _ = socket.set_tcp_keepalive(
+        &socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(15))
+            .with_retries(4),
+    );
+}
+
+/// A listening socket that shares its port with those of the other workers.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+const ATTEMPTS_MAX: u32 = 5;
+/// A tunnel's round trip and a connect inside the far cluster.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const READ_BYTES: usize = 64 * 1024;
+/// The kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;

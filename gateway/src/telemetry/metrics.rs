@@ -1,0 +1,397 @@
+//! Every metric of a gateway. Labels come from closed sets: configuration, status codes, enums; never paths or addresses.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use archipelago_proto::v1::TunnelStatus;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use crate::balance::budget::Purpose;
+use crate::proxy::guard::Violation;
+use crate::proxy::record::{Done, Reporter};
+use crate::proxy::stack::Failure;
+
+/// The gateway's metrics, shared by all threads.
+#[derive(Debug, Clone)]
+pub struct GatewayMetrics {
+    requests: Arc<Requests>,
+    tunnels: Arc<Tunnels>,
+    replays: Family<[(&'static str, &'static str); 2], Counter>,
+    failures: Family<[(&'static str, &'static str); 1], Counter>,
+    violations: Family<[(&'static str, &'static str); 1], Counter>,
+    verdicts: Family<[(&'static str, &'static str); 1], Counter>,
+    connections: Family<[(&'static str, &'static str); 1], Gauge>,
+    refused_connections: Counter,
+    tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
+    tcp_bytes: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Revision of the configuration in use.
+    pub config_revision: Gauge<i64, AtomicI64>,
+    /// Configurations refused.
+    pub config_rejected: Counter,
+    /// Lines of the access log that a slow writer lost.
+    pub access_log_dropped: Counter,
+}
+
+impl GatewayMetrics {
+    /// Declares everything in `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let this = Self {
+            requests: Arc::default(),
+            tunnels: Arc::default(),
+            replays: Family::default(),
+            failures: Family::default(),
+            violations: Family::default(),
+            verdicts: Family::default(),
+            connections: Family::default(),
+            refused_connections: Counter::default(),
+            tcp_connections: Family::default(),
+            tcp_bytes: Family::default(),
+            config_revision: Gauge::default(),
+            config_rejected: Counter::default(),
+            access_log_dropped: Counter::default(),
+        };
+        registry.register_collector(Box::new(Arc::clone(&this.requests)));
+        registry.register_collector(Box::new(Arc::clone(&this.tunnels)));
+        registry.register("mesh_gateway_replays", "Attempts beyond the first", this.replays.clone());
+        registry.register("mesh_gateway_failures", "Requests that the gateway answered itself", this.failures.clone());
+        registry.register(
+            "mesh_gateway_refused_heads",
+            "Requests whose framing was ambiguous",
+            this.violations.clone(),
+        );
+        registry.register("mesh_gateway_detector_verdicts", "Changes of a peer's state", this.verdicts.clone());
+        registry.register("mesh_gateway_connections", "Connections open", this.connections.clone());
+        registry.register(
+            "mesh_gateway_connections_refused",
+            "Connections closed at once because there were too many",
+            this.refused_connections.clone(),
+        );
+        registry.register("mesh_tcp_connections_opened", "TCP connections proxied", this.tcp_connections.clone());
+        registry.register("mesh_tcp_bytes", "Bytes of proxied TCP connections", this.tcp_bytes.clone());
+        registry.register(
+            "mesh_gateway_config_revision",
+            "Revision of the configuration in use",
+            this.config_revision.clone(),
+        );
+        registry.register("mesh_gateway_config_rejected", "Configurations refused", this.config_rejected.clone());
+        registry.register(
+            "mesh_gateway_access_log_dropped",
+            "Lines that a slow access log lost",
+            this.access_log_dropped.clone(),
+        );
+        this
+    }
+
+    /// Replaces the state of the tunnels.
+    pub fn set_tunnels(&self, tunnels: Vec<TunnelStatus>) {
+        *self.tunnels.0.lock().unwrap_or_else(PoisonError::into_inner) = tunnels;
+    }
+
+    /// The state of the tunnels as last collected.
+    pub fn tunnels(&self) -> Vec<TunnelStatus> {
+        self.tunnels.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One worker's hand on the metrics.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    shared: GatewayMetrics,
+    requests: RefCell<HashMap<Key, Series, foldhash::fast::RandomState>>,
+    http_connections: Gauge,
+    tcp_open: Gauge,
+}
+
+impl WorkerMetrics {
+    /// For one worker.
+    pub fn new(shared: &GatewayMetrics) -> Self {
+        let open = |protocol| shared.connections.get_or_create(&[("protocol", protocol)]).clone();
+        Self {
+            requests: RefCell::default(),
+            http_connections: open("http"),
+            tcp_open: open("tcp"),
+            shared: shared.clone(),
+        }
+    }
+
+    /// Counts a finished request.
+    pub fn request(&self, done: &Done) {
+        let record = &done.record;
+        let key = Key {
+            reporter: record.reporter,
+            source: Arc::clone(&record.source_cluster),
+            destination: record.destination_cluster.clone(),
+            service: record.service.clone(),
+            code: record.code,
+        };
+        let mut requests = self.requests.borrow_mut();
+        if requests.len() < SERIES_MAX || requests.contains_key(&key) {
+            requests.entry(key).or_default().observe(done.duration);
+        }
+    }
+
+    /// Adds what was counted since the last time to what the scraper sees.
+    pub fn flush(&self) {
+        let mut local = self.requests.borrow_mut();
+        if local.is_empty() {
+            return;
+        }
+        let mut shared = self.shared.requests.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, series) in local.drain() {
+            if shared.len() < SERIES_MAX || shared.contains_key(&key) {
+                shared.entry(key).or_default().add(&series);
+            }
+        }
+    }
+
+    /// An attempt beyond the first.
+    pub fn replay(&self, purpose: Purpose, reason: &'static str) {
+        let purpose = if purpose == Purpose::Failover { "failover" } else { "retry" };
+        self.shared.replays.get_or_create(&[("purpose", purpose), ("reason", reason)]).inc();
+    }
+
+    /// A request that the gateway answered itself.
+    pub fn failure(&self, failure: Failure) {
+        self.shared.failures.get_or_create(&[("reason", failure.reason())]).inc();
+    }
+
+    /// A request whose framing was ambiguous.
+    pub fn violation(&self, violation: Violation) {
+        let reason = match violation {
+            Violation::LineEnd => "line_end",
+            Violation::FoldedLine => "folded_line",
+            Violation::HeaderName => "header_name",
+            Violation::ContentLength => "content_length",
+            Violation::TransferEncoding => "transfer_encoding",
+            Violation::LengthAndEncoding => "length_and_encoding",
+            Violation::Chunk => "chunk",
+        };
+        self.shared.violations.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// A peer changed its state.
+    pub fn verdict(&self, state: &'static str) {
+        self.shared.verdicts.get_or_create(&[("state", state)]).inc();
+    }
+
+    /// An HTTP connection, open until the guard is dropped.
+    pub fn http_connection(&self) -> OpenGuard {
+        OpenGuard::new(&self.http_connections)
+    }
+
+    /// A TCP connection, open until the guard is dropped.
+    pub fn tcp_connection(&self, reporter: Reporter) -> OpenGuard {
+        self.shared.tcp_connections.get_or_create(&[("reporter", reporter.label())]).inc();
+        OpenGuard::new(&self.tcp_open)
+    }
+
+    /// Bytes of a TCP connection; `direction` is "sent" (towards the service) or "received".
+    pub fn tcp_bytes(&self, direction: &'static str, bytes: u64) {
+        self.shared.tcp_bytes.get_or_create(&[("direction", direction)]).inc_by(bytes);
+    }
+
+    /// A connection that was closed at once.
+    pub fn connection_refused(&self) {
+        self.shared.refused_connections.inc();
+    }
+}
+
+/// Counts something open until dropped.
+#[derive(Debug)]
+pub struct OpenGuard(Gauge);
+
+impl OpenGuard {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    reporter: Reporter,
+    source: Arc<str>,
+    destination: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    code: u16,
+}
+
+impl Key {
+    fn labels(&self) -> Vec<(&'static str, String)> {
+        let or_unknown = |text: &Option<Arc<str>>| text.as_deref().unwrap_or("unknown").to_owned();
+        vec![
+            ("reporter", self.reporter.label().to_owned()),
+            ("source_cluster", self.source.to_string()),
+            ("destination_cluster", or_unknown(&self.destination)),
+            ("destination_service", or_unknown(&self.service)),
+            ("response_code", self.code.to_string()),
+        ]
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Series {
+    count: u64,
+    seconds: f64,
+    buckets: [u64; BUCKETS.len()],
+}
+
+impl Series {
+    fn observe(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        self.count += 1;
+        self.seconds += seconds;
+        if let Some(bucket) = BUCKETS.iter().position(|upper| seconds <= *upper).and_then(|i| self.buckets.get_mut(i)) {
+            *bucket += 1;
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.seconds += other.seconds;
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Requests(Mutex<HashMap<Key, Series, foldhash::fast::RandomState>>);
+
+impl Collector for Requests {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let series = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if series.is_empty() {
+            return Ok(());
+        }
+        let mut counts = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
+        for (key, series) in &series {
+            ConstCounter::new(series.count).encode(counts.encode_family(&key.labels())?)?;
+        }
+        let mut durations = encoder.encode_descriptor(
+            "mesh_request_duration_seconds",
+            "From the head of the request to the end of the response",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (key, series) in &series {
+            // prometheus-client adds the buckets up itself.
+            let buckets: Vec<(f64, u64)> = BUCKETS
+                .iter()
+                .copied()
+                .zip(series.buckets)
+                .chain(std::iter::once((f64::MAX, series.count - series.buckets.iter().sum::<u64>())))
+                .collect();
+            let labels = key.labels();
+            let mut metric = durations.encode_family(&labels)?;
+            metric.encode_histogram::<prometheus_client::encoding::NoLabelSet>(
+                series.seconds,
+                series.count,
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tunnels(Mutex<Vec<TunnelStatus>>);
+
+impl Collector for Tunnels {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let tunnels = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if tunnels.is_empty() {
+            return Ok(());
+        }
+        let labels = |t: &TunnelStatus| vec![("destination_cluster", t.to_cluster.clone()), ("peer", t.to.clone())];
+        let mut states = encoder.encode_descriptor(
+            "mesh_tunnel_state",
+            "1 for the state that a tunnel is in",
+            None,
+            MetricType::Gauge,
+        )?;
+        for tunnel in &tunnels {
+            let mut with_state = labels(tunnel);
+            with_state.push(("state", tunnel.state.clone()));
+            ConstGauge::new(1_i64).encode(states.encode_family(&with_state)?)?;
+        }
+        let mut rtt =
+            encoder.encode_descriptor("mesh_tunnel_rtt_seconds", "Smoothed round trip", None, MetricType::Gauge)?;
+        for tunnel in &tunnels {
+            #[allow(clippy::cast_precision_loss, reason = "microseconds of a round trip fit 52 bits")]
+            ConstGauge::new(tunnel.rtt_micros as f64 / 1e6).encode(rtt.encode_family(&labels(tunnel))?)?;
+        }
+        Ok(())
+    }
+}
+
+/// OpenTelemetry's list, finer below 5 ms: a gateway hop is a fraction of a millisecond.
+const BUCKETS: [f64; 17] =
+    [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+/// 1,000 services × a few clusters × a few codes.
+const SERIES_MAX: usize = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::record::Record;
+    use std::time::Instant;
+
+    #[test]
+    fn the_text_of_metrics() {
+        let mut registry = Registry::default();
+        let shared = GatewayMetrics::register(&mut registry);
+        let worker = WorkerMetrics::new(&shared);
+        let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+        (record.destination_cluster, record.service, record.code) =
+            (Some("tokyo".into()), Some("shop/checkout".into()), 200);
+        for millis in [1, 30, 20_000] {
+            worker.request(&Done {
+                record: record.clone(),
+                duration: Duration::from_millis(millis),
+                bytes_received: 0,
+                bytes_sent: 0,
+            });
+        }
+        worker.flush();
+        worker.flush();
+        shared.set_tunnels(vec![TunnelStatus {
+            to: "tokyo/gw-1".into(),
+            to_cluster: "tokyo".into(),
+            state: "up".into(),
+            rtt_micros: 1500,
+            ..Default::default()
+        }]);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let labels = r#"reporter="source",source_cluster="paris",destination_cluster="tokyo",destination_service="shop/checkout",response_code="200""#;
+        for line in [
+            format!("mesh_requests_total{{{labels}}} 3"),
+            format!("mesh_request_duration_seconds_count{{{labels}}} 3"),
+            format!("mesh_request_duration_seconds_bucket{{le=\"0.001\",{labels}}} 1"),
+            format!("mesh_request_duration_seconds_bucket{{le=\"0.05\",{labels}}} 2"),
+            format!("mesh_request_duration_seconds_bucket{{le=\"+Inf\",{labels}}} 3"),
+            r#"mesh_tunnel_state{destination_cluster="tokyo",peer="tokyo/gw-1",state="up"} 1"#.to_owned(),
+            r#"mesh_tunnel_rtt_seconds{destination_cluster="tokyo",peer="tokyo/gw-1"} 0.0015"#.to_owned(),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} missing in:\n{text}");
+        }
+    }
+}

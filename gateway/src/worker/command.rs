@@ -1,0 +1,159 @@
+//! What other threads ask of a worker: explanations, reports, drills. Never on the request path.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelStatus};
+use archipelago_tunnel::{Cut, PeerState};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::{Reply, Worker};
+
+/// A question or an order.
+#[derive(Debug)]
+pub enum Command {
+    /// What would happen to this request?
+    Explain(Box<ExplainQuery>, Reply<ExplainResponse>),
+    /// How are the tunnels, and what is being carried?
+    Report(Reply<Report>),
+    /// Drop packets in silence.
+    Cut(Cut, Reply<()>),
+    /// End that.
+    Heal(Reply<()>),
+}
+
+/// One worker's state, for operators.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Which worker.
+    pub worker: usize,
+    /// Revision it serves with.
+    pub revision: u64,
+    /// Requests carried now.
+    pub requests: usize,
+    /// HTTP connections.
+    pub connections: usize,
+    /// TCP connections.
+    pub tcp_connections: usize,
+    /// One per peer.
+    #[serde(skip)]
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+/// Answers until nobody can ask any more.
+pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        // A reply that nobody waits for any more is no error.
+        match command {
+            Command::Explain(query, reply) => drop(reply.send(crate::explain::explain(
+                &worker.view(),
+                &worker.identity,
+                &query,
+                worker.random(),
+                Instant::now(),
+            ))),
+            Command::Report(reply) => drop(reply.send(report(&worker))),
+            Command::Cut(cut, reply) => {
+                worker.tunnels.cut(cut);
+                let _ = reply.send(());
+            }
+            Command::Heal(reply) => {
+                worker.tunnels.heal();
+                let _ = reply.send(());
+            }
+        }
+    }
+}
+
+fn report(worker: &Worker) -> Report {
+    let tunnels = worker.tunnels.peers().into_iter().map(|peer| {
+        let name = peer.name();
+        TunnelStatus {
+            from: format!("{}/{}", worker.identity.cluster, worker.identity.gateway),
+            to: name.to_string(),
+            from_cluster: worker.identity.cluster.to_string(),
+            to_cluster: name.cluster.clone(),
+            state: state_name(peer.state()).to_owned(),
+            rtt_micros: micros(peer.rtt()),
+            transport: "quic".to_owned(),
+            connections: u32::from(matches!(peer.state(), PeerState::Up | PeerState::Suspect | PeerState::Draining)),
+        }
+    });
+    Report {
+        worker: worker.index,
+        revision: worker.view().snapshot.revision,
+        requests: worker.requests.get(),
+        connections: worker.connections.get(),
+        tcp_connections: worker.tcp_connections.get(),
+        tunnels: tunnels.collect(),
+    }
+}
+
+/// One entry per peer out of those of all workers: the worst state, the connections added up, the largest round trip.
+pub fn merge(reports: impl IntoIterator<Item = Vec<TunnelStatus>>) -> Vec<TunnelStatus> {
+    let mut merged: Vec<TunnelStatus> = Vec::new();
+    for tunnel in reports.into_iter().flatten() {
+        match merged.iter_mut().find(|known| known.to == tunnel.to) {
+            None => merged.push(tunnel),
+            Some(known) => {
+                known.connections += tunnel.connections;
+                known.rtt_micros = known.rtt_micros.max(tunnel.rtt_micros);
+                if severity(&tunnel.state) > severity(&known.state) {
+                    known.state = tunnel.state;
+                }
+            }
+        }
+    }
+    merged.sort_by(|a, b| a.to.cmp(&b.to));
+    merged
+}
+
+/// The word for a state, in metrics, reports and logs alike.
+pub fn state_name(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Dialing => "dialing",
+        PeerState::Up => "up",
+        PeerState::Suspect => "suspect",
+        PeerState::Dead => "dead",
+        PeerState::Draining => "draining",
+    }
+}
+
+fn severity(state: &str) -> u8 {
+    match state {
+        "up" => 0,
+        "draining" => 1,
+        "dialing" => 2,
+        "suspect" => 3,
+        _ => 4,
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_the_workers_counts() {
+        let tunnel = |to: &str, state: &str, rtt_micros| TunnelStatus {
+            to: to.into(),
+            state: state.into(),
+            rtt_micros,
+            connections: 1,
+            ..Default::default()
+        };
+        let merged = merge([
+            vec![tunnel("b", "up", 5), tunnel("a", "up", 1)],
+            vec![tunnel("a", "dead", 3), tunnel("b", "up", 2)],
+        ]);
+        let seen: Vec<_> =
+            merged.iter().map(|t| (t.to.as_str(), t.state.as_str(), t.rtt_micros, t.connections)).collect();
+        assert_eq!(seen, [("a", "dead", 3, 2), ("b", "up", 5, 2)]);
+    }
+}

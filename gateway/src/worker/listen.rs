@@ -1,0 +1,145 @@
+//! Accepting: one HTTP listener per worker, one TCP listener per TCP service and worker, all sharing ports with the other workers.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use crate::config::{Protocol, Snapshot};
+
+/// Accepts HTTP clients until `drain`.
+pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken) {
+    loop {
+        let Some(stream) = accept(&listener, &drain).await else { return };
+        if worker.connections.get() >= worker.limits.connections_max {
+            worker.metrics.connection_refused();
+            continue;
+        }
+        let open = Count::new(Rc::clone(&worker), |w| &w.connections);
+        let serve = crate::proxy::client::serve(Rc::clone(&worker), stream, drain.clone());
+        tokio::task::spawn_local(async move {
+            serve.await;
+            drop(open);
+        });
+    }
+}
+
+/// The listeners of TCP services; they come and go with the configuration.
+#[derive(Debug)]
+pub struct TcpListeners {
+    base: SocketAddr,
+    drain: CancellationToken,
+    open: HashMap<u16, (Arc<str>, JoinHandle<()>)>,
+}
+
+impl TcpListeners {
+    /// None yet.
+    pub fn new(base: SocketAddr, drain: CancellationToken) -> Self {
+        Self { base, drain, open: HashMap::new() }
+    }
+
+    /// Opens and closes listeners so that they fit `snapshot`. A port that cannot be had is logged, and tried again with the
+    /// next change.
+    pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) {
+        let wanted: HashMap<u16, &Arc<str>> =
+            snapshot.services.iter().filter(|s| s.protocol == Protocol::Tcp).map(|s| (s.tcp_slot, &s.key)).collect();
+        self.open.retain(|slot, (service, task)| {
+            let keep = wanted.get(slot) == Some(&&*service) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        if self.drain.is_cancelled() {
+            return;
+        }
+        for (slot, service) in wanted {
+            if self.open.contains_key(&slot) {
+                continue;
+            }
+            let Some(port) = self.base.port().checked_add(slot) else {
+                tracing::warn!(%service, slot, "no port for this TCP service: the TCP base port plus its slot is beyond 65535");
+                continue;
+            };
+            let address = SocketAddr::new(self.base.ip(), port);
+            match crate::tcp::listen(address).and_then(TcpListener::from_std) {
+                Ok(listener) => {
+                    let task = tokio::task::spawn_local(tcp(
+                        Rc::clone(worker),
+                        listener,
+                        Arc::clone(service),
+                        self.drain.clone(),
+                    ));
+                    self.open.insert(slot, (Arc::clone(service), task));
+                }
+                Err(error) => tracing::warn!(%service, %address, %error, "cannot listen for this TCP service"),
+            }
+        }
+    }
+}
+
+async fn tcp(worker: Rc<Worker>, listener: TcpListener, service: Arc<str>, drain: CancellationToken) {
+    loop {
+        let Some(stream) = accept(&listener, &drain).await else { return };
+        if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
+            worker.metrics.connection_refused();
+            continue;
+        }
+        let open = Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
+        let serve = crate::tcp::serve_client(Rc::clone(&worker), Arc::clone(&service), stream);
+        tokio::task::spawn_local(async move {
+            serve.await;
+            drop(open);
+        });
+    }
+}
+
+async fn accept(listener: &TcpListener, drain: &CancellationToken) -> Option<TcpStream> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => return None,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => return Some(stream),
+            Err(error) => {
+                // Out of descriptors passes when connections end; spinning on it would keep them from ending.
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Counts one connection on its worker until dropped.
+#[derive(Debug)]
+pub struct Count {
+    worker: Rc<Worker>,
+    counter: fn(&Worker) -> &Cell<usize>,
+}
+
+impl Count {
+    /// Counts it.
+    pub fn new(worker: Rc<Worker>, counter: fn(&Worker) -> &Cell<usize>) -> Self {
+        let cell = counter(&worker);
+        cell.set(cell.get() + 1);
+        Self { worker, counter }
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        let cell = (self.counter)(&self.worker);
+        cell.set(cell.get().saturating_sub(1));
+    }
+}
+
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);

@@ -1,0 +1,506 @@
+//! One worker: a thread with a `current_thread` runtime that accepts, routes, and tunnels on its own.
+//!
+//! Workers share nothing on the request path: each has its sockets (SO_REUSEPORT, one UDP port), its tunnels, its connection
+//! pools, and its own [`view::View`] of the snapshot. Configuration reaches it through [`crate::config::Published`], and it
+//! reports each generation once every new request uses it.
+
+pub mod command;
+pub mod listen;
+pub mod view;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use archipelago_identity::{LiveCredential, SpiffeId};
+use archipelago_tunnel::{BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, Tunnels};
+use http::{HeaderValue, Method};
+use hyper::client::conn::http1;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::balance::budget::{Budget, Purpose};
+use crate::balance::hash;
+use crate::config::{Published, Snapshot};
+use crate::proxy::body::RequestBody;
+use crate::proxy::layers::Slot;
+use crate::proxy::record::Done;
+use crate::proxy::stack::Stack;
+use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
+use command::Command;
+use view::{Memory, View};
+
+/// Who this gateway is, with the header values made once.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its cluster.
+    pub cluster: Arc<str>,
+    /// Its name.
+    pub gateway: Arc<str>,
+    /// Its SPIFFE id.
+    pub spiffe_id: SpiffeId,
+    /// `mesh-source`.
+    pub spiffe_id_value: HeaderValue,
+    /// `mesh-cluster`.
+    pub cluster_value: HeaderValue,
+    /// `mesh-served-by`.
+    pub served_by: HeaderValue,
+}
+
+impl Identity {
+    /// From the credential's id and the names on the command line.
+    ///
+    /// # Errors
+    /// A name that cannot stand in a header.
+    pub fn new(cluster: &str, gateway: &str, spiffe_id: SpiffeId) -> Result<Self, http::header::InvalidHeaderValue> {
+        Ok(Self {
+            cluster: cluster.into(),
+            gateway: gateway.into(),
+            spiffe_id_value: HeaderValue::from_str(&spiffe_id.to_string())?,
+            cluster_value: HeaderValue::from_str(cluster)?,
+            served_by: HeaderValue::from_str(&format!("{cluster}/{gateway}"))?,
+            spiffe_id,
+        })
+    }
+}
+
+/// Bounds of one worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Until a response must begin; see [`crate::proxy::layers::deadline`].
+    pub request_timeout: Duration,
+    /// Requests carried at a time.
+    pub requests_max: usize,
+    /// HTTP connections of clients. At about 10 KiB idle and 150 KiB with full buffers each.
+    pub connections_max: usize,
+    /// TCP connections proxied, at up to 128 KiB of buffers each.
+    pub tcp_connections_max: usize,
+    /// How long a drain waits for what is in flight.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_timeout: Duration::from_secs(30),
+            requests_max: 8_192,
+            connections_max: 8_192,
+            tcp_connections_max: 2_048,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What all workers are given alike.
+#[derive(Clone)]
+pub struct Shared {
+    /// Who we are.
+    pub identity: Arc<Identity>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Our SVID.
+    pub credential: LiveCredential,
+    /// Configuration.
+    pub published: Arc<Published>,
+    /// Metrics.
+    pub metrics: GatewayMetrics,
+    /// Access log, if any.
+    pub access_log: Option<AccessLog>,
+    /// First port of TCP services.
+    pub tcp_base: SocketAddr,
+    /// Cancelled when the gateway drains.
+    pub drain: CancellationToken,
+    /// Told when a tunnel changed its state.
+    pub tunnels_changed: Arc<Notify>,
+}
+
+/// State of one worker, used only on its thread.
+pub struct Worker {
+    /// Counted from 0.
+    pub index: usize,
+    /// Who we are.
+    pub identity: Arc<Identity>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Metrics.
+    pub metrics: WorkerMetrics,
+    /// Access log, if any.
+    pub access_log: Option<AccessLog>,
+    /// The stack of client requests.
+    pub ingress: Stack,
+    /// The stack of requests out of tunnels.
+    pub far_side: Stack,
+    /// Requests carried.
+    pub requests: Cell<usize>,
+    pub(crate) connections: Cell<usize>,
+    pub(crate) tcp_connections: Cell<usize>,
+    pub(crate) tunnels: Tunnels,
+    view: RefCell<Rc<View>>,
+    memory: RefCell<Memory>,
+    budget: RefCell<Budget>,
+    random: Cell<u64>,
+    published_health: RefCell<Vec<ServiceHealth>>,
+    peer_states: RefCell<Vec<(String, PeerState)>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    fn new(index: usize, shared: &Shared, tunnels: Tunnels) -> Self {
+        let now = Instant::now();
+        Self {
+            index,
+            identity: Arc::clone(&shared.identity),
+            limits: shared.limits,
+            metrics: WorkerMetrics::new(&shared.metrics),
+            access_log: shared.access_log.clone(),
+            ingress: crate::proxy::ingress(),
+            far_side: crate::proxy::far_side(),
+            requests: Cell::new(0),
+            connections: Cell::new(0),
+            tcp_connections: Cell::new(0),
+            tunnels,
+            view: RefCell::new(Rc::new(View { snapshot: Arc::new(Snapshot::empty()), services: Vec::new() })),
+            memory: RefCell::default(),
+            budget: RefCell::new(Budget::new(now)),
+            random: Cell::new(rand::random()),
+            published_health: RefCell::default(),
+            peer_states: RefCell::default(),
+        }
+    }
+
+    /// The current view.
+    pub fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    /// A random number; SplitMix64, seeded once per worker.
+    pub fn random(&self) -> u64 {
+        let next = self.random.get().wrapping_add(1);
+        self.random.set(next);
+        hash::mix(next)
+    }
+
+    /// An admission slot, if one is free.
+    pub fn admit(self: &Rc<Self>) -> Option<Slot> {
+        Slot::take(self)
+    }
+
+    /// Counts a first attempt.
+    pub fn deposit(&self) {
+        self.budget.borrow_mut().deposit();
+    }
+
+    /// Asks for one more attempt.
+    pub fn withdraw(&self, purpose: Purpose) -> bool {
+        self.budget.borrow_mut().withdraw(purpose, Instant::now())
+    }
+
+    /// Takes back a pooled connection.
+    pub fn return_connection(&self, address: SocketAddr, sender: http1::SendRequest<RequestBody>) {
+        if let Some(endpoint) = self.memory.borrow().endpoint(address) {
+            endpoint.put_back(sender, Instant::now());
+        }
+    }
+
+    /// Writes a finished request down.
+    pub fn finished(&self, done: &Done) {
+        self.metrics.request(done);
+        if let Some(log) = &self.access_log {
+            log.log(done);
+        }
+    }
+
+    /// Joins `snapshot` with what is known of peers and endpoints, and serves with it from now on.
+    fn refresh(&self, snapshot: &Arc<Snapshot>) {
+        let previous = self.view();
+        if !Arc::ptr_eq(&previous.snapshot, snapshot) {
+            let peers = snapshot.peers.iter().map(|peer| Peer {
+                cluster: snapshot.cluster_name(peer.cluster).to_owned(),
+                gateway: peer.gateway.clone(),
+                spiffe_id: peer.spiffe_id.clone(),
+                addresses: peer.addresses.clone(),
+            });
+            self.tunnels.set_peers(peers.collect());
+        }
+        let peers = self.tunnels.peers();
+        self.count_verdicts(&peers);
+        let mut random = || self.random();
+        let view = self.memory.borrow_mut().view(snapshot, peers, Some(&previous), Instant::now(), &mut random);
+        self.view.replace(Rc::new(view));
+        self.publish_health();
+    }
+
+    /// Tells the peers how many endpoints are ready here; those sitting out do not count.
+    fn publish_health(&self) {
+        let (view, now) = (self.view(), Instant::now());
+        let mut health: Vec<ServiceHealth> = Vec::new();
+        for (config, live) in view.snapshot.services.iter().zip(&view.services) {
+            if !config.may_reside_in(view.snapshot.own_cluster) {
+                continue;
+            }
+            for endpoint in &live.endpoints {
+                let ready = u32::from(endpoint.ready && !endpoint.endpoint.ejected(now));
+                match health
+                    .iter_mut()
+                    .rev()
+                    .take_while(|h| *h.service == *config.key)
+                    .find(|h| *h.version == *endpoint.version)
+                {
+                    Some(known) => {
+                        known.ready += ready;
+                        known.total += 1;
+                    }
+                    None => health.push(ServiceHealth {
+                        service: config.key.to_string(),
+                        version: endpoint.version.to_string(),
+                        ready,
+                        total: 1,
+                    }),
+                }
+            }
+        }
+        if *self.published_health.borrow() != health {
+            self.published_health.replace(health.clone());
+            self.tunnels.publish_health(health);
+        }
+    }
+
+    fn count_verdicts(&self, peers: &[archipelago_tunnel::PeerHandle]) {
+        let mut states: Vec<_> = peers.iter().map(|p| (p.name().to_string(), p.state())).collect();
+        states.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut known = self.peer_states.borrow_mut();
+        for (name, state) in &states {
+            let before = known.iter().find(|(n, _)| n == name).map(|(_, s)| s);
+            if before != Some(state) {
+                self.metrics.verdict(command::state_name(*state));
+                tracing::info!(worker = self.index, peer = %name, state = command::state_name(*state), "tunnel");
+            }
+        }
+        *known = states;
+    }
+
+    /// Everything that only needs doing now and then.
+    fn housekeeping(&self) {
+        let now = Instant::now();
+        self.metrics.flush();
+        self.memory.borrow().endpoints().for_each(|endpoint| endpoint.close_idle(now));
+        view::step_failback(&self.view(), now);
+        self.publish_health();
+    }
+}
+
+/// Sockets of one worker, bound before its thread starts.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Clients, HTTP.
+    pub http: std::net::TcpListener,
+    /// Tunnels.
+    pub tunnel: SocketAddr,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Handle {
+    /// Asks something of it.
+    pub commands: mpsc::Sender<Command>,
+    /// Where its tunnels arrive.
+    pub tunnel: SocketAddr,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Waits until it has drained and ended.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
+    }
+}
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Its thread or runtime.
+    #[error("cannot start a worker thread")]
+    Thread(#[from] std::io::Error),
+    /// Its tunnels.
+    #[error(transparent)]
+    Tunnels(#[from] BindError),
+    /// It ended before it had started.
+    #[error("a worker ended while starting")]
+    Ended,
+}
+
+/// Starts worker `index`; returns once its sockets are open.
+pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, StartError> {
+    let (commands, queue) = mpsc::channel(COMMANDS_QUEUED_MAX);
+    let (started, outcome) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
+        };
+        let local = LocalSet::new();
+        local.block_on(&runtime, async move {
+            let mut config = TunnelConfig::new(
+                &*shared.identity.cluster,
+                &*shared.identity.gateway,
+                shared.credential.clone(),
+                sockets.tunnel,
+            );
+            config.worker = index;
+            config.detector = DetectorConfig::default();
+            let (tunnels, incoming) = match Tunnels::bind(config) {
+                Ok(bound) => bound,
+                Err(error) => return drop(started.send(Err(error.into()))),
+            };
+            let address = tunnels.local_addr();
+            let worker = Rc::new(Worker::new(index, &shared, tunnels));
+            CURRENT.with(|current| current.replace(Rc::downgrade(&worker)));
+            let listener = match tokio::net::TcpListener::from_std(sockets.http) {
+                Ok(listener) => listener,
+                Err(error) => return drop(started.send(Err(error.into()))),
+            };
+            let _ = started.send(Ok(address));
+            run(worker, shared, listener, incoming, queue).await;
+        });
+    })?;
+    let tunnel = outcome.recv().map_err(|_| StartError::Ended)??;
+    Ok(Handle { commands, tunnel, thread })
+}
+
+async fn run(
+    worker: Rc<Worker>,
+    shared: Shared,
+    http: tokio::net::TcpListener,
+    incoming: Incoming,
+    commands: mpsc::Receiver<Command>,
+) {
+    let background = [
+        tokio::task::spawn_local(follow(Rc::clone(&worker), shared.clone())),
+        tokio::task::spawn_local(command::answer(Rc::clone(&worker), commands)),
+        tokio::task::spawn_local(serve_tunnels(Rc::clone(&worker), incoming)),
+        tokio::task::spawn_local(keep_house(Rc::clone(&worker))),
+    ];
+    let accept = tokio::task::spawn_local(listen::http(Rc::clone(&worker), http, shared.drain.clone()));
+    shared.drain.cancelled().await;
+
+    // New work stops: no accepts, GOAWAY on HTTP/2 (by each connection) and on the tunnels. Then what is in flight ends.
+    let deadline = Instant::now() + worker.limits.drain_timeout;
+    let _ = accept.await;
+    // Idle client connections close at once; those that just sent a request may still need a tunnel.
+    let grace = Instant::now() + CLIENT_GRACE;
+    while Instant::now() < grace && worker.connections.get() > 0 {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    worker.tunnels.drain(deadline.saturating_duration_since(Instant::now())).await;
+    while Instant::now() < deadline
+        && (worker.requests.get() > 0 || worker.connections.get() > 0 || worker.tcp_connections.get() > 0)
+    {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    worker.metrics.flush();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    worker.tunnels.close().await;
+}
+
+/// Follows configuration and peers; the one place where the view changes.
+async fn follow(worker: Rc<Worker>, shared: Shared) {
+    let mut generations = shared.published.subscribe();
+    let mut changes = worker.tunnels.changes();
+    let mut listeners = listen::TcpListeners::new(shared.tcp_base, shared.drain.clone());
+    loop {
+        let generation = *generations.borrow_and_update();
+        changes.mark_unchanged();
+        let snapshot = shared.published.load();
+        worker.refresh(&snapshot);
+        listeners.follow(&worker, &snapshot);
+        shared.published.worker_reached(worker.index, generation);
+        shared.tunnels_changed.notify_one();
+        tokio::select! {
+            moved = generations.changed() => if moved.is_err() { return },
+            moved = changes.changed() => {
+                if moved.is_err() {
+                    return;
+                }
+                // Changes come in bursts (a peer's death touches all its services), and a rebuild costs microseconds per service.
+                tokio::time::sleep(REBUILD_INTERVAL).await;
+            }
+        }
+    }
+}
+
+async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
+    while let Some(request) = incoming.next().await {
+        let worker = Rc::clone(&worker);
+        if request.request.method() == Method::CONNECT {
+            if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
+                request.responder.reject();
+                continue;
+            }
+            tokio::task::spawn_local(async move {
+                let _open = listen::Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
+                crate::tcp::serve_peer(Rc::clone(&worker), request).await;
+            });
+        } else {
+            tokio::task::spawn_local(crate::proxy::serve_peer(worker, request));
+        }
+    }
+}
+
+async fn keep_house(worker: Rc<Worker>) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        worker.housekeeping();
+    }
+}
+
+/// Runs hyper's tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Runs `f` with the worker of this thread, if it is still there. Bodies end wherever hyper drops them and must be `Send`, so
+/// they find their worker here instead of holding it.
+pub fn with_current(f: impl FnOnce(&Worker)) {
+    let worker = CURRENT.try_with(|current| current.borrow().upgrade()).ok().flatten();
+    if let Some(worker) = worker {
+        f(&worker);
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Weak<Worker>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Answers a question of another thread; the asker may be gone.
+pub type Reply<T> = oneshot::Sender<T>;
+
+const COMMANDS_QUEUED_MAX: usize = 64;
+/// Metrics may be this old; the failback ramp moves in such steps.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
+const REBUILD_INTERVAL: Duration = Duration::from_millis(1);
+const CLIENT_GRACE: Duration = Duration::from_millis(250);
+const DRAIN_POLL: Duration = Duration::from_millis(20);

@@ -1,0 +1,461 @@
+//! What one worker knows right now: the snapshot, joined with its peers' health and its local endpoints.
+//!
+//! Rebuilt when one of those changes, read by every request. [`View::decide`] is the one place where a request's target is
+//! chosen; the proxy and `explain` both call it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use archipelago_tunnel::{PeerHandle, PeerState};
+use http::HeaderValue;
+
+use crate::balance::cluster::{self, Standing, Why};
+use crate::balance::failback::Failback;
+use crate::balance::hash::{Key, Sequence};
+use crate::balance::load::{self, PeakEwma};
+use crate::config::{Backend, Rule, Service, Snapshot};
+use crate::proxy::upstream::Endpoint;
+
+/// One consistent picture for requests that begin now.
+#[derive(Debug)]
+pub struct View {
+    /// The configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// Same order as `snapshot.services`.
+    pub services: Vec<ServiceView>,
+}
+
+/// A service's live state.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// Indexed like `snapshot.clusters`.
+    pub clusters: Vec<ClusterView>,
+    /// In this cluster.
+    pub endpoints: Vec<EndpointView>,
+    /// Draws for requests without a sticky key.
+    pub sequence: Cell<Sequence>,
+}
+
+/// A cluster as a place that serves one service.
+#[derive(Debug)]
+pub struct ClusterView {
+    /// Its gateways that report endpoints of the service.
+    pub peers: Vec<PeerView>,
+    /// How it is coming back; shared with the worker, outlives the view.
+    pub failback: Rc<Cell<Failback>>,
+}
+
+/// A gateway that serves one service.
+#[derive(Debug)]
+pub struct PeerView {
+    /// The gateway.
+    pub remote: Rc<Remote>,
+    /// Ready endpoints by version.
+    pub ready: Vec<(String, u32)>,
+}
+
+/// A local endpoint of one service.
+#[derive(Debug)]
+pub struct EndpointView {
+    /// Connections and passive health.
+    pub endpoint: Rc<Endpoint>,
+    /// Its version.
+    pub version: Arc<str>,
+    /// Its name for people.
+    pub instance: String,
+    /// The agent's verdict.
+    pub ready: bool,
+}
+
+/// A gateway of another cluster, as this worker sees it.
+#[derive(Debug)]
+pub struct Remote {
+    /// The tunnel.
+    pub handle: PeerHandle,
+    /// "cluster/gateway".
+    pub name: Arc<str>,
+    /// Its cluster.
+    pub cluster: Arc<str>,
+    /// Value of `mesh-served-by`.
+    pub served_by: HeaderValue,
+    /// Time to response heads.
+    pub latency: RefCell<PeakEwma>,
+}
+
+/// Who serves a request.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// An endpoint here.
+    Local(Rc<Endpoint>),
+    /// Whatever the gateway there chooses.
+    Remote(Rc<Remote>),
+}
+
+/// A decision and what led to it.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Who.
+    pub target: Target,
+    /// Only this version.
+    pub version: Option<Arc<str>>,
+    /// Cluster of the target, index.
+    pub cluster: usize,
+}
+
+/// Targets that failed this request already.
+#[derive(Debug, Default)]
+pub struct Tried {
+    /// Local endpoints.
+    pub endpoints: Vec<SocketAddr>,
+    /// Peer gateways.
+    pub peers: Vec<Arc<str>>,
+}
+
+impl View {
+    /// Chooses a target for a request of `service` under `rule`; `None`: nobody can serve it.
+    pub fn decide(
+        &self,
+        service: usize,
+        rule: &Rule,
+        key: Key,
+        tried: &Tried,
+        random: u64,
+        now: Instant,
+        why: &mut impl Why,
+    ) -> Option<Decision> {
+        let (config, live) = (self.snapshot.services.get(service)?, self.services.get(service)?);
+        let standing = |backend: &Backend| self.standing(config, live, backend, tried, now);
+        let names = |index: usize| self.snapshot.cluster_name(index).to_owned();
+        let chosen = cluster::choose(rule, key, standing, names, why)?;
+        let (index, version) = (chosen.backend.cluster, chosen.backend.version.clone());
+        let target = if Some(index) == self.snapshot.own_cluster {
+            Target::Local(live.pick_endpoint(version.as_deref(), tried, random, now, why)?)
+        } else {
+            Target::Remote(live.clusters.get(index)?.pick_peer(version.as_deref(), tried, random, why)?)
+        };
+        Some(Decision { target, version, cluster: index })
+    }
+
+    fn standing(
+        &self,
+        config: &Service,
+        live: &ServiceView,
+        backend: &Backend,
+        tried: &Tried,
+        now: Instant,
+    ) -> Standing {
+        let version = backend.version.as_deref();
+        let (Some(cluster), Some(state)) =
+            (self.snapshot.clusters.get(backend.cluster), live.clusters.get(backend.cluster))
+        else {
+            return Standing::Out("unknown cluster");
+        };
+        if !config.may_reside_in(Some(backend.cluster)) {
+            return Standing::Out("residency does not allow it");
+        }
+        let reach = if Some(backend.cluster) == self.snapshot.own_cluster {
+            live.local_standing(version, tried, now)
+        } else {
+            state.standing(version, tried)
+        };
+        match reach {
+            Standing::Serving { .. } if cluster.drained => Standing::Reserve("an operator drains the cluster"),
+            Standing::Serving { .. } if config.avoid.contains(&backend.cluster) => {
+                Standing::Reserve("an operator moved the service away")
+            }
+            Standing::Serving { .. } => match state.failback.get().factor(&config.failback, now) {
+                Some(factor) => Standing::Serving { factor },
+                None => Standing::Reserve("it came back, the failback policy holds it"),
+            },
+            other => other,
+        }
+    }
+}
+
+impl ServiceView {
+    fn local_standing(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Standing {
+        let mut standing = Standing::Out("no ready endpoint");
+        for view in self.endpoints.iter().filter(|e| e.eligible(version, tried)) {
+            if !view.endpoint.ejected(now) {
+                return Standing::Serving { factor: 1.0 };
+            }
+            standing = Standing::Reserve("its endpoints fail and sit out");
+        }
+        standing
+    }
+
+    /// An endpoint here: two at random, the cheaper one; those sitting out only when nothing else is left.
+    pub fn pick_endpoint(
+        &self,
+        version: Option<&str>,
+        tried: &Tried,
+        random: u64,
+        now: Instant,
+        why: &mut impl Why,
+    ) -> Option<Rc<Endpoint>> {
+        for ejected in [false, true] {
+            let eligible =
+                || self.endpoints.iter().filter(|e| e.eligible(version, tried) && e.endpoint.ejected(now) == ejected);
+            let count = eligible().count();
+            let index = load::pick_of_two(count, random, |i| eligible().nth(i).map_or(f64::MAX, |e| e.endpoint.cost()));
+            if let Some(view) = index.and_then(|i| eligible().nth(i)) {
+                why.note(|| {
+                    format!("endpoint: {} ({}) chosen out of {count} ready", view.endpoint.address(), view.instance)
+                });
+                return Some(Rc::clone(&view.endpoint));
+            }
+        }
+        None
+    }
+
+    /// The next draw for a request without a sticky key.
+    pub fn draw(&self) -> Key {
+        let mut sequence = self.sequence.get();
+        let draw = sequence.next_draw();
+        self.sequence.set(sequence);
+        Key::Fresh(draw)
+    }
+}
+
+impl ClusterView {
+    fn standing(&self, version: Option<&str>, tried: &Tried) -> Standing {
+        if self.peers.is_empty() {
+            return Standing::Out("no gateway of it reports an endpoint");
+        }
+        let mut best = Standing::Out("no ready endpoint");
+        for view in self.peers.iter().filter(|p| p.ready_of(version) > 0) {
+            if tried.peers.contains(&view.remote.name) {
+                best = Standing::Out("its gateways were tried");
+                continue;
+            }
+            match view.remote.handle.state() {
+                PeerState::Up => return Standing::Serving { factor: 1.0 },
+                PeerState::Suspect => best = Standing::Reserve("its gateways are suspect"),
+                PeerState::Draining | PeerState::Dead | PeerState::Dialing => {
+                    if matches!(best, Standing::Out(_)) {
+                        best = Standing::Out("its gateways cannot be reached");
+                    }
+                }
+            }
+        }
+        best
+    }
+
+    fn pick_peer(&self, version: Option<&str>, tried: &Tried, random: u64, why: &mut impl Why) -> Option<Rc<Remote>> {
+        for state in [PeerState::Up, PeerState::Suspect] {
+            let eligible = || {
+                self.peers.iter().filter(|p| {
+                    p.remote.handle.state() == state && p.ready_of(version) > 0 && !tried.peers.contains(&p.remote.name)
+                })
+            };
+            let count = eligible().count();
+            let index = load::pick_of_two(count, random, |i| eligible().nth(i).map_or(f64::MAX, |p| p.cost(version)));
+            if let Some(view) = index.and_then(|i| eligible().nth(i)) {
+                why.note(|| {
+                    let rtt = view.remote.handle.rtt();
+                    format!(
+                        "gateway: {} chosen out of {count} {state:?}, rtt {rtt:.1?}, {} endpoints ready",
+                        view.remote.name,
+                        view.ready_of(version)
+                    )
+                });
+                return Some(Rc::clone(&view.remote));
+            }
+        }
+        None
+    }
+
+    /// True while a gateway of it could serve the service.
+    pub fn reachable(&self) -> bool {
+        self.peers
+            .iter()
+            .any(|p| p.ready_of(None) > 0 && matches!(p.remote.handle.state(), PeerState::Up | PeerState::Suspect))
+    }
+}
+
+impl PeerView {
+    fn ready_of(&self, version: Option<&str>) -> u32 {
+        self.ready.iter().filter(|(v, _)| version.is_none_or(|wanted| wanted == v)).map(|(_, ready)| ready).sum()
+    }
+
+    fn cost(&self, version: Option<&str>) -> f64 {
+        let handle = &self.remote.handle;
+        let latency = self.remote.latency.borrow().latency(handle.rtt());
+        load::cost(handle.in_flight() as usize, latency, f64::from(self.ready_of(version)))
+    }
+}
+
+impl EndpointView {
+    fn eligible(&self, version: Option<&str>, tried: &Tried) -> bool {
+        self.ready
+            && version.is_none_or(|wanted| wanted == &*self.version)
+            && !tried.endpoints.contains(&self.endpoint.address())
+    }
+}
+
+impl Remote {
+    /// Takes the time to one response head.
+    pub fn observe(&self, latency: Duration, now: Instant) {
+        self.latency.borrow_mut().observe(latency, now);
+    }
+}
+
+/// What outlives a view: connections, latencies and failback states.
+#[derive(Debug, Default)]
+pub struct Memory {
+    endpoints: HashMap<SocketAddr, Rc<Endpoint>>,
+    remotes: HashMap<Arc<str>, Rc<Remote>>,
+    failback: HashMap<(Arc<str>, Arc<str>), Rc<Cell<Failback>>>,
+    sequences: HashMap<Arc<str>, Sequence>,
+}
+
+impl Memory {
+    /// Joins a snapshot with what the peers report; forgets what neither knows any more.
+    pub fn view(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        peers: Vec<PeerHandle>,
+        previous: Option<&View>,
+        now: Instant,
+        random: &mut impl FnMut() -> u64,
+    ) -> View {
+        self.keep_sequences(previous);
+        let by_cluster = self.remotes(snapshot, peers, now);
+        let mut used = HashMap::with_capacity(self.endpoints.len());
+        let mut services = Vec::with_capacity(snapshot.services.len());
+        for config in &snapshot.services {
+            let endpoints = config.local.iter().map(|local| {
+                let known = used.get(&local.address).or_else(|| self.endpoints.get(&local.address)).cloned();
+                let endpoint = known.unwrap_or_else(|| Rc::new(Endpoint::new(local.address, now)));
+                used.insert(local.address, Rc::clone(&endpoint));
+                EndpointView {
+                    endpoint,
+                    version: Arc::clone(&local.version),
+                    instance: local.instance.clone(),
+                    ready: local.ready,
+                }
+            });
+            let endpoints: Vec<_> = endpoints.collect();
+            let clusters = snapshot.clusters.iter().enumerate().map(|(index, cluster)| {
+                let peers = by_cluster.get(index).map(Vec::as_slice).unwrap_or_default();
+                let peers: Vec<_> = if config.exporters.contains(&index) {
+                    peers.iter().filter_map(|remote| peer_view(remote, config)).collect()
+                } else {
+                    Vec::new()
+                };
+                let failback = self.failback.entry((Arc::clone(&config.key), Arc::clone(&cluster.name))).or_default();
+                ClusterView { peers, failback: Rc::clone(failback) }
+            });
+            let clusters = clusters.collect();
+            let sequence = self.sequences.get(&config.key).copied().unwrap_or_else(|| Sequence::new(random()));
+            services.push(ServiceView { clusters, endpoints, sequence: Cell::new(sequence) });
+        }
+        self.endpoints = used;
+        let view = View { snapshot: Arc::clone(snapshot), services };
+        release(previous, &view, now);
+        step_failback(&view, now);
+        if self.failback.len() > view.services.len() * view.snapshot.clusters.len() {
+            let keys: std::collections::HashSet<_> = snapshot
+                .services
+                .iter()
+                .flat_map(|s| snapshot.clusters.iter().map(|c| (Arc::clone(&s.key), Arc::clone(&c.name))))
+                .collect();
+            self.failback.retain(|key, _| keys.contains(key));
+        }
+        view
+    }
+
+    /// The endpoint at `address`, while some service has it.
+    pub fn endpoint(&self, address: SocketAddr) -> Option<&Rc<Endpoint>> {
+        self.endpoints.get(&address)
+    }
+
+    /// All endpoints, for housekeeping.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Rc<Endpoint>> {
+        self.endpoints.values()
+    }
+
+    fn keep_sequences(&mut self, previous: Option<&View>) {
+        self.sequences = previous
+            .map(|view| {
+                view.snapshot
+                    .services
+                    .iter()
+                    .zip(&view.services)
+                    .map(|(config, live)| (Arc::clone(&config.key), live.sequence.get()))
+                    .collect()
+            })
+            .unwrap_or_default();
+    }
+
+    fn remotes(&mut self, snapshot: &Snapshot, peers: Vec<PeerHandle>, now: Instant) -> Vec<Vec<Rc<Remote>>> {
+        let mut by_cluster = vec![Vec::new(); snapshot.clusters.len()];
+        let mut used = HashMap::with_capacity(peers.len());
+        for handle in peers {
+            let peer = handle.name();
+            let Ok(index) = snapshot.clusters.binary_search_by(|c| (*c.name).cmp(peer.cluster.as_str())) else {
+                continue;
+            };
+            let name: Arc<str> = format!("{}/{}", peer.cluster, peer.gateway).into();
+            let latency = self.remotes.get(&name).map_or_else(|| PeakEwma::new(now), |known| *known.latency.borrow());
+            let remote = Rc::new(Remote {
+                handle: handle.clone(),
+                served_by: HeaderValue::from_str(&name).unwrap_or_else(|_| HeaderValue::from_static("unprintable")),
+                cluster: peer.cluster.as_str().into(),
+                latency: RefCell::new(latency),
+                name: Arc::clone(&name),
+            });
+            used.insert(name, Rc::clone(&remote));
+            if let Some(list) = by_cluster.get_mut(index) {
+                list.push(remote);
+            }
+        }
+        self.remotes = used;
+        by_cluster
+    }
+}
+
+fn peer_view(remote: &Rc<Remote>, config: &Service) -> Option<PeerView> {
+    let ready: Vec<_> =
+        remote.handle.health(&config.key).into_iter().map(|health| (health.version, health.ready)).collect();
+    (!ready.is_empty()).then(|| PeerView { remote: Rc::clone(remote), ready })
+}
+
+/// An operator who takes back `failover trigger` also lets a cluster in that waits for him.
+fn release(previous: Option<&View>, view: &View, now: Instant) {
+    let Some(previous) = previous else { return };
+    for (config, live) in view.snapshot.services.iter().zip(&view.services) {
+        let Some(before) =
+            previous.snapshot.service_by_key(&config.key).and_then(|i| previous.snapshot.services.get(i))
+        else {
+            continue;
+        };
+        let avoided = |name: &str| before.avoid.iter().any(|i| previous.snapshot.cluster_name(*i) == name);
+        for (index, cluster) in view.snapshot.clusters.iter().enumerate() {
+            if avoided(&cluster.name)
+                && !config.avoid.contains(&index)
+                && let Some(state) = live.clusters.get(index)
+            {
+                state.failback.set(state.failback.get().release(&config.failback, now));
+            }
+        }
+    }
+}
+
+/// Moves every failback state on. Called at each rebuild and, while time matters, periodically.
+pub fn step_failback(view: &View, now: Instant) {
+    for (config, live) in view.snapshot.services.iter().zip(&view.services) {
+        for (index, cluster) in live.clusters.iter().enumerate() {
+            let serving = if Some(index) == view.snapshot.own_cluster {
+                live.endpoints.iter().any(|e| e.ready)
+            } else {
+                cluster.reachable()
+            };
+            cluster.failback.set(cluster.failback.get().step(serving, &config.failback, now));
+        }
+    }
+}

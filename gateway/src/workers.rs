@@ -1,0 +1,99 @@
+//! All workers of the gateway, as the rest of the process sees them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelStatus};
+use archipelago_tunnel::Cut;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::telemetry::GatewayMetrics;
+use crate::worker::Reply;
+use crate::worker::command::{self, Command, Report};
+
+/// A way to ask every worker; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workers(Arc<Vec<mpsc::Sender<Command>>>);
+
+impl Workers {
+    /// From the workers' command queues.
+    pub fn new(commands: Vec<mpsc::Sender<Command>>) -> Self {
+        Self(Arc::new(commands))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True when there is none, which no running gateway shows.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Asks the first worker what would happen to a request.
+    pub async fn explain(&self, query: ExplainQuery) -> Option<ExplainResponse> {
+        ask(self.0.first()?, |reply| Command::Explain(Box::new(query), reply)).await
+    }
+
+    /// Every worker's report; those that do not answer in time are left out.
+    pub async fn reports(&self) -> Vec<Report> {
+        let mut reports = Vec::with_capacity(self.0.len());
+        for worker in self.0.iter() {
+            reports.extend(ask(worker, Command::Report).await);
+        }
+        reports
+    }
+
+    /// Cuts on every worker.
+    pub async fn cut(&self, cut: &Cut) {
+        for worker in self.0.iter() {
+            ask(worker, |reply| Command::Cut(cut.clone(), reply)).await;
+        }
+    }
+
+    /// Heals on every worker.
+    pub async fn heal(&self) {
+        for worker in self.0.iter() {
+            ask(worker, Command::Heal).await;
+        }
+    }
+
+    /// The tunnels of all workers, one entry per peer.
+    pub async fn tunnels(&self) -> Vec<TunnelStatus> {
+        command::merge(self.reports().await.into_iter().map(|report| report.tunnels))
+    }
+}
+
+/// Keeps the shared state of the tunnels fresh, and tells `reports` when a state changed.
+pub async fn watch_tunnels(workers: Workers, metrics: GatewayMetrics, changed: Arc<Notify>, reports: Arc<Notify>) {
+    let states = |tunnels: &[TunnelStatus]| tunnels.iter().map(|t| (t.to.clone(), t.state.clone())).collect::<Vec<_>>();
+    loop {
+        let tunnels = workers.tunnels().await;
+        let moved = states(&tunnels) != states(&metrics.tunnels());
+        metrics.set_tunnels(tunnels);
+        if moved {
+            reports.notify_one();
+        }
+        tokio::select! {
+            () = changed.notified() => tokio::time::sleep(DEBOUNCE).await,
+            () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+        }
+    }
+}
+
+async fn ask<T>(worker: &mpsc::Sender<Command>, command: impl FnOnce(Reply<T>) -> Command) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    tokio::time::timeout(ANSWER_TIMEOUT, async {
+        worker.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    })
+    .await
+    .ok()
+    .flatten()
+}
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Round trips drift; states are told at once.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
