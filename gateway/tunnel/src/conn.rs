@@ -154,9 +154,12 @@ impl Conn {
 
     /// The beats of a detector that is due, and its judgement.
     pub(crate) fn tick(&self, now: Instant) {
+        self.handle(Event::Tick(Sample { counts: self.counts(), in_flight: self.in_flight() }), now);
+    }
+
+    fn counts(&self) -> Counts {
         let stats = self.quinn.stats();
-        let counts = Counts { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams };
-        self.handle(Event::Tick(Sample { counts, in_flight: self.in_flight() }), now);
+        Counts { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams }
     }
 
     pub(crate) fn tick_due(&self) -> Option<Instant> {
@@ -166,7 +169,7 @@ impl Conn {
     fn request_started(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if !self.is_armed.load(Ordering::Relaxed) {
-            self.handle(Event::RequestStarted, now());
+            self.handle(Event::RequestStarted(self.counts()), now());
         }
     }
 

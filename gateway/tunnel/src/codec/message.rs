@@ -95,7 +95,10 @@ impl MessageDecoder {
                     return Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "DATA before HEADERS"));
                 }
                 _ => {
-                    return Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "frame after the end of the message"));
+                    return Err(ProtocolError::connection(
+                        Code::FRAME_UNEXPECTED,
+                        "frame after the end of the message",
+                    ));
                 }
             }
         }

@@ -93,6 +93,8 @@ pub struct Detector {
     peer_active_until: Instant,
     sent_at: Instant,
     beat_sent_at: Instant,
+    /// Beats since `counts` were taken.
+    beats_sent: u8,
     due: Instant,
     counts: Counts,
     /// A verdict awaits its second look.
@@ -124,6 +126,7 @@ impl Detector {
             peer_active_until: now,
             sent_at: now,
             beat_sent_at: now,
+            beats_sent: 0,
             due: now + config.idle_interval,
             counts: Counts { received: 0, sent: 0 },
             confirming: false,
@@ -146,7 +149,10 @@ impl Detector {
         let mut output = Output::default();
         let mut cause = Cause::Heard;
         match event {
-            Event::RequestStarted => output.beats = self.arm(now),
+            Event::RequestStarted(counts) => {
+                self.observe(counts, now);
+                output.beats = self.arm(now);
+            }
             Event::Beat(beat) => {
                 (output.beats, cause) = self.on_beat(beat, now);
             }
@@ -159,6 +165,7 @@ impl Detector {
         if output.beats > 0 {
             self.sent_at = now;
             self.beat_sent_at = now;
+            self.beats_sent = self.beats_sent.saturating_add(output.beats);
         }
         self.schedule(now);
         let after = self.verdict();
@@ -269,13 +276,7 @@ impl Detector {
 
     fn on_tick(&mut self, sample: Sample, now: Instant) -> (u8, Cause) {
         self.account_stall(now);
-        if sample.counts.received != self.counts.received {
-            self.heard(now);
-        }
-        if sample.counts.sent != self.counts.sent {
-            self.sent_at = self.sent_at.max(now);
-        }
-        self.counts = sample.counts;
+        self.observe(sample.counts, now);
         if sample.in_flight > 0 {
             if !self.is_active(now) {
                 self.armed_at = now;
@@ -291,6 +292,19 @@ impl Detector {
             self.is_active(now) && now.saturating_duration_since(self.beat_sent_at) >= self.config.active_linger / 4;
         let beats = u8::from(is_quiet || is_wish_stale);
         (beats, if matches!(self.state, State::Alive) { Cause::Heard } else { Cause::Silence })
+    }
+
+    fn observe(&mut self, counts: Counts, now: Instant) {
+        if counts.received != self.counts.received {
+            self.heard(now);
+        }
+        // Beats count as datagrams too, and so do the acknowledgements of the peer's: neither may stand in for the next beat.
+        let others = counts.sent.saturating_sub(self.counts.sent).saturating_sub(u64::from(self.beats_sent));
+        if others >= 2 {
+            self.sent_at = self.sent_at.max(now);
+        }
+        self.beats_sent = 0;
+        self.counts = counts;
     }
 
     /// Our own lateness is not the peer's silence.
@@ -313,7 +327,7 @@ impl Detector {
 
     fn heard(&mut self, now: Instant) {
         // Only a silence during which beats were due teaches anything.
-        if self.armed_at <= self.heard_at && self.is_active(now) {
+        if self.armed_at < self.heard_at && self.is_active(now) {
             self.learned.record(now.saturating_duration_since(self.heard_at), now, self.epoch);
         }
         self.heard_at = now;
@@ -384,7 +398,7 @@ impl Detector {
         let suspect = (interval * 3).max(config.suspect_floor) + slack;
         let dead = (interval * 6).max(config.dead_floor).max(learned) + slack + Duration::from_millis(1);
         // Since the active cadence began, the peer has not even had the time to answer.
-        let first_answer = if self.heard_at < self.armed_at { self.rtt } else { Duration::ZERO };
+        let first_answer = if self.heard_at <= self.armed_at { self.rtt } else { Duration::ZERO };
         let factor = 1 + self.lateness;
         (suspect * factor + first_answer, dead.max(suspect) * factor + first_answer)
     }
@@ -432,8 +446,8 @@ impl Detector {
 /// What happens to a connection.
 #[derive(Debug, Clone, Copy)]
 pub enum Event {
-    /// A request begins; needed only while the cadence is idle, harmless otherwise.
-    RequestStarted,
+    /// A request begins; needed only while the cadence is idle, harmless otherwise. What came before it is old news.
+    RequestStarted(Counts),
     /// The time of [`Detector::due`] has come; the caller has let the socket be drained.
     Tick(Sample),
     /// A beat arrived.

@@ -244,7 +244,7 @@ fn a_cut_is_found_in_time() {
                 sim.is_cut = true;
                 if in_flight == 0 {
                     sim.world.in_flight = 1;
-                    sim.handle(0, Event::RequestStarted);
+                    sim.handle(0, Event::RequestStarted(sim.sides[0].counts));
                     sim.queue.push(Reverse((sim.sides[0].detector.due() - sim.start, What::Tick { who: 0 })));
                 }
                 sim.run(cut + Duration::from_secs(1));

@@ -96,10 +96,10 @@ impl Bench {
         let mut bench = Self::new(1);
         bench.in_flight = 1;
         bench.run(1);
-        bench.detector.handle(Event::RequestStarted, bench.now);
+        bench.detector.handle(Event::RequestStarted(bench.counts), bench.now);
         match name {
             "alive" => {
-                bench.beat(false);
+                bench.pass(1).beat(false);
             }
             "suspect" => drop(bench.run(30)),
             "dead" => drop(bench.run(60)),
@@ -120,21 +120,21 @@ fn every_state_and_event() {
         let mut bench = Bench::in_state(from);
         match event {
             "request" => {
-                bench.detector.handle(Event::RequestStarted, bench.now);
+                bench.detector.handle(Event::RequestStarted(bench.counts), bench.now);
             }
             "beat" => {
                 bench.pass(1).beat(false);
             }
             "packet" => {
-                bench.packet();
-                bench.run(6);
+                bench.packet().now = bench.detector.due();
+                bench.tick();
             }
             "3 beats" => {
                 for _ in 0..3 {
-                    bench.run(10);
+                    bench.run(18);
                     bench.beat(false);
                 }
-                bench.run(6);
+                bench.run(12);
             }
             "silence" => drop(bench.run(80)),
             "closed" => {
@@ -167,7 +167,7 @@ fn first_request_after_idleness_is_judged_from_its_own_start() {
     }
     assert_eq!(bench.state(), "alive");
     bench.pass(0);
-    let output = bench.detector.handle(Event::RequestStarted, bench.now);
+    let output = bench.detector.handle(Event::RequestStarted(bench.counts), bench.now);
     assert_eq!(output.beats, 2);
     bench.in_flight = 1;
     assert_eq!(bench.run(30).0, []); // 20 ms + one round trip have not passed
@@ -211,7 +211,7 @@ fn a_stalled_judge_does_not_convict() {
     let mut bench = Bench::in_state("alive");
     bench.pass(500); // our own process slept
     assert_eq!(bench.tick().changed, None);
-    assert_eq!(bench.run(100).0, [], "and it is slower to judge for a while");
+    assert_eq!(bench.run(35).0, [], "and it is slower to judge for a while");
     assert!(bench.run(400).0.contains(&Verdict::Dead), "but not for ever");
 }
 
@@ -307,7 +307,7 @@ proptest::proptest! {
             let beat = Beat { is_active: kind & 8 != 0, sequence, sent_micros, echo_sequence, echo_micros, hold_micros, load: 0 };
             let event = match kind % 4 {
                 0 => Event::Beat(beat),
-                1 => Event::RequestStarted,
+                1 => Event::RequestStarted(bench.counts),
                 2 => Event::Tick(Sample { counts: Counts { received: sent_micros, sent: echo_micros }, in_flight: usize::from(kind & 4) }),
                 _ => Event::Tick(Sample { counts: bench.counts, in_flight: 0 }),
             };
