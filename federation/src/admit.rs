@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use self::rules::{is_label, is_version};
 use self::{
+    cross::Known,
     rules::Complaint,
     source::{Kinds, Source},
 };
@@ -33,7 +34,7 @@ pub type Resources = BTreeMap<ResourceKey, Resource>;
 /// Every problem found, in the order of the files, at most [`PROBLEMS_MAX`]; nothing may be applied.
 pub fn admit(documents: &[Document], current: &Resources) -> Result<Vec<Resource>, Vec<Problem>> {
     let source = Source::read(documents, Kinds::Resources);
-    judge(source, current.clone()).map(|(_, resources)| resources)
+    judge(source, current.clone(), Known::All).map(|(_, resources)| resources)
 }
 
 /// Judges files on their own, without a federation: what `meshctl validate` can say offline.
@@ -45,7 +46,7 @@ pub fn admit(documents: &[Document], current: &Resources) -> Result<Vec<Resource
 /// Every problem found, in the order of the files, at most [`PROBLEMS_MAX`].
 pub fn validate(documents: &[Document]) -> Result<Vec<Resource>, Vec<Problem>> {
     let source = Source::read(documents, Kinds::ResourcesAndTopology);
-    judge(source, Resources::new()).map(|(_, resources)| resources)
+    judge(source, Resources::new(), Known::Files).map(|(_, resources)| resources)
 }
 
 /// A file that `meshctl up` can run.
@@ -63,7 +64,7 @@ pub struct Federation {
 /// Every problem found, at most [`PROBLEMS_MAX`].
 pub fn topology(document: &Document) -> Result<Federation, Vec<Problem>> {
     let source = Source::read(std::slice::from_ref(document), Kinds::ResourcesAndTopology);
-    let (topology, resources) = judge(source, Resources::new())?;
+    let (topology, resources) = judge(source, Resources::new(), Known::All)?;
     let Some(topology) = topology else {
         let message = "no document of kind Topology: `meshctl up` needs one".to_owned();
         return Err(vec![Problem { file: document.file.clone(), line: 1, column: 1, path: String::new(), message }]);
@@ -82,7 +83,7 @@ pub fn check(resources: &Resources) -> Vec<String> {
     for resource in resources.values() {
         rules::resource(resource, &mut complaints);
     }
-    cross::resources(resources, &mut complaints);
+    cross::resources(resources, Known::All, &mut complaints);
     complaints.truncate(PROBLEMS_MAX);
     complaints.iter().map(|complaint| printable(&complaint.to_string())).collect()
 }
@@ -90,7 +91,7 @@ pub fn check(resources: &Resources) -> Vec<String> {
 /// A file full of mistakes is fixed in rounds; nobody reads more than this at once.
 pub const PROBLEMS_MAX: usize = 100;
 
-fn judge(source: Source, current: Resources) -> Result<(Option<Topology>, Vec<Resource>), Vec<Problem>> {
+fn judge(source: Source, current: Resources, known: Known) -> Result<(Option<Topology>, Vec<Resource>), Vec<Problem>> {
     let mut complaints = Vec::new();
     let mut after = current.clone();
     if let Some(topology) = source.topology() {
@@ -107,9 +108,9 @@ fn judge(source: Source, current: Resources) -> Result<(Option<Topology>, Vec<Re
     // With a document missing, "no cluster `tokyo`" would send the reader the wrong way.
     if source.is_complete() {
         let mut found = Vec::new();
-        cross::resources(&after, &mut found);
+        cross::resources(&after, known, &mut found);
         let mut before = Vec::new();
-        cross::resources(&current, &mut before);
+        cross::resources(&current, known, &mut before);
         let before: BTreeSet<String> = before.iter().map(Complaint::to_string).collect();
         // What was wrong before and is not touched here must not block an unrelated change.
         found.retain(|complaint| source.has_any(complaint) || !before.contains(&complaint.to_string()));

@@ -165,7 +165,7 @@ async fn serve(config: Config, state: State, shutdown: Shutdown) -> anyhow::Resu
         let views = views.clone();
         Arc::new(move || match views.borrow().settled {
             true => Ok(()),
-            false => Err("not every endpoint has been checked yet".to_owned()),
+            false => Err("the services have not been read and checked yet".to_owned()),
         })
     };
     let registry = Arc::new(Mutex::new(metrics.registry()));

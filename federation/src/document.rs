@@ -86,7 +86,7 @@ pub(crate) fn parse(document: &Document) -> (Vec<Part>, Vec<Problem>) {
         let message = format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", document.text.len());
         return (Vec::new(), vec![start.problem(&document.file, "", &message)]);
     }
-    if let Some(at) = document.text.find(|c: char| c == '\0') {
+    if let Some(at) = document.text.find('\0') {
         let place = Place::after(document.text.get(..at).unwrap_or_default());
         return (
             Vec::new(),

@@ -1,5 +1,7 @@
 //! What an operator reads when policies are wrong, and what is let in.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on may say so by panicking")]
+
 use std::collections::BTreeMap;
 
 use archipelago_federation::{

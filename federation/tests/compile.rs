@@ -1,5 +1,7 @@
 //! The policy compiler: golden results, and what holds for every federation.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on may say so by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_federation::{

@@ -1,5 +1,7 @@
 //! More than a hundred ways to write a policy wrong: each is refused with file, line and column, and none panics.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on may say so by panicking")]
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use archipelago_federation::{

@@ -12,11 +12,22 @@ use crate::{
 };
 
 /// Judges the whole set; the order of complaints follows the order of keys.
-pub(super) fn resources(resources: &Resources, out: &mut Vec<Complaint>) {
+pub(super) fn resources(resources: &Resources, known: Known, out: &mut Vec<Complaint>) {
     let clusters = Clusters::of(resources);
-    references(resources, &clusters, out);
+    if known == Known::All || !clusters.regions.is_empty() {
+        references(resources, &clusters, out);
+    }
     one_per_service(resources, out);
     residency::leaks(resources, &clusters, out);
+}
+
+/// Whether the set holds every cluster there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is a whole federation.
+    All,
+    /// Files on their own: without any cluster in them, the clusters are those of the federation they are meant for.
+    Files,
 }
 
 /// The clusters of a federation and their regions.
@@ -48,10 +59,6 @@ impl<'r> Clusters<'r> {
 
 /// Every cluster and every region that is named must exist.
 fn references(resources: &Resources, clusters: &Clusters<'_>, out: &mut Vec<Complaint>) {
-    // Files judged on their own may leave the clusters to the federation that they are meant for.
-    if clusters.regions.is_empty() {
-        return;
-    }
     let regions: BTreeSet<&str> = clusters.regions.values().copied().collect();
     for (key, resource) in resources {
         let mut cluster = |path: String, name: &str| {

@@ -81,7 +81,7 @@ impl<'n> Cursor<'n> {
                 ),
             }
         }
-        Some(Fields { path: self.path.clone(), place: self.node.place, first, known: Vec::new() })
+        Some(Fields { path: self.path.clone(), place: self.node.place, first, known: Vec::new(), missing: Vec::new() })
     }
 
     /// A text; numbers and booleans are refused with the advice to quote them.
@@ -202,6 +202,7 @@ pub(crate) struct Fields<'n> {
     place: Place,
     first: BTreeMap<&'n str, &'n Entry>,
     known: Vec<&'static str>,
+    missing: Vec<(Place, &'static str)>,
 }
 
 impl<'n> Fields<'n> {
@@ -216,31 +217,35 @@ impl<'n> Fields<'n> {
     }
 
     /// The field `name`, a mistake when it is absent.
-    pub(crate) fn required(&mut self, name: &'static str, out: &mut Mistakes) -> Option<Cursor<'n>> {
+    pub(crate) fn required(&mut self, name: &'static str) -> Option<Cursor<'n>> {
         let at = self.first.get(name).map_or(self.place, |entry| entry.place);
         let found = self.optional(name);
         if found.is_none() {
-            out.push(at, &join(&self.path, name), format!("`{name}` is missing"));
+            self.missing.push((at, name));
         }
         found
     }
 
     /// Required text.
     pub(crate) fn text(&mut self, name: &'static str, out: &mut Mistakes) -> String {
-        self.required(name, out).map_or_else(String::new, |cursor| cursor.text(out))
+        self.required(name).map_or_else(String::new, |cursor| cursor.text(out))
     }
 
-    /// Refuses every field that was not asked for.
-    pub(crate) fn finish(self, out: &mut Mistakes) {
+    /// Refuses every field that was not asked for, and names those that are missing; a misspelt one is named once.
+    pub(crate) fn finish(mut self, out: &mut Mistakes) {
         let known = self.known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         for (name, entry) in &self.first {
             let meant = suggest::nearest(name, self.known.iter().copied());
+            self.missing.retain(|(_, missing)| Some(*missing) != meant);
             let advice = match meant {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => format!("expected {known}"),
             };
             let message = format!("unknown field `{}`, {advice}", shorten(name));
             out.push(entry.place, &join(&self.path, name), message);
+        }
+        for (place, name) in &self.missing {
+            out.push(*place, &join(&self.path, name), format!("`{name}` is missing"));
         }
     }
 }

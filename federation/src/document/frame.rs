@@ -21,7 +21,7 @@ impl<'n> Frame<'n> {
     pub(crate) fn read<K: Copy>(root: &'n Node, kinds: &[(&str, K)], out: &mut Mistakes) -> Option<(Self, K)> {
         let root = Cursor::root(root);
         let mut fields = root.fields(out)?;
-        if let Some(version) = fields.required("apiVersion", out) {
+        if let Some(version) = fields.required("apiVersion") {
             let found = version.text(out);
             if found != API_VERSION && !found.is_empty() {
                 let found = shorten(&found);
@@ -29,7 +29,7 @@ impl<'n> Frame<'n> {
             }
         }
         let mut place = root.node.place;
-        let kind = fields.required("kind", out).and_then(|kind| {
+        let kind = fields.required("kind").and_then(|kind| {
             place = kind.node.place;
             let name = kind.text(out);
             let found = kinds.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
@@ -43,7 +43,7 @@ impl<'n> Frame<'n> {
             }
             found
         });
-        let metadata = fields.required("metadata", out);
+        let metadata = fields.required("metadata");
         let spec = fields.optional("spec");
         fields.finish(out);
         Some((Self { root, kind: place, metadata, spec }, kind?))

@@ -17,14 +17,14 @@ use super::{
     probe::{ProbeError, probe},
     schedule::{Plan, Scheduler, Start, Ticket, Verdict},
 };
-use crate::provider::{file::ServiceFile, watch::Catalog};
+use crate::provider::watch::Catalog;
 
 /// Who is ready, as far as is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Endpoints that may get requests.
     pub ready: BTreeSet<Target>,
-    /// Every endpoint has been asked at least once.
+    /// The service files have been read and every endpoint has been asked at least once.
     pub settled: bool,
 }
 
@@ -43,9 +43,9 @@ pub async fn run(
     let mut scheduler = Scheduler::new(seed);
     let mut running: JoinSet<(Target, Ticket, Result<(), ProbeError>)> = JoinSet::new();
     let presumed_ready = readiness.borrow().ready.clone();
-    let first = plans(&catalog.borrow_and_update().services);
+    let (first, mut read) = plans(&catalog.borrow_and_update());
     scheduler.set_targets(Instant::now(), first, &presumed_ready);
-    publish(&scheduler, &readiness);
+    publish(&scheduler, read, &readiness);
     loop {
         let free = CHECKS_MAX.saturating_sub(running.len());
         for start in scheduler.start_due(Instant::now(), free) {
@@ -58,13 +58,14 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                let plans = plans(&catalog.borrow_and_update().services);
+                let (plans, now_read) = plans(&catalog.borrow_and_update());
+                read = now_read;
                 scheduler.set_targets(Instant::now(), plans, &presumed_ready);
-                publish(&scheduler, &readiness);
+                publish(&scheduler, read, &readiness);
             }
             Some(finished) = running.join_next() => {
                 let Ok((target, ticket, answer)) = finished else { continue };
-                observer(answer.as_ref().map(|()| ()).map_err(ProbeError::reason));
+                observer(answer.as_ref().copied().map_err(ProbeError::reason));
                 let verdict = if answer.is_ok() { Verdict::Good } else { Verdict::Bad };
                 let settled = scheduler.is_settled();
                 let changed = scheduler.finish(Instant::now(), &target, ticket, verdict);
@@ -75,7 +76,7 @@ pub async fn run(
                     tracing::info!(service, %address, ready, error, "endpoint changed");
                 }
                 if changed || settled != scheduler.is_settled() {
-                    publish(&scheduler, &readiness);
+                    publish(&scheduler, read, &readiness);
                 }
             }
             () = sleep_until(wake.unwrap_or_else(TokioInstant::now)), if wake.is_some() => {}
@@ -88,8 +89,10 @@ async fn ask(start: Start) -> (Target, Ticket, Result<(), ProbeError>) {
     (start.target, start.ticket, answer)
 }
 
-fn plans(services: &[ServiceFile]) -> BTreeMap<Target, Plan> {
-    services
+/// What to check, and whether that is what the files say.
+fn plans(catalog: &Catalog) -> (BTreeMap<Target, Plan>, bool) {
+    let plans = catalog
+        .services
         .iter()
         .flat_map(|service| {
             let plan = Plan { check: service.spec.health_check.clone(), protocol: service.spec.protocol };
@@ -99,11 +102,12 @@ fn plans(services: &[ServiceFile]) -> BTreeMap<Target, Plan> {
                 .iter()
                 .map(move |endpoint| (Target { service: service.key(), address: endpoint.address }, plan.clone()))
         })
-        .collect()
+        .collect();
+    (plans, catalog.read)
 }
 
-fn publish(scheduler: &Scheduler, readiness: &watch::Sender<Readiness>) {
-    let now = Readiness { ready: scheduler.ready(), settled: scheduler.is_settled() };
+fn publish(scheduler: &Scheduler, read: bool, readiness: &watch::Sender<Readiness>) {
+    let now = Readiness { ready: scheduler.ready(), settled: read && scheduler.is_settled() };
     readiness.send_if_modified(|current| {
         let changed = *current != now;
         *current = now;

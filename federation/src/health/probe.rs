@@ -1,11 +1,14 @@
 //! One question to one endpoint.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::Empty;
-use hyper::client::conn::{http1, http2};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -51,12 +54,7 @@ async fn status(
                 .header(header::USER_AGENT, user_agent)
                 .body(Empty::new())?;
             let exchange = sender.send_request(request);
-            // The connection runs only as long as the exchange: dropped together, nothing is left behind.
-            tokio::select! {
-                biased;
-                response = exchange => Ok(response?.status()),
-                ended = connection => Err(ended.err().map_or(ProbeError::Closed, ProbeError::Protocol)),
-            }
+            drive(connection, exchange).await
         }
         ServiceProtocol::Http | ServiceProtocol::Tcp => {
             let (mut sender, connection) = http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
@@ -66,12 +64,30 @@ async fn status(
                 .header(header::CONNECTION, "close")
                 .body(Empty::new())?;
             let exchange = sender.send_request(request);
-            tokio::select! {
-                biased;
-                response = exchange => Ok(response?.status()),
-                ended = connection => Err(ended.err().map_or(ProbeError::Closed, ProbeError::Protocol)),
-            }
+            drive(connection, exchange).await
         }
+    }
+}
+
+/// Runs a connection for as long as its one exchange takes, so that nothing is left behind.
+async fn drive(
+    connection: impl Future<Output = hyper::Result<()>>,
+    exchange: impl Future<Output = hyper::Result<Response<Incoming>>>,
+) -> Result<StatusCode, ProbeError> {
+    let mut connection = Box::pin(connection);
+    let mut exchange = pin!(exchange);
+    let ended = tokio::select! {
+        biased;
+        response = &mut exchange => return Ok(response?.status()),
+        ended = &mut connection => ended,
+    };
+    // A server that closes after its answer ends the connection in the same step in which the answer arrives; dropping
+    // what is left of the connection makes the exchange say which of the two it was.
+    drop(connection);
+    match exchange.await {
+        Ok(response) => Ok(response.status()),
+        Err(error) if error.is_canceled() => Err(ended.err().map_or(ProbeError::Closed, ProbeError::Protocol)),
+        Err(error) => Err(ProbeError::Protocol(error)),
     }
 }
 
@@ -110,6 +126,85 @@ impl ProbeError {
             Self::Request(_) => "request",
             Self::Status(_) => "status",
             Self::Timeout => "timeout",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::service::service_fn;
+    use hyper_util::server::conn::auto;
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Speaks HTTP/1.1 and HTTP/2; `/ok` is well, `/hang` never answers, anything else is not found.
+    async fn server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<Incoming>| async move {
+                    if request.uri().path() == "/hang" {
+                        std::future::pending::<()>().await;
+                    }
+                    let found = request.uri().path() == "/ok";
+                    let status = if found { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
+                    let mut response = Response::new(Empty::<Bytes>::new());
+                    *response.status_mut() = status;
+                    Ok::<_, Infallible>(response)
+                });
+                tokio::spawn(async move {
+                    let _ =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        address
+    }
+
+    async fn reason(address: SocketAddr, protocol: ServiceProtocol, path: &str, limit: Duration) -> &'static str {
+        probe(address, protocol, &Probe::Http(path.into()), limit)
+            .await
+            .map_err(|error| error.reason())
+            .err()
+            .unwrap_or("ok")
+    }
+
+    #[tokio::test]
+    async fn answers_are_told_apart() {
+        let address = server().await;
+        for protocol in [ServiceProtocol::Http, ServiceProtocol::H2c] {
+            assert_eq!(reason(address, protocol, "/ok", LIMIT).await, "ok");
+            assert_eq!(reason(address, protocol, "/other", LIMIT).await, "status");
+            assert_eq!(reason(address, protocol, "/hang", Duration::from_millis(50)).await, "timeout");
+        }
+        assert!(probe(address, ServiceProtocol::Tcp, &Probe::Tcp, LIMIT).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn nobody_and_nonsense_are_bad() {
+        // Bound and not listening: nobody else gets the port meanwhile.
+        let kept = tokio::net::TcpSocket::new_v4().unwrap();
+        kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let nobody = kept.local_addr().unwrap();
+        assert_eq!(reason(nobody, ServiceProtocol::Http, "/ok", LIMIT).await, "connect");
+        assert!(matches!(probe(nobody, ServiceProtocol::Tcp, &Probe::Tcp, LIMIT).await, Err(ProbeError::Connect(_))));
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"\x00\x01 this is no HTTP\r\n\r\n").await;
+            }
+        });
+        for protocol in [ServiceProtocol::Http, ServiceProtocol::H2c] {
+            let reason = reason(address, protocol, "/ok", LIMIT).await;
+            assert!(matches!(reason, "protocol" | "closed"), "{protocol}: {reason}");
         }
     }
 }

@@ -278,7 +278,7 @@ impl Spec for ServiceSpec {
             at.wrong(out, "`spec` is missing");
             return None;
         };
-        let port = fields.required("port", out).map_or(1, |cursor| cursor.port(out));
+        let port = fields.required("port").map_or(1, |cursor| cursor.port(out));
         let protocol = fields
             .optional("protocol")
             .and_then(|cursor| cursor.one_of(&ServiceProtocol::WORDS, out))
@@ -304,7 +304,7 @@ impl Spec for ServiceSpec {
 impl ServiceEndpoint {
     fn decode(at: &Cursor<'_>, out: &mut Mistakes) -> Option<Self> {
         let mut fields = at.fields(out)?;
-        let address = fields.required("address", out).and_then(|cursor| {
+        let address = fields.required("address").and_then(|cursor| {
             let before = cursor.text(out);
             let address = before.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
             if address.is_none() && !before.is_empty() {

@@ -38,6 +38,8 @@ pub struct Catalog {
     pub services: Vec<ServiceFile>,
     /// File name → last good text; what [`ServiceDir::restore`] takes after a restart.
     pub sources: BTreeMap<String, String>,
+    /// The directory has been read since the start; until then an absent service may just not have been found yet.
+    pub read: bool,
 }
 
 /// What a look at the directory gave.
@@ -73,7 +75,7 @@ impl ServiceDir {
             .collect();
         let (services, good, _) = resolve(&dir.path, documents, &BTreeMap::new(), &[]);
         dir.good = good;
-        let catalog = Catalog { services: services.unwrap_or_default(), sources: dir.sources() };
+        let catalog = Catalog { services: services.unwrap_or_default(), sources: dir.sources(), read: false };
         (dir, catalog)
     }
 
@@ -180,9 +182,16 @@ pub async fn follow(mut dir: ServiceDir, catalog: watch::Sender<Arc<Catalog>>, s
             Ok(Look::Changed { services: found, problems }) => {
                 log(&problems);
                 tracing::info!(services = found.len(), path = %dir.path.display(), "service files read");
-                catalog.send_replace(Arc::new(Catalog { services: found, sources: dir.sources() }));
+                catalog.send_replace(Arc::new(Catalog { services: found, sources: dir.sources(), read: true }));
             }
-            Ok(Look::Refused(problems)) => log(&problems),
+            Ok(Look::Refused(problems)) => {
+                log(&problems);
+                catalog.send_if_modified(|catalog| {
+                    let first = !catalog.read;
+                    Arc::make_mut(catalog).read = true;
+                    first
+                });
+            }
             Err(error) => {
                 tracing::warn!(path = %dir.path.display(), %error, "the service directory cannot be read");
                 // A directory that comes back is another one to the kernel.

@@ -75,7 +75,7 @@ impl Spec for TopologySpec {
             fields.finish(out);
         }
         let clusters =
-            fields.required("clusters", out).map_or_else(Vec::new, |cursor| cursor.list(out, TopologyCluster::decode));
+            fields.required("clusters").map_or_else(Vec::new, |cursor| cursor.list(out, TopologyCluster::decode));
         fields.finish(out);
         Some(Self { trust_domain, control_plane: TopologyControlPlane { nodes }, clusters })
     }
@@ -105,7 +105,7 @@ impl TopologyService {
             .unwrap_or(ServiceProtocol::Http);
         let versions = fields.optional("versions").map_or_else(|| vec!["v1".to_owned()], |cursor| cursor.texts(out));
         let instances = fields.optional("instances").map_or(1, |cursor| cursor.number(1, 16, out));
-        let port = fields.required("port", out).map_or(1, |cursor| cursor.port(out));
+        let port = fields.required("port").map_or(1, |cursor| cursor.port(out));
         fields.finish(out);
         Some(Self { name, namespace, protocol, versions, instances, port })
     }

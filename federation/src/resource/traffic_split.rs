@@ -127,9 +127,8 @@ impl Route {
     fn decode(at: &Cursor<'_>, out: &mut Mistakes) -> Option<Self> {
         let mut fields = at.fields(out)?;
         let matches =
-            fields.required("match", out).map_or_else(RouteMatch::default, |cursor| RouteMatch::decode(&cursor, out));
-        let backends =
-            fields.required("backends", out).map_or_else(Vec::new, |cursor| cursor.list(out, Backend::decode));
+            fields.required("match").map_or_else(RouteMatch::default, |cursor| RouteMatch::decode(&cursor, out));
+        let backends = fields.required("backends").map_or_else(Vec::new, |cursor| cursor.list(out, Backend::decode));
         fields.finish(out);
         Some(Self { matches, backends })
     }
