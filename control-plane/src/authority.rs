@@ -112,7 +112,8 @@ pub(crate) fn issue_with_new_key(
     Ok(Credential::new(issued.chain, key, authority.bundle())?)
 }
 
-/// The member's SVID as stored, or a new one of its own making when that is missing, over, or a quarter spent.
+/// The member's SVID as stored, or a new one of its own making when that is missing, a quarter spent, or
+/// longer than certificates should live now.
 ///
 /// # Errors
 /// Nothing usable is stored and the authority is sealed.
@@ -124,7 +125,10 @@ pub(crate) fn ensure_own(
     let now = SystemTime::now();
     let stored = dir.load()?;
     let fresh = |credential: &Credential| {
-        renewal_due(credential.not_before, credential.not_after, 0.0) > now && credential.not_before <= now
+        renewal_due(credential.not_before, credential.not_after, 0.0) > now
+            && credential.not_before <= now
+            // An operator who shortens the life of certificates means this one too.
+            && credential.not_after <= now + life
     };
     if let Some(credential) = stored.as_ref().filter(|credential| fresh(credential)) {
         return Ok(LiveCredential::new(credential.clone())?);

@@ -76,7 +76,7 @@ impl Members for MembersService {
                     && update.agents.is_empty()
                     && update.gateways_gone.is_empty()
                     && update.agents_gone.is_empty();
-                if (first || !empty) && updates.send(Ok(update)).await.is_err() {
+                if (update.snapshot || !empty) && updates.send(Ok(update)).await.is_err() {
                     return;
                 }
                 first = false;

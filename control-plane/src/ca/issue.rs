@@ -103,7 +103,7 @@ impl Authority {
 
     /// Issues an SVID for `spiffe_id` to the key in `request`. Nothing else of the request is used.
     ///
-    /// Valid from a minute ago, so that a verifier whose clock is behind accepts it, and never beyond the issuer.
+    /// Valid from up to a minute ago, so that a verifier whose clock is behind accepts it, and never beyond the issuer.
     ///
     /// # Errors
     /// The id is of another trust domain, or the random source failed.
@@ -139,7 +139,8 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(spiffe_id.to_string().try_into()?)];
         params.serial_number = Some(SerialNumber::from_slice(&number));
-        params.not_before = now - BACKDATE;
+        // A short life is backdated less: it is renewed after a quarter of its span, which must not lie in the past.
+        params.not_before = now - BACKDATE.min(life / 8);
         params.not_after = not_after;
         params.is_ca = IsCa::ExplicitNoCa;
         // X509-SVID §4.3 and Appendix A: digitalSignature; both EKUs, for every process of ours dials and listens.

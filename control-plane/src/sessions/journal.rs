@@ -26,7 +26,8 @@ pub(super) struct Changes<V> {
 
 impl<V: Clone> Journal<V> {
     pub(super) fn new() -> Self {
-        Self { version: 0, rows: BTreeMap::new(), by_version: BTreeMap::new(), gone: BTreeMap::new(), floor: 0 }
+        // A reader that starts at 0 has seen nothing; one that looked at an empty table has seen version 1.
+        Self { version: 1, rows: BTreeMap::new(), by_version: BTreeMap::new(), gone: BTreeMap::new(), floor: 0 }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&V> {

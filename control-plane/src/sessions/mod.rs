@@ -583,6 +583,18 @@ mod tests {
     }
 
     #[test]
+    fn the_last_departure_is_told_too() {
+        let (here, there) = (sessions(1), sessions(2));
+        let mut cursor = Cursor::default();
+        assert!(there.local_since(&mut cursor).snapshot, "also when there is nobody");
+        drop(there.open_gateway(hello("tokyo", "gw-1")));
+        let update = there.local_since(&mut cursor);
+        assert!(!update.snapshot && update.gateways_gone == ["tokyo/gw-1"], "{update:?}");
+        here.merge(2, update);
+        assert!(here.gateways().is_empty());
+    }
+
+    #[test]
     fn a_gateway_that_moved_counts_where_it_is_now() {
         let (here, there) = (sessions(1), sessions(2));
         let mut cursor = Cursor::default();
