@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use archipelago_tunnel::PeerState;
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 
 use super::body::{RequestBody, ResponseBody};
 use super::headers::{
@@ -172,6 +172,8 @@ async fn send_local(
         Ok((response, lease)) => {
             endpoint.observe(now.saturating_duration_since(started), now);
             let (mut parts, body) = response.into_parts();
+            // The version of the hop behind; the hop in front has its own.
+            parts.version = Version::HTTP_11;
             headers::strip(&mut parts.headers);
             if matches!(call.origin, Origin::Client) {
                 parts.headers.insert(MESH_SERVED_BY, identity.served_by.clone());
@@ -243,6 +245,8 @@ async fn send_remote(
         Ok(response) => {
             remote.observe(now.saturating_duration_since(started), now);
             let (mut parts, body) = response.into_parts();
+            // The version of the hop behind; the hop in front has its own.
+            parts.version = Version::HTTP_11;
             let failure = parts
                 .headers
                 .get(MESH_FAILURE)

@@ -296,7 +296,7 @@ impl Collector for Requests {
                 .iter()
                 .copied()
                 .zip(series.buckets)
-                .chain(std::iter::once((f64::MAX, series.count - series.buckets.iter().sum::<u64>())))
+                .chain(std::iter::once((f64::INFINITY, series.count - series.buckets.iter().sum::<u64>())))
                 .collect();
             let labels = key.labels();
             let mut metric = durations.encode_family(&labels)?;

@@ -1,0 +1,397 @@
+//! The data path over real sockets: two gateways, real tunnels, real backends.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use archipelago_gateway::control::apply::Change;
+use archipelago_proto::v1::{self as proto, Protocol};
+use archipelago_tunnel::Cut;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use harness::{Mesh, apply, backend, bytes, empty, eventually, get, raw, request, send, service, tcp_backend, text};
+
+const CHECKOUT: &str = "checkout.shop";
+
+/// paris and tokyo, one HTTP backend each, a split as given.
+async fn two_clusters(weights: &[(&str, u32)]) -> (Mesh, [std::sync::Arc<harness::Seen>; 2]) {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let (paris, seen_paris) = backend("paris").await;
+    let (tokyo, seen_tokyo) = backend("tokyo").await;
+    let services = vec![
+        service("checkout", Protocol::Http1, &["paris", "tokyo"], weights),
+        service("catalog", Protocol::H2c, &["tokyo"], &[]),
+    ];
+    mesh.configure(
+        services,
+        &[("checkout", "paris", paris, "v1"), ("checkout", "tokyo", tokyo, "v2"), ("catalog", "tokyo", tokyo, "v1")],
+    )
+    .await;
+    mesh.serves(CHECKOUT, "paris").await;
+    mesh.serves(CHECKOUT, "tokyo").await;
+    mesh.serves("catalog.shop", "tokyo").await;
+    (mesh, [seen_paris, seen_tokyo])
+}
+
+#[tokio::test]
+async fn a_split_and_sticky_users() {
+    let (mut mesh, _) = two_clusters(&[("paris", 90), ("tokyo", 10)]).await;
+    let entry = mesh.http("paris");
+    let mut served: BTreeMap<String, u32> = BTreeMap::new();
+    for _ in 0..400 {
+        let response = get(entry, CHECKOUT, "/", &[]).await.unwrap();
+        let by = response.headers()["mesh-served-by"].to_str().unwrap().to_owned();
+        let cluster = text(response).await;
+        assert_eq!(by, format!("{cluster}/gw-1"));
+        *served.entry(cluster).or_default() += 1;
+    }
+    // Two workers with a sequence each: within a few of 90/10.
+    assert!(served["tokyo"].abs_diff(40) <= 8, "{served:?}");
+
+    let mut config = service("checkout", Protocol::Http1, &["paris", "tokyo"], &[("paris", 50), ("tokyo", 50)]);
+    config.sticky = Some(proto::Sticky { key: Some(proto::sticky::Key::Header("x-user".into())) });
+    let (paris, _) = backend("paris").await;
+    let (tokyo, _) = backend("tokyo").await;
+    mesh.configure(vec![config], &[("checkout", "paris", paris, ""), ("checkout", "tokyo", tokyo, "")]).await;
+    mesh.serves(CHECKOUT, "paris").await;
+    mesh.serves(CHECKOUT, "tokyo").await;
+    let mut homes = BTreeMap::new();
+    for user in 0..20 {
+        let name = format!("user-{user}");
+        let mut homes_of_user = Vec::new();
+        for entry in ["paris", "tokyo", "paris"] {
+            homes_of_user.push(text(get(mesh.http(entry), CHECKOUT, "/", &[("x-user", &name)]).await.unwrap()).await);
+        }
+        homes_of_user.dedup();
+        assert_eq!(homes_of_user.len(), 1, "{name} moved: {homes_of_user:?}");
+        *homes.entry(homes_of_user.remove(0)).or_insert(0) += 1;
+    }
+    assert_eq!(homes.len(), 2, "{homes:?}");
+}
+
+#[tokio::test]
+async fn headers_on_both_paths() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    for cluster in ["paris", "tokyo"] {
+        let extra = [
+            ("x-only", cluster),
+            ("mesh-source", "forged"),
+            ("connection", "x-private"),
+            ("x-private", "1"),
+            ("traceparent", "00-a-b-01"),
+        ];
+        let seen = text(get(mesh.http("paris"), CHECKOUT, "/headers", &extra).await.unwrap()).await;
+        for expected in [
+            r#""host": "checkout.shop""#,
+            r#""mesh-source": "spiffe://mesh.test/cluster/paris/gateway/gw-1""#,
+            r#""mesh-cluster": "paris""#,
+            r#""mesh-attempt": "1""#,
+            r#""mesh-deadline-ms""#,
+            r#""traceparent": "00-a-b-01""#,
+        ] {
+            assert!(seen.contains(expected), "{expected} missing for {cluster} in {seen}");
+        }
+        assert!(!seen.contains("forged") && !seen.contains("x-private"), "{seen}");
+        assert!(seen.contains(if cluster == "paris" { r#""mesh-hop": "1""# } else { r#""mesh-hop": "2""# }), "{seen}");
+    }
+    let unknown = get(mesh.http("paris"), "nobody.shop", "/", &[]).await.unwrap();
+    assert_eq!((unknown.status().as_u16(), unknown.headers()["mesh-failure"].to_str().unwrap()), (404, "unknown-host"));
+    let passed_on = get(mesh.http("paris"), CHECKOUT, "/status/503", &[("x-only", "tokyo")]).await.unwrap();
+    assert_eq!(passed_on.status(), 503);
+    assert!(!passed_on.headers().contains_key("mesh-failure"), "the backend's own answer is passed on");
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_at_once() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    for host in [CHECKOUT, "catalog.shop"] {
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
+        let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed_unsync();
+        let mut response =
+            send(mesh.http("paris"), request("POST", host, "/echo", &[("x-only", "tokyo")], body)).await.unwrap();
+        for round in 0..5 {
+            let said = Bytes::from(format!("round {round}"));
+            sender.send(Ok(Frame::data(said.clone()))).await.unwrap();
+            // The echo arrives before the request goes on: nothing waits for the end of the body.
+            let frame = tokio::time::timeout(Duration::from_secs(10), response.body_mut().frame())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
+            assert_eq!(frame.into_data().unwrap(), said, "{host}");
+        }
+        drop(sender);
+        assert!(response.body_mut().frame().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn big_bodies_arrive_whole() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let n = 8 * 1024 * 1024 + 13;
+    for cluster in ["paris", "tokyo"] {
+        let down = get(mesh.http("paris"), CHECKOUT, &format!("/bytes/{n}"), &[("x-only", cluster)]).await.unwrap();
+        assert_eq!(down.into_body().collect().await.unwrap().to_bytes().len(), n, "download from {cluster}");
+        let body = bytes(vec![7; n]);
+        let up =
+            send(mesh.http("paris"), request("POST", CHECKOUT, "/count", &[("x-only", cluster)], body)).await.unwrap();
+        assert_eq!(text(up).await, n.to_string(), "upload to {cluster}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_cross_both_gateways() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    for host in [CHECKOUT, "catalog.shop"] {
+        let response = get(
+            mesh.http("paris"),
+            host,
+            "/trailers",
+            &[("x-only", "tokyo"), ("te", "trailers"), ("connection", "te")],
+        )
+        .await
+        .unwrap();
+        let collected = response.into_body().collect().await.unwrap();
+        assert_eq!(
+            collected.trailers().and_then(|t| t.get("x-checksum")).map(|v| v.as_bytes()),
+            Some(&b"abc"[..]),
+            "{host}"
+        );
+        assert_eq!(collected.to_bytes(), "body");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_the_backend() {
+    let (mesh, [paris, tokyo]) = two_clusters(&[("paris", 1)]).await;
+    for (cluster, seen) in [("paris", paris), ("tokyo", tokyo)] {
+        let waiting = tokio::spawn({
+            let entry = mesh.http("paris");
+            async move { get(entry, CHECKOUT, "/delay/60000", &[("x-only", cluster)]).await.map(|r| r.status()) }
+        });
+        eventually("the backend has the request", async || seen.waiting.load(Ordering::SeqCst) == 1).await;
+        waiting.abort();
+        eventually(&format!("the backend in {cluster} is cancelled"), async || {
+            seen.cancelled.load(Ordering::SeqCst) == 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_broken_body_never_ends_cleanly() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    for cluster in ["paris", "tokyo"] {
+        let response = get(mesh.http("paris"), CHECKOUT, "/break", &[("x-only", cluster)]).await;
+        if let Ok(response) = response {
+            if response.status() == 200 {
+                assert!(response.into_body().collect().await.is_err(), "a broken body from {cluster} looked whole");
+            } else {
+                assert_eq!(response.status(), 502);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_silent_cut_costs_no_idempotent_request() {
+    let (mesh, [paris, tokyo]) = two_clusters(&[("tokyo", 100)]).await;
+    let entry = mesh.http("paris");
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        requests.spawn(async move {
+            let response = get(entry, CHECKOUT, "/delay/1500", &[]).await.unwrap();
+            (response.status().as_u16(), text(response).await)
+        });
+    }
+    eventually("tokyo has them all", async || tokyo.waiting.load(Ordering::SeqCst) == 20).await;
+    mesh.gateways["paris"].workers().cut(&Cut { clusters: vec!["tokyo".into()], ..Cut::default() }).await;
+    while let Some(answer) = requests.join_next().await {
+        assert_eq!(answer.unwrap(), (200, "paris".to_owned()));
+    }
+    assert_eq!(paris.waiting.load(Ordering::SeqCst), 20);
+    // Without replay there is no answer for what may not be repeated; a new one goes elsewhere.
+    let post = send(entry, request("POST", CHECKOUT, "/", &[], bytes("x"))).await.unwrap();
+    assert_eq!(text(post).await, "paris");
+    mesh.gateways["paris"].workers().heal().await;
+    eventually("tokyo takes its share again", async || {
+        text(get(entry, CHECKOUT, "/", &[]).await.unwrap()).await == "tokyo"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn refused_endpoints_and_empty_clusters_fail_over() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let (alive, _) = backend("paris").await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = service("checkout", Protocol::Http1, &["paris", "tokyo"], &[("tokyo", 1)]);
+    mesh.configure(vec![config], &[("checkout", "paris", alive, ""), ("checkout", "tokyo", nobody, "")]).await;
+    mesh.serves(CHECKOUT, "paris").await;
+    let entry = mesh.http("paris");
+    // tokyo says that it has an endpoint, but nobody listens there: rejected as never processed, so even a POST moves on.
+    for _ in 0..20 {
+        let response = send(entry, request("POST", CHECKOUT, "/count", &[], bytes("hello"))).await.unwrap();
+        assert_eq!(text(response).await, "5");
+    }
+    let nowhere = get(entry, CHECKOUT, "/", &[("x-only", "tokyo")]).await.unwrap();
+    assert_eq!(
+        (nowhere.status().as_u16(), nowhere.headers()["mesh-failure"].to_str().unwrap()),
+        (503, "no-healthy-upstream")
+    );
+}
+
+#[tokio::test]
+async fn tcp_with_half_close() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let ledger = tcp_backend().await;
+    let config = proto::ServiceConfig { tcp_slot: 1, ..service("ledger", Protocol::Tcp, &["tokyo"], &[]) };
+    mesh.configure(vec![config], &[("ledger", "tokyo", ledger, "")]).await;
+    for entry in ["tokyo", "paris"] {
+        let port = mesh.tcp(entry, 1);
+        let answer = std::cell::RefCell::new(String::new());
+        eventually(&format!("ledger through {entry}"), async || {
+            let Ok(mut stream) = TcpStream::connect(port).await else { return false };
+            let sent = async {
+                stream.write_all(&vec![1; 3_000_000]).await?;
+                stream.shutdown().await?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await?;
+                std::io::Result::Ok(text)
+            };
+            *answer.borrow_mut() = sent.await.unwrap_or_default();
+            !answer.borrow().is_empty()
+        })
+        .await;
+        assert_eq!(answer.into_inner(), "read 3000000 bytes");
+    }
+    // Nobody left: the connection is reset, not ended.
+    apply(&mesh.gateways["tokyo"], Change::Local(proto::LocalUpdate { snapshot: true, ..Default::default() }))
+        .await
+        .unwrap();
+    let mut stream = TcpStream::connect(mesh.tcp("tokyo", 1)).await.unwrap();
+    let error = stream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn smuggling_and_garbage_are_refused() {
+    let (mesh, [paris, _]) = two_clusters(&[("paris", 1)]).await;
+    let entry = mesh.http("paris");
+    let before = paris.requests.load(Ordering::SeqCst);
+    let head = "POST / HTTP/1.1\r\nHost: checkout.shop\r\n";
+    for rest in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        "Content-Length: +5\r\n\r\nhello",
+        "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        "X: a\r\n folded\r\n\r\n",
+        "X: a\nContent-Length: 5\r\n\r\nhello",
+        "Host: other\r\nContent-Length: 0\r\n\r\n",
+    ] {
+        let answer = raw(entry, format!("{head}{rest}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{rest:?} got {answer:?}");
+    }
+    assert_eq!(paris.requests.load(Ordering::SeqCst), before, "none of them reached the backend");
+    for bad in
+        ["Transfer-Encoding: chunked\r\n\r\nG\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n"]
+    {
+        let answer = raw(entry, format!("{head}{bad}").as_bytes()).await;
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{bad:?} got {answer:?}");
+    }
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00"[..],
+        b"\0\0\0\0\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
+        let answer = raw(entry, garbage).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.1 5") || answer.is_empty(),
+            "{garbage:?} got {answer:?}"
+        );
+    }
+    let oversized = format!("GET / HTTP/1.1\r\nHost: checkout.shop\r\nX: {}\r\n\r\n", "a".repeat(200_000));
+    let answer = raw(entry, oversized.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431") || answer.is_empty(), "{answer:?}");
+    assert_eq!(get(entry, CHECKOUT, "/", &[]).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn restarts_from_its_disk_and_survives_a_damaged_one() {
+    let (mut mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let config = mesh.state_dir("paris").join("config.bin");
+    eventually("the configuration is on disk", async || config.exists()).await;
+    mesh.stop_gateway("paris").await;
+    mesh.start_gateway("paris").await;
+    assert_eq!(mesh.gateways["paris"].revision(), 1);
+    let entry = mesh.http("paris");
+    eventually("serves without control plane and agent", async || {
+        get(entry, CHECKOUT, "/", &[]).await.is_ok_and(|r| r.status() == 200)
+    })
+    .await;
+    let answer = get(entry, CHECKOUT, "/", &[]).await.unwrap();
+    assert_eq!(text(answer).await, "paris");
+
+    mesh.stop_gateway("paris").await;
+    std::fs::write(&config, b"not ours").unwrap();
+    mesh.start_gateway("paris").await;
+    assert_eq!(mesh.gateways["paris"].revision(), 0);
+    assert_eq!(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap().status(), 404);
+}
+
+#[tokio::test]
+async fn a_refused_configuration_changes_nothing() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let bad = proto::ConfigUpdate { revision: 99, removals: vec!["cluster/paris".into()], ..Default::default() };
+    let error = apply(&mesh.gateways["paris"], Change::Config(bad)).await.unwrap_err();
+    assert!(error.contains("no cluster \"paris\""), "{error}");
+    assert_eq!(mesh.gateways["paris"].revision(), 1);
+    assert_eq!(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_drain_loses_nothing() {
+    let (mut mesh, [paris, _]) = two_clusters(&[("paris", 1)]).await;
+    let entry = mesh.http("paris");
+    let slow = tokio::spawn(async move { get(entry, CHECKOUT, "/delay/700", &[]).await.map(|r| r.status().as_u16()) });
+    eventually("the request is on its way", async || paris.waiting.load(Ordering::SeqCst) == 1).await;
+    mesh.stop_gateway("paris").await;
+    assert_eq!(slow.await.unwrap().unwrap(), 200);
+    assert!(TcpStream::connect(entry).await.is_err(), "the port is closed");
+}
+
+#[tokio::test]
+async fn http2_clients_and_timeouts() {
+    let (mesh, _) = two_clusters(&[("paris", 50), ("tokyo", 50)]).await;
+    let stream = TcpStream::connect(mesh.http("paris")).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, harness::Body>(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let mut sender = sender.clone();
+        let uri = format!("http://{CHECKOUT}/");
+        requests.spawn(async move {
+            let response = sender.send_request(http::Request::get(uri).body(empty()).unwrap()).await.unwrap();
+            text(response).await
+        });
+    }
+    let clusters = requests.join_all().await;
+    let tokyo = clusters.iter().filter(|c| *c == "tokyo").count();
+    assert!(tokyo.abs_diff(50) <= 2, "{tokyo} of 100");
+}
