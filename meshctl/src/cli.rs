@@ -180,6 +180,9 @@ pub(crate) struct UpArgs {
     /// Workers per gateway; one suffices where many gateways share few cores [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u16>,
+    /// Let the gateways write access logs, below logs/; they grow with every request
+    #[arg(long)]
+    pub(crate) access_log: bool,
     /// How long everything may take to get ready
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration::parse)]
     pub(crate) ready_timeout: Duration,
@@ -519,6 +522,8 @@ pub(crate) enum Role {
     ControlPlane(archipelago_control_plane::Args),
     /// Agent of a cluster
     Agent(archipelago_federation::agent::Args),
+    /// Gateway
+    Gateway(archipelago_gateway::Args),
     /// Demo backend
     Demo(archipelago_demo::Args),
     /// Supervisor behind `up --detach`

@@ -109,7 +109,8 @@ impl Client {
     async fn connect(&self, address: &String) -> Result<Channel, Attempt> {
         grpc::connect(std::slice::from_ref(address), &self.credential, Expect::control_plane())
             .await
-            .map_err(|error| Attempt::Again(error.to_string()))
+            // One address was tried, so its cause is the cause.
+            .map_err(|error| Attempt::Again(error.attempts.into_iter().map(|(_, cause)| cause).collect()))
     }
 
     fn unanswered(&self, tried: &[(String, String)]) -> Failure {

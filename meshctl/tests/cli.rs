@@ -1,4 +1,5 @@
 //! The real binary: help, offline validation, exit codes, and what goes to which stream.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
 use std::io::Write as _;
 use std::path::Path;

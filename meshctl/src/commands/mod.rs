@@ -80,6 +80,10 @@ fn run_role(role: Role) -> Outcome {
     match role {
         Role::ControlPlane(args) => archipelago_control_plane::run(args)?,
         Role::Agent(args) => archipelago_federation::agent::run(args)?,
+        Role::Gateway(args) => {
+            archipelago_process::logging::init("gateway");
+            archipelago_gateway::run(args)?;
+        }
         Role::Demo(args) => {
             archipelago_process::logging::init("demo");
             archipelago_demo::run(args)?;

@@ -1,5 +1,7 @@
 //! What every write has in common: commit, wait for the gateways, print, and the exit code.
 
+use std::time::{Duration, Instant};
+
 use archipelago_proto::v1;
 use serde_json::Value;
 
@@ -50,15 +52,15 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
         return context.output.print(&view, || view.text());
     };
     let revision = answer.revision;
-    let mut last = (0, 0);
+    let began = Instant::now();
+    let mut last = 0;
     let applied = client
         .wait_applied(revision, percent, |progress| {
-            let now = (progress.acknowledged, progress.expected);
-            // Instant success needs no progress; waiting for someone does.
-            if now != last && !progress.done && progress.acknowledged > 0 && progress.acknowledged < progress.expected {
-                output::talk(format!("revision {revision}: {}/{} gateways", now.0, now.1));
+            let v1::WaitAppliedProgress { acknowledged, expected, done, .. } = *progress;
+            if began.elapsed() >= WORTH_TELLING && acknowledged != last && !done {
+                output::talk(format!("revision {revision}: {acknowledged}/{expected} gateways"));
+                last = acknowledged;
             }
-            last = now;
         })
         .await;
     let applied = match applied {
@@ -122,6 +124,9 @@ fn verdict(applied: &v1::WaitAppliedProgress, percent: u32) -> Outcome {
     .problems(who)
     .hint("they apply it as soon as they are reachable; `meshctl gateways` shows when"))
 }
+
+/// Below this nobody has begun to wonder.
+const WORTH_TELLING: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use archipelago_federation::resource::{Resource, TopologySpec};
+use archipelago_federation::resource::{Kind, Resource, ServiceExport, TopologySpec};
 use archipelago_proto::v1;
 
 use super::guide;
@@ -53,7 +53,9 @@ impl BringUp {
         self.start("agents, gateways and demo backends", |role| role != Role::ControlPlane).await;
         let gateways = async || Ok(gateways(&client.status().await?, &self.topology));
         self.wait(deadline, "the gateways", gateways).await?;
-        self.wait(deadline, "the endpoints", async || Ok(endpoints(&client.services().await?, &self.topology))).await?;
+        let exported = self.exported(&client).await?;
+        let endpoints = async || Ok(endpoints(&client.services().await?, &exported));
+        self.wait(deadline, "the endpoints", endpoints).await?;
         self.wait(deadline, "the tunnels", async || Ok(tunnels(&client.tunnels().await?, &self.topology))).await?;
         let text = guide::text(&self.state, &self.topology, &self.plan, &client.services().await?, began.elapsed());
         if let Some(text) = self.reporter.ready(text) {
@@ -89,6 +91,21 @@ impl BringUp {
         }
         self.reporter.say(format!("applied {} resources, revision {}", self.resources.len(), answer.revision));
         Ok(())
+    }
+
+    /// The demo services that clusters offer to each other, with the endpoints each should have: only these are
+    /// known outside their cluster.
+    async fn exported(&self, client: &Client) -> Outcome<Vec<Expected>> {
+        let answer = client.get(Kind::ServiceExport.name(), "", "").await?;
+        let exports: Vec<ServiceExport> = answer
+            .resources
+            .iter()
+            .filter_map(|resource| match Resource::from_json(&resource.json) {
+                Ok(Resource::ServiceExport(export)) => Some(export),
+                _ => None,
+            })
+            .collect();
+        Ok(expected(&self.topology, &exports))
     }
 
     /// Asks `condition` again and again until it holds, saying every change of what is missing.
@@ -161,15 +178,51 @@ fn gateways(status: &v1::StatusResponse, topology: &TopologySpec) -> Progress {
     Progress::of(all.filter(|gateway| gateway.state == "synced").count(), want, "gateways synced")
 }
 
-fn endpoints(services: &[v1::ServiceStatus], topology: &TopologySpec) -> Progress {
-    let want: usize = topology
-        .clusters
-        .iter()
-        .flat_map(|cluster| &cluster.services)
-        .map(|service| service.versions.len() * service.instances as usize)
-        .sum();
-    let have = services.iter().flat_map(|service| &service.clusters).map(|cluster| cluster.ready as usize).sum();
-    Progress::of(have, want, "endpoints ready")
+/// Endpoints that a service should have in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Expected {
+    cluster: String,
+    namespace: String,
+    name: String,
+    endpoints: usize,
+}
+
+fn expected(topology: &TopologySpec, exports: &[ServiceExport]) -> Vec<Expected> {
+    let mut expected = Vec::new();
+    for cluster in &topology.clusters {
+        for service in &cluster.services {
+            let exported = exports.iter().any(|export| {
+                let same = export.metadata.name == service.name && export.metadata.namespace == service.namespace;
+                same && (export.spec.clusters.is_empty() || export.spec.clusters.contains(&cluster.name))
+            });
+            if exported {
+                expected.push(Expected {
+                    cluster: cluster.name.clone(),
+                    namespace: service.namespace.clone(),
+                    name: service.name.clone(),
+                    endpoints: service.versions.len() * service.instances as usize,
+                });
+            }
+        }
+    }
+    expected
+}
+
+fn endpoints(services: &[v1::ServiceStatus], expected: &[Expected]) -> Progress {
+    let ready = |wanted: &Expected| -> usize {
+        services
+            .iter()
+            .filter(|service| service.namespace == wanted.namespace && service.name == wanted.name)
+            .flat_map(|service| &service.clusters)
+            .filter(|cluster| cluster.cluster == wanted.cluster)
+            .map(|cluster| (cluster.ready as usize).min(wanted.endpoints))
+            .sum()
+    };
+    Progress::of(
+        expected.iter().map(ready).sum(),
+        expected.iter().map(|wanted| wanted.endpoints).sum(),
+        "endpoints ready",
+    )
 }
 
 /// Every two gateways of different clusters need a tunnel; one or both of them report it.
@@ -198,7 +251,10 @@ const RESTARTS_MAX: u64 = 3;
 
 #[cfg(test)]
 mod tests {
-    use archipelago_federation::resource::{TopologyCluster, TopologyControlPlane};
+    use archipelago_federation::provider::file::ServiceProtocol;
+    use archipelago_federation::resource::{
+        Metadata, ServiceExportSpec, TopologyCluster, TopologyControlPlane, TopologyService,
+    };
 
     use super::*;
 
@@ -236,6 +292,37 @@ mod tests {
         assert!(tunnels(&both, &topology).met);
         let disputed = [tunnel(a, b, "up"), tunnel(b, a, "dialing"), tunnel(a, c, "up")];
         assert_eq!(tunnels(&disputed, &topology), Progress { line: "1/2 tunnels up".into(), met: false });
+    }
+
+    #[test]
+    fn only_exported_services_are_waited_for() {
+        let mut topology = topology(&[1, 1]);
+        let service = |name: &str| TopologyService {
+            name: name.into(),
+            namespace: "shop".into(),
+            protocol: ServiceProtocol::Http,
+            versions: vec!["v1".into(), "v2".into()],
+            instances: 1,
+            port: 80,
+        };
+        for cluster in &mut topology.clusters {
+            cluster.services = vec![service("checkout"), service("private")];
+        }
+        let export = |clusters: &[&str]| ServiceExport {
+            metadata: Metadata { name: "checkout".into(), namespace: "shop".into(), ..Metadata::default() },
+            spec: ServiceExportSpec { clusters: clusters.iter().map(|name| (*name).to_owned()).collect() },
+        };
+        assert_eq!(expected(&topology, &[export(&[])]).len(), 2);
+        let only = expected(&topology, &[export(&["c1"])]);
+        let status = |cluster: &str, ready| v1::ServiceStatus {
+            namespace: "shop".into(),
+            name: "checkout".into(),
+            clusters: vec![v1::ServiceClusterStatus { cluster: cluster.into(), ready, ..Default::default() }],
+            ..Default::default()
+        };
+        assert_eq!(endpoints(&[status("c0", 2), status("c1", 1)], &only).line, "1/2 endpoints ready");
+        assert!(endpoints(&[status("c1", 3)], &only).met);
+        assert!(endpoints(&[], &[]).met, "nothing to wait for");
     }
 
     #[test]

@@ -41,7 +41,9 @@ pub(crate) fn text(
         }
     }
     for service in services {
-        if let Some(tcp) = service.tcp_addresses.first() {
+        // Where the first cluster of the topology is entered, like the first curl above.
+        let place = |cluster: &str| topology.clusters.iter().position(|known| known.name == cluster);
+        if let Some(tcp) = service.tcp_addresses.iter().min_by_key(|tcp| (place(&tcp.cluster), &tcp.gateway)) {
             let (namespace, name) = (&service.namespace, &service.name);
             let _ =
                 writeln!(text, "{namespace}/{name} speaks TCP: connect to {} (enters at {})", tcp.address, tcp.cluster);

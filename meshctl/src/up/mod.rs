@@ -166,6 +166,9 @@ fn detached(state: &StateDir, args: &UpArgs) -> Outcome<String> {
             command.args([flag, &value.to_string()]);
         }
     }
+    if args.access_log {
+        command.arg("--access-log");
+    }
     command.args(["--ready-timeout", &crate::duration::display(args.ready_timeout)]);
     let mut child = command
         .env(process::MARK, state.root())

@@ -82,7 +82,9 @@ fn holders(inodes: &[u64]) -> Vec<String> {
         })
         .map(|pid| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("pid {pid} ({})", name.trim())
+            let of = super::process::mark_of(pid)
+                .map_or_else(String::new, |state| format!(", of the federation in {}", state.display()));
+            format!("pid {pid} ({}{of})", name.trim())
         })
         .collect()
 }

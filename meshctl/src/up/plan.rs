@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use archipelago_federation::provider::file::{
     ActiveCheck, HealthCheck, Probe, ServiceEndpoint, ServiceFile, ServiceProtocol, ServiceSpec,
@@ -83,31 +84,48 @@ impl Role {
     }
 }
 
+/// What the command line decides about a start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Knobs {
+    /// First port.
+    pub(crate) base_port: u16,
+    /// Workers per gateway.
+    pub(crate) workers: u16,
+    /// Whether gateways write access logs.
+    pub(crate) access_log: bool,
+}
+
 impl Plan {
     /// Plans `topology` under `state`.
     ///
     /// # Errors
     /// The ports do not fit.
-    pub(crate) fn new(topology: &TopologySpec, state: &StateDir, base_port: u16, workers: u16) -> Result<Self, String> {
+    pub(crate) fn new(topology: &TopologySpec, state: &StateDir, knobs: Knobs) -> Result<Self, String> {
         let members = u16::try_from(topology.control_plane.nodes).map_err(|error| error.to_string())?;
         let mut sizes = Vec::new();
         for cluster in &topology.clusters {
             sizes.push((cluster.name.clone(), size(cluster)?));
         }
-        let layout = Layout::new(base_port, members, &sizes.iter().map(|(_, size)| *size).collect::<Vec<_>>())?;
-        let mut plan =
-            Self { layout, processes: Vec::new(), service_files: Vec::new(), claims: layout.claims(&sizes, workers) };
-        plan.add_control_plane(members, state);
+        let layout = Layout::new(knobs.base_port, members, &sizes.iter().map(|(_, size)| *size).collect::<Vec<_>>())?;
         let control_plane: Vec<String> = (0..members).map(|index| layout.member(index).client.to_string()).collect();
-        let control_plane = control_plane.join(",");
+        let mut builder = Builder {
+            layout,
+            state,
+            knobs,
+            control_plane: control_plane.join(","),
+            processes: Vec::new(),
+            service_files: Vec::new(),
+        };
+        builder.add_control_plane(members);
         for (index, (cluster, (_, size))) in (0_u16..).zip(topology.clusters.iter().zip(&sizes)) {
-            plan.add_agent(index, cluster, state, &control_plane);
+            builder.add_agent(index, cluster);
             for gateway in 0..size.gateways {
-                plan.add_gateway(index, gateway, cluster, state, &control_plane, workers);
+                builder.add_gateway(index, gateway, cluster);
             }
-            plan.add_backends(index, size.gateways, cluster, state);
+            builder.add_backends(index, size.gateways, cluster);
         }
-        Ok(plan)
+        let claims = layout.claims(&sizes, knobs.workers);
+        Ok(Self { layout, processes: builder.processes, service_files: builder.service_files, claims })
     }
 
     /// Positions of the processes that a drill's target means: a cluster, `control-plane`, or one process.
@@ -133,8 +151,21 @@ impl Plan {
             processes.iter().find(|process| process.role == Role::Gateway).map_or("cp-1", |process| &process.name),
         ))
     }
+}
 
-    fn add_control_plane(&mut self, members: u16, state: &StateDir) {
+/// Adds process after process.
+struct Builder<'a> {
+    layout: Layout,
+    state: &'a StateDir,
+    knobs: Knobs,
+    /// host:port of every member, separated by commas.
+    control_plane: String,
+    processes: Vec<Process>,
+    service_files: Vec<(PathBuf, String)>,
+}
+
+impl Builder<'_> {
+    fn add_control_plane(&mut self, members: u16) {
         let flags: Vec<String> = (0..members)
             .flat_map(|index| {
                 let ports = self.layout.member(index);
@@ -145,7 +176,7 @@ impl Plan {
             let (id, ports) = (u64::from(index) + 1, self.layout.member(index));
             let mut args = Args::default()
                 .flag("--node-id", id)
-                .flag("--data-dir", state.member(id).display())
+                .flag("--data-dir", self.state.member(id).display())
                 .flag("--listen-client", ports.client)
                 .flag("--listen-peer", ports.peer)
                 .flag("--listen-metrics", ports.metrics)
@@ -162,14 +193,14 @@ impl Plan {
         }
     }
 
-    fn add_agent(&mut self, index: u16, cluster: &TopologyCluster, state: &StateDir, control_plane: &str) {
+    fn add_agent(&mut self, index: u16, cluster: &TopologyCluster) {
         let ports = self.layout.agent(index);
-        let dir = state.cluster(&cluster.name);
-        let join = join(&cluster.name, JoinRole::Agent, "agent", state);
+        let dir = self.state.cluster(&cluster.name);
+        let join = join(&cluster.name, JoinRole::Agent, "agent", self.state);
         let args = Args::default()
             .flag("--cluster", &cluster.name)
             .flag("--state-dir", join.state_dir.display())
-            .flag("--control-plane", control_plane)
+            .flag("--control-plane", &self.control_plane)
             .flag("--token-file", join.token_file.display())
             .flag("--services", dir.join(SERVICES).display())
             .flag("--listen", ports.listen)
@@ -178,26 +209,23 @@ impl Plan {
         self.push(cluster, "agent", Role::Agent, args, Some(join));
     }
 
-    fn add_gateway(
-        &mut self,
-        index: u16,
-        gateway: u16,
-        cluster: &TopologyCluster,
-        state: &StateDir,
-        control_plane: &str,
-        workers: u16,
-    ) {
+    fn add_gateway(&mut self, index: u16, gateway: u16, cluster: &TopologyCluster) {
         let ports = self.layout.gateway(index, gateway);
         let name = format!("gw-{}", gateway + 1);
-        let join = join(&cluster.name, JoinRole::Gateway, &name, state);
+        let join = join(&cluster.name, JoinRole::Gateway, &name, self.state);
         // Relative to the state directory, in which every process is started: an absolute path may be
         // longer than the 108 bytes that a socket address has.
         let socket = format!("run/{}.{name}.sock", cluster.name);
+        let access_log = if self.knobs.access_log {
+            self.state.log(&format!("{}/{name}.access", cluster.name)).display().to_string()
+        } else {
+            "off".to_owned()
+        };
         let args = Args::default()
             .flag("--cluster", &cluster.name)
             .flag("--name", &name)
             .flag("--state-dir", join.state_dir.display())
-            .flag("--control-plane", control_plane)
+            .flag("--control-plane", &self.control_plane)
             .flag("--token-file", join.token_file.display())
             .flag("--agent", self.layout.agent(index).listen)
             .flag("--http", ports.http)
@@ -207,8 +235,9 @@ impl Plan {
             .flag("--metrics", ports.metrics)
             .flag("--tcp-base", ports.tcp_base)
             .flag("--admin-socket", &socket)
-            .flag("--workers", workers)
-            .flag("--access-log", state.log(&format!("{}/{name}.access", cluster.name)).display())
+            .flag("--workers", self.knobs.workers)
+            .flag("--drain-timeout-ms", GATEWAY_DRAIN.as_millis())
+            .flag("--access-log", access_log)
             .0;
         self.push(cluster, &name, Role::Gateway, args, Some(join));
         if let Some(process) = self.processes.last_mut() {
@@ -216,7 +245,7 @@ impl Plan {
         }
     }
 
-    fn add_backends(&mut self, index: u16, gateways: u16, cluster: &TopologyCluster, state: &StateDir) {
+    fn add_backends(&mut self, index: u16, gateways: u16, cluster: &TopologyCluster) {
         let mut next = 0;
         for service in &cluster.services {
             let mut endpoints = Vec::new();
@@ -247,7 +276,8 @@ impl Plan {
                 }
             }
             let file = service_file(&service.namespace, &service.name, service.port, service.protocol, endpoints);
-            let path = state
+            let path = self
+                .state
                 .cluster(&cluster.name)
                 .join(SERVICES)
                 .join(format!("{}.{}.yaml", service.namespace, service.name));
@@ -330,6 +360,8 @@ fn service_file(
 }
 
 const SERVICES: &str = "services";
+/// Below the time that `down` gives a gateway.
+const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
@@ -364,7 +396,7 @@ mod tests {
             clusters: vec![cluster("paris"), cluster("tokyo")],
         };
         let state = StateDir::new(std::path::Path::new("/state-of-a-test")).unwrap();
-        Plan::new(&topology, &state, 7400, 1).unwrap()
+        Plan::new(&topology, &state, Knobs { base_port: 7400, workers: 1, access_log: false }).unwrap()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use archipelago_federation::resource::{Resource, TopologySpec};
 use archipelago_process::durable::{DirLock, LockError};
 
 use super::layout::{BASE_PORT_DEFAULT, WORKERS_MAX};
-use super::plan::Plan;
+use super::plan::{Knobs, Plan};
 use super::report::Reporter;
 use super::state::{Record, Stage, StateDir};
 use super::{owner, process};
@@ -24,6 +24,7 @@ pub(crate) struct Wish {
     topology: Option<(String, String)>,
     base_port: Option<u16>,
     workers: Option<u16>,
+    access_log: bool,
 }
 
 /// Ready to start.
@@ -58,7 +59,7 @@ impl Wish {
         {
             return Err(Failure::refused(format!("--workers {workers}: from 1 to {WORKERS_MAX}")));
         }
-        Ok(Self { topology, base_port: args.base_port, workers: args.workers })
+        Ok(Self { topology, base_port: args.base_port, workers: args.workers, access_log: args.access_log })
     }
 
     /// The record of a first start.
@@ -113,13 +114,15 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
         return Err(Failure::refused(format!("{} is the credential of another federation", foreign.display()))
             .hint("name another directory with --state DIR"));
     }
+    let access_log = wish.access_log;
     let (record, resumed) = match state.record()? {
         Some(record) => (wish.resume(record, state)?, true),
         None => (wish.record(), false),
     };
     let Federation { topology, resources } = federation(&record.topology_file, &record.topology)?;
     let topology = topology.spec;
-    let plan = Plan::new(&topology, state, record.base_port, record.workers).map_err(Failure::refused)?;
+    let knobs = Knobs { base_port: record.base_port, workers: record.workers, access_log };
+    let plan = Plan::new(&topology, state, knobs).map_err(Failure::refused)?;
     let orphans = process::marked(state.root()).map_err(anyhow::Error::from)?;
     if !orphans.is_empty() {
         reporter.say(format!("ending {} processes that an earlier supervisor left behind", orphans.len()));
@@ -128,8 +131,10 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
     let taken = owner::conflicts(&plan.claims);
     if !taken.is_empty() {
         let count = taken.len();
+        let more = count.saturating_sub(CONFLICTS_SHOWN);
         let failure = Failure::refused(format!("{count} of {} ports are not free", plan.claims.len()))
-            .problems(taken)
+            .problems(taken.into_iter().take(CONFLICTS_SHOWN))
+            .problems((more > 0).then(|| format!("… and {more} more")))
             .hint("end those processes, or choose other ports with --base-port");
         if !resumed {
             // Nothing has begun: leave nothing.
@@ -215,4 +220,6 @@ fn write_service_files(state: &StateDir, plan: &Plan) -> Outcome {
 /// Embedded, so that `meshctl up` works from any directory.
 const DEFAULT_TOPOLOGY: &str = include_str!("../../../topologies/three-clusters.yaml");
 const DEFAULT_TOPOLOGY_FILE: &str = "topologies/three-clusters.yaml";
+/// Enough to see whose they are.
+const CONFLICTS_SHOWN: usize = 10;
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);

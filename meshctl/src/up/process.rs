@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -104,10 +104,15 @@ pub(crate) fn marked(state: &Path) -> io::Result<Vec<Process>> {
 }
 
 fn carries_mark(pid: u32, state: &Path) -> bool {
-    // Processes of other users are unreadable, and not ours.
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-    let wanted = [MARK.as_bytes(), b"=", state.as_os_str().as_bytes()].concat();
-    environment.split(|byte| *byte == 0).any(|variable| variable == wanted)
+    mark_of(pid).is_some_and(|mark| mark == state)
+}
+
+/// The state directory whose mark a process carries; processes of other users are unreadable, and carry none.
+pub(crate) fn mark_of(pid: u32) -> Option<PathBuf> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let name = [MARK.as_bytes(), b"="].concat();
+    let value = environment.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(name.as_slice()))?;
+    Some(PathBuf::from(OsStr::from_bytes(value)))
 }
 
 /// All process ids visible in `/proc`.

@@ -412,7 +412,7 @@ impl Supervisor {
         for (roles, what) in [
             (&[Role::Gateway][..], "gateways"),
             (&[Role::Agent, Role::Demo][..], "agents and demo backends"),
-            (&[Role::ControlPlane][..], "control plane"),
+            (&[Role::ControlPlane][..], "control-plane members"),
         ] {
             let indexes: Vec<usize> = self
                 .processes
