@@ -83,13 +83,15 @@ pub(crate) struct MessageReader {
     decoder: MessageDecoder,
     limits: Limits,
     in_flight: Option<InFlight>,
+    /// Why nothing more will be read.
+    failed: Option<TunnelError>,
     /// The task that still sends our request: it ends with us unless we end well.
     pump: Option<JoinHandle<Result<(), TunnelError>>>,
 }
 
 impl MessageReader {
     pub(crate) fn new(inbox: Inbox, limits: Limits, in_flight: Option<InFlight>) -> Self {
-        Self { inbox, decoder: MessageDecoder::new(limits), limits, in_flight, pump: None }
+        Self { inbox, decoder: MessageDecoder::new(limits), limits, in_flight, failed: None, pump: None }
     }
 
     /// Ties a request that is still being sent to this response.
@@ -122,6 +124,9 @@ impl MessageReader {
     /// The next piece of the body; [`MessageEvent::End`] at a clean end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<MessageEvent, TunnelError>> {
         loop {
+            if let Some(error @ TunnelError::Protocol(_)) = &self.failed {
+                return Poll::Ready(Err(error.clone()));
+            }
             match self.decoder.next_event() {
                 Ok(MessageEvent::NeedMore) => ready!(self.poll_fill(cx))?,
                 Ok(event) => return Poll::Ready(Ok(event)),
@@ -178,25 +183,28 @@ impl MessageReader {
     /// The end mostly arrives with the head: knowing it spares the next hop a chunked empty body.
     fn look_for_end(&mut self, cx: &mut Context<'_>) {
         if !self.decoder.is_complete() {
-            // An error shows again on the next read, where someone handles it.
             let decoder = &mut self.decoder;
-            if let Poll::Ready(Ok(false)) = self.inbox.poll_read(cx, |chunk| decoder.push(chunk)) {
-                self.decoder.finish();
+            match self.inbox.poll_read(cx, |chunk| decoder.push(chunk)) {
+                Poll::Ready(Ok(false)) => self.decoder.finish(),
+                // quinn reports an error once, and a clean end after it: keep it for the next read.
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+                Poll::Ready(Ok(true)) | Poll::Pending => {}
             }
         }
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, TunnelError>> {
-        loop {
-            match ready!(self.poll_event(cx))? {
-                MessageEvent::Head(section) => return Poll::Ready(Ok(section)),
-                // The decoder gives nothing else before a head.
-                _ => return Poll::Ready(Err(TunnelError::Closed)),
-            }
+        match ready!(self.poll_event(cx))? {
+            MessageEvent::Head(section) => Poll::Ready(Ok(section)),
+            // The decoder gives nothing else before a head.
+            _ => Poll::Ready(Err(TunnelError::Closed)),
         }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        if let Some(error) = &self.failed {
+            return Poll::Ready(Err(error.clone()));
+        }
         let decoder = &mut self.decoder;
         let read = self.inbox.poll_read(cx, |chunk| decoder.push(chunk));
         if read.is_pending()
@@ -209,8 +217,13 @@ impl MessageReader {
                 return Poll::Ready(Err(error));
             }
         }
-        if !ready!(read)? {
-            self.decoder.finish();
+        match ready!(read) {
+            Ok(true) => {}
+            Ok(false) => self.decoder.finish(),
+            Err(error) => {
+                self.failed = Some(error.clone());
+                return Poll::Ready(Err(error));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -221,6 +234,7 @@ impl MessageReader {
             Scope::Connection => self.inbox.conn().close(error.code, error.what),
             Scope::Stream => self.inbox.stop(error.code),
         }
+        self.failed = Some(TunnelError::Protocol(error));
         TunnelError::Protocol(error)
     }
 }

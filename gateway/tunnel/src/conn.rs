@@ -38,6 +38,8 @@ pub(crate) struct Conn {
     is_armed: AtomicBool,
     verdict: watch::Sender<Verdict>,
     in_flight: AtomicUsize,
+    /// Those in flight that are established CONNECT tunnels.
+    tunnels: AtomicUsize,
     /// Notified when `in_flight` falls to zero.
     idle: Notify,
     /// First stream id that the peer said it would not process.
@@ -70,6 +72,7 @@ impl Conn {
             is_armed: AtomicBool::new(true),
             verdict: watch::Sender::new(Verdict::Up),
             in_flight: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
             idle: Notify::new(),
             goaway: AtomicU64::new(u64::MAX),
             control,
@@ -154,7 +157,9 @@ impl Conn {
 
     /// The beats of a detector that is due, and its judgement.
     pub(crate) fn tick(&self, now: Instant) {
-        self.handle(Event::Tick(Sample { counts: self.counts(), in_flight: self.in_flight() }), now);
+        // A TCP connection may stand idle for days, and cannot be replayed: it is not worth two hundred beats a second.
+        let waiting = self.in_flight().saturating_sub(self.tunnels.load(Ordering::Relaxed));
+        self.handle(Event::Tick(Sample { counts: self.counts(), in_flight: waiting }), now);
     }
 
     fn counts(&self) -> Counts {
@@ -441,18 +446,31 @@ impl fmt::Debug for Conn {
 
 /// A request being worked on over a connection, from its first byte to the end of its response.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<Conn>);
+pub(crate) struct InFlight {
+    conn: Arc<Conn>,
+    is_tunnel: bool,
+}
 
 impl InFlight {
     pub(crate) fn new(conn: Arc<Conn>) -> Self {
         conn.request_started();
-        Self(conn)
+        Self { conn, is_tunnel: false }
+    }
+
+    /// From now on this is an established CONNECT tunnel, shared by its halves.
+    pub(crate) fn into_tunnel(mut self) -> Arc<Self> {
+        self.is_tunnel = true;
+        self.conn.tunnels.fetch_add(1, Ordering::Relaxed);
+        Arc::new(self)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.request_ended();
+        if self.is_tunnel {
+            self.conn.tunnels.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.conn.request_ended();
     }
 }
 

@@ -241,6 +241,8 @@ impl Peering {
                     Err(error) => error,
                 },
                 () = self.revived(), if wanted == Wanted::Dead => return None,
+                // The peer is back, and our handshake may sit in a long back-off: begin a new one.
+                () = async { sleep(HINT_PATIENCE).await; self.redial.notified().await } => continue,
             };
             self.note(&failed);
             // Full jitter: all peers of a gateway that restarts dial it at once, and a common delay keeps them in step.
@@ -384,6 +386,9 @@ fn chain(error: &dyn Error) -> String {
 const REDIAL_DELAY_MIN: Duration = Duration::from_millis(50);
 /// A peer that has just dialled us may not listen with all its workers yet.
 const HINT_DELAY: Duration = Duration::from_millis(5);
+/// A handshake younger than this is left alone: two gateways that start together dial each other, and must not
+/// keep making each other begin anew.
+const HINT_PATIENCE: Duration = Duration::from_millis(600);
 const RETIRE_LINGER: Duration = Duration::from_millis(100);
 /// An SVID at its end, or a clock that jumped, must not make us dial in a loop.
 const CONNECTION_AGE_MIN: Duration = Duration::from_secs(5);

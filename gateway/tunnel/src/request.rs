@@ -124,13 +124,14 @@ impl PeerHandle {
         let mut in_flight = None;
         let Opened { mut outbox, mut reader } = self
             .open(|conn| {
-                in_flight = Some(Arc::new(InFlight::new(conn)));
+                in_flight = Some(InFlight::new(conn));
                 None
             })
             .await?;
         outbox.push_frame(|out| fields::encode_request(&request, out))?;
         poll_fn(|cx| outbox.poll_flush(cx)).await?;
         let response = poll_fn(|cx| reader.poll_response(cx, request.method())).await?;
+        let in_flight = in_flight.map(InFlight::into_tunnel);
         Ok((response, SendHalf::new(outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
     }
 

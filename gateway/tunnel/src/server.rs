@@ -90,7 +90,7 @@ impl Responder {
         let reader = self.tunnel.take().ok_or(TunnelError::Closed)?;
         self.push_head(&response);
         poll_fn(|cx| self.outbox.poll_flush(cx)).await?;
-        let in_flight = Some(Arc::new(self.in_flight));
+        let in_flight = Some(self.in_flight.into_tunnel());
         Ok((SendHalf::new(self.outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
     }
 

@@ -1,4 +1,5 @@
 //! Our HTTP/3 against the `h3` crate's, as client and as server.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as such")]
 
 mod common;
 

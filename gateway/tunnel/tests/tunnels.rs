@@ -1,4 +1,5 @@
 //! The life of tunnels: identities, cuts, kills, renewal, drain, garbage.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as such")]
 
 mod common;
 

@@ -68,38 +68,33 @@ impl MessageDecoder {
     /// # Errors
     /// Frames out of order, an end inside the message, a body that is not as long as declared.
     pub fn next_event(&mut self) -> Result<MessageEvent, ProtocolError> {
-        loop {
-            let Some(frame) = self.frames.next_frame()? else { return self.starved() };
-            match (&mut self.state, frame) {
-                (State::Head, Frame::Headers(section)) => {
-                    self.state = State::HeadGiven;
-                    return Ok(MessageEvent::Head(section));
+        let Some(frame) = self.frames.next_frame()? else { return self.starved() };
+        match (&mut self.state, frame) {
+            (State::Head, Frame::Headers(section)) => {
+                self.state = State::HeadGiven;
+                Ok(MessageEvent::Head(section))
+            }
+            (State::Body { left }, Frame::Data(piece)) => {
+                if let Some(left) = left {
+                    *left = left
+                        .checked_sub(piece.len() as u64)
+                        .ok_or(ProtocolError::stream(Code::MESSAGE_ERROR, "body longer than its content-length"))?;
                 }
-                (State::Body { left }, Frame::Data(piece)) => {
-                    if let Some(left) = left {
-                        *left = left
-                            .checked_sub(piece.len() as u64)
-                            .ok_or(ProtocolError::stream(Code::MESSAGE_ERROR, "body longer than its content-length"))?;
-                    }
-                    return Ok(MessageEvent::Data(piece));
+                Ok(MessageEvent::Data(piece))
+            }
+            (State::Tunnel, Frame::Data(piece)) => Ok(MessageEvent::Data(piece)),
+            (State::Body { left }, Frame::Headers(section)) => {
+                if left.is_some_and(|left| left > 0) {
+                    return Err(SHORT_BODY);
                 }
-                (State::Tunnel, Frame::Data(piece)) => return Ok(MessageEvent::Data(piece)),
-                (State::Body { left }, Frame::Headers(section)) => {
-                    if left.is_some_and(|left| left > 0) {
-                        return Err(SHORT_BODY);
-                    }
-                    self.state = State::Trailed;
-                    return fields::decode_trailers(section, self.limits).map(MessageEvent::Trailers);
-                }
-                (State::Head, Frame::Data(_)) => {
-                    return Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "DATA before HEADERS"));
-                }
-                _ => {
-                    return Err(ProtocolError::connection(
-                        Code::FRAME_UNEXPECTED,
-                        "frame after the end of the message",
-                    ));
-                }
+                self.state = State::Trailed;
+                fields::decode_trailers(section, self.limits).map(MessageEvent::Trailers)
+            }
+            (State::Head, Frame::Data(_)) => {
+                Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "DATA before HEADERS"))
+            }
+            _ => {
+                return Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "frame after the end of the message"));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Two gateways on 127.0.0.1 with real certificates, and a small application behind one of them.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests, which clippy does not see as such")]
 
 use archipelago_identity::{LiveCredential, SpiffeId, testing::TestAuthority};
 use archipelago_tunnel::{
