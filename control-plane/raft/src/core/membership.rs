@@ -92,8 +92,8 @@ impl Core {
     /// Ends a joint configuration, whoever began it.
     pub(super) fn leave_joint(&mut self) {
         let raft = &self.node.raft;
-        let joint = !self.conf_state().voters_outgoing.is_empty();
-        if joint && raft.state == StateRole::Leader && !raft.has_pending_conf() && raft.lead_transferee.is_none() {
+        let free = raft.state == StateRole::Leader && !raft.has_pending_conf() && raft.lead_transferee.is_none();
+        if free && !self.conf_state().voters_outgoing.is_empty() {
             // Should the proposal be dropped, the next poll proposes it again.
             if let Err(error) = self.node.propose_conf_change(Vec::new(), ConfChangeV2::default()) {
                 tracing::debug!(%error, "leaving the joint configuration has to wait");

@@ -194,7 +194,7 @@ impl Core {
         self.ticks += 1;
         // A sole voter elects itself on the spot, and the raft crate then asserts that all it has is durable.
         // Anybody else's vote request waits behind those writes anyway.
-        let too_early = self.sole_voter() && self.node.raft.state != StateRole::Leader && self.writes.in_flight();
+        let too_early = self.node.raft.state != StateRole::Leader && self.writes.in_flight() && self.sole_voter();
         if !too_early {
             let state = self.node.raft.state;
             self.node.tick();
@@ -202,6 +202,7 @@ impl Core {
                 self.elections += 1;
             }
         }
+        self.abdicate();
         let late: Vec<u64> =
             self.snapshots.iter().filter(|(_, at)| **at <= self.ticks).map(|(peer, _)| *peer).collect();
         for peer in late {
@@ -221,9 +222,10 @@ impl Core {
         if message.term >= raft.term {
             wire::check_against_log(&message, &raft.raft_log, raft.id)?;
         }
-        let from_leader = message.from == raft.leader_id;
-        let unready = self.sole_voter() && self.writes.in_flight();
-        if message.get_msg_type() == MessageType::MsgTimeoutNow && (!from_leader || unready) {
+        // Only the leader hands its office over; and see `tick` for the sole voter.
+        if message.get_msg_type() == MessageType::MsgTimeoutNow
+            && (message.from != raft.leader_id || (self.writes.in_flight() && self.sole_voter()))
+        {
             return Ok(());
         }
         // Errors are: a peer that is not a member (any more), a dropped proposal. Both are harmless here.
@@ -293,6 +295,15 @@ impl Core {
         if let Some(to) = to.or(best) {
             tracing::info!(node_id = raft.id, to, "handing leadership over");
             self.node.transfer_leader(to);
+        }
+    }
+
+    /// A leader that finds itself without a vote hands over: the crate lets it go on leading, yet takes no proposals
+    /// from it, so nobody could write. It comes to that when the removal of a node commits after it became leader.
+    fn abdicate(&mut self) {
+        let raft = &self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() && raft.lead_transferee.is_none() {
+            self.transfer(None);
         }
     }
 
@@ -510,6 +521,29 @@ impl Core {
         let draw = mix(self.seed ^ mix(self.node.raft.id ^ mix(self.elections))) % spread.max(1);
         let ticks = self.timing.election_ticks + usize::try_from(draw).unwrap_or(0);
         self.node.raft.set_randomized_election_timeout(ticks);
+    }
+}
+
+/// For the simulation's checks.
+#[cfg(test)]
+impl Core {
+    pub(crate) fn first_index(&self) -> u64 {
+        self.node.raft.raft_log.first_index()
+    }
+
+    pub(crate) fn term_of(&self, log_index: u64) -> Option<u64> {
+        self.node.raft.raft_log.term(log_index).ok().filter(|term| *term > 0)
+    }
+
+    pub(crate) fn entry(&self, log_index: u64) -> Option<Entry> {
+        let context = raft::GetEntriesContext::empty(false);
+        let known = (self.first_index()..=self.node.raft.raft_log.last_index()).contains(&log_index);
+        let entries = known.then(|| self.node.raft.raft_log.slice(log_index, log_index + 1, None, context));
+        entries?.ok()?.pop()
+    }
+
+    pub(crate) fn reuse_read_contexts(&mut self) {
+        self.reads.reuse_contexts = true;
     }
 }
 

@@ -146,7 +146,7 @@ impl<M: StateMachine> Node<M> {
                 next_tick = (next_tick + self.tick).max(now);
             }
             self.replica.poll(&mut self.outputs)?;
-            self.perform();
+            // Whoever is answered below must find the state he was told of.
             self.publish();
             self.advance_phase();
             self.perform();

@@ -1,1 +1,239 @@
+//! Whole nodes on real disks, joined by a network of function calls.
 
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    config::Timing,
+    core::Role,
+    error::{Fatal, Stopped},
+};
+
+/// Counts and remembers every command.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Ledger(Vec<u8>);
+
+impl StateMachine for Ledger {
+    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Vec<u8> {
+        assert_ne!(command, b"panic");
+        self.0.extend(command);
+        self.0.len().to_be_bytes().to_vec()
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.0.clone()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+        self.0 = snapshot.to_vec();
+        Ok(())
+    }
+}
+
+type Handle = RaftHandle<Ledger>;
+
+/// Delivers at once, to whoever is plugged in.
+#[derive(Clone, Default)]
+struct Hub(Arc<Mutex<HashMap<u64, Handle>>>);
+
+impl Transport for Hub {
+    fn send(&mut self, messages: Vec<Message>) {
+        let handles = self.0.lock().unwrap();
+        for message in messages {
+            let snapshot = message.get_msg_type() == raft_proto::eraftpb::MessageType::MsgSnapshot;
+            let (from, to) = (message.from, message.to);
+            let delivered = handles.get(&to).map(|handle| handle.step(message)).is_some();
+            if let Some(sender) = handles.get(&from).filter(|_| snapshot) {
+                sender.report_snapshot(to, delivered);
+            }
+        }
+    }
+}
+
+struct Cluster {
+    hub: Hub,
+    dirs: BTreeMap<u64, TempDir>,
+    members: Vec<u64>,
+}
+
+impl Cluster {
+    fn new(members: &[u64]) -> Self {
+        let dirs = members.iter().map(|id| (*id, tempfile::tempdir().unwrap())).collect();
+        let cluster = Self { hub: Hub::default(), dirs, members: members.to_vec() };
+        members.iter().for_each(|id| drop(cluster.start(*id)));
+        cluster
+    }
+
+    fn start(&self, id: u64) -> Handle {
+        let handle = Raft::start(config(id, &self.members, self.dirs[&id].path()), Ledger::default(), self.hub.clone());
+        let handle = handle.unwrap();
+        self.hub.0.lock().unwrap().insert(id, handle.clone());
+        handle
+    }
+
+    fn handle(&self, id: u64) -> Handle {
+        self.hub.0.lock().unwrap()[&id].clone()
+    }
+
+    /// Drops the node without a word, and waits until its files are closed.
+    async fn kill(&self, id: u64) {
+        let handle = self.hub.0.lock().unwrap().remove(&id).unwrap();
+        let stopped = handle.stopped();
+        drop(handle);
+        within(stopped).await;
+    }
+
+    async fn leader(&self) -> Handle {
+        within(async {
+            loop {
+                let handles: Vec<Handle> = self.hub.0.lock().unwrap().values().cloned().collect();
+                if let Some(leader) = handles.into_iter().find(|handle| handle.status().role == Role::Leader) {
+                    // A deposed leader may not know it yet; a read proves the office.
+                    if leader.read_index().await.is_ok() {
+                        return leader;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+}
+
+fn config(id: u64, members: &[u64], dir: &Path) -> Config {
+    let mut config = Config::new(id, members.to_vec(), "test", dir);
+    config.timing = Timing::LAN;
+    config.limits.checkpoint_entries = 20;
+    config.limits.log_tail_entries = 10;
+    config
+}
+
+/// A hang is a failure, not a wait: far above what a loaded machine needs.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("nothing happened for 30 s")
+}
+
+#[tokio::test]
+async fn three_nodes_agree_and_survive_the_loss_of_their_leader() {
+    let cluster = Cluster::new(&[1, 2, 3]);
+    let leader = cluster.leader().await;
+    let mut last = 0;
+    for number in 0..50u8 {
+        let proposed = within(leader.propose(vec![number])).await.unwrap();
+        assert!(proposed.log_index > last);
+        assert_eq!(proposed.outcome, (usize::from(number) + 1).to_be_bytes());
+        last = proposed.log_index;
+    }
+    assert!(within(leader.read_index()).await.unwrap() >= last);
+    let expected: Vec<u8> = (0..50).collect();
+    for id in 1..=3 {
+        let handle = cluster.handle(id);
+        within(handle.wait_applied(last)).await.unwrap();
+        assert_eq!(handle.with_state(|ledger| ledger.0.clone()), expected);
+    }
+
+    let lost = leader.status().node_id;
+    drop(leader);
+    cluster.kill(lost).await;
+    let next = cluster.leader().await;
+    assert_ne!(next.status().node_id, lost);
+    // More than the log's tail, so that the returning node needs a snapshot.
+    for number in 50..100u8 {
+        within(next.propose(vec![number])).await.unwrap();
+    }
+    let back = cluster.start(lost);
+    within(back.wait_applied(next.status().applied_index)).await.unwrap();
+    assert_eq!(back.with_state(|ledger| ledger.0.clone()), (0..100).collect::<Vec<u8>>());
+    let follower = (1..=3).map(|id| cluster.handle(id)).find(|handle| handle.status().role != Role::Leader).unwrap();
+    assert!(matches!(within(follower.propose(vec![1])).await, Err(ProposeError::NotLeader { .. })));
+}
+
+#[tokio::test]
+async fn a_single_node_keeps_everything_through_kills_and_shutdowns() {
+    let cluster = Cluster::new(&[1]);
+    let mut expected = Vec::new();
+    for round in 0..4u8 {
+        let leader = cluster.leader().await;
+        for number in 0..15 {
+            expected.push(round * 15 + number);
+            within(leader.propose(vec![round * 15 + number])).await.unwrap();
+        }
+        if round % 2 == 0 {
+            drop(leader);
+            cluster.kill(1).await;
+        } else {
+            cluster.hub.0.lock().unwrap().remove(&1);
+            within(leader.shutdown()).await;
+            assert_eq!(within(leader.propose(vec![0])).await, Err(ProposeError::Stopped));
+            assert_eq!(within(leader.wait_applied(u64::MAX)).await, Err(NodeStopped));
+        }
+        let handle = cluster.start(1);
+        within(cluster.leader()).await;
+        assert_eq!(handle.with_state(|ledger| ledger.0.clone()), expected);
+    }
+}
+
+#[tokio::test]
+async fn shutting_the_leader_down_hands_its_office_over_first() {
+    let cluster = Cluster::new(&[1, 2, 3]);
+    let leader = cluster.leader().await;
+    within(leader.propose(vec![1])).await.unwrap();
+    let stopped = leader.stopped();
+    within(leader.shutdown()).await;
+    assert!(matches!(within(stopped).await, Stopped::Shutdown));
+    assert_ne!(leader.status().role, Role::Leader, "it had stepped down before it stopped");
+    cluster.hub.0.lock().unwrap().remove(&leader.status().node_id);
+    within(cluster.leader().await.propose(vec![2])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_state_machine_that_panics_stops_the_node_and_says_so() {
+    let cluster = Cluster::new(&[1]);
+    let leader = cluster.leader().await;
+    assert_eq!(within(leader.propose(b"panic".to_vec())).await, Err(ProposeError::Stopped));
+    assert!(matches!(within(leader.stopped()).await, Stopped::Failed(Fatal::Internal(_))));
+    assert_eq!(leader.read_index().await, Err(ReadError::Stopped));
+}
+
+#[tokio::test]
+async fn oversized_commands_and_foreign_directories_are_refused() {
+    let cluster = Cluster::new(&[1]);
+    let leader = cluster.leader().await;
+    let command = vec![0; 9 << 20];
+    assert!(matches!(leader.propose(command).await, Err(ProposeError::TooLarge { .. })));
+    drop(leader);
+    cluster.kill(1).await;
+    let mut config = config(1, &[1], cluster.dirs[&1].path());
+    config.federation_id = "another".into();
+    let error = Raft::start(config, Ledger::default(), cluster.hub.clone()).unwrap_err().to_string();
+    assert!(error.contains("IDENT") && error.contains("another"), "{error}");
+}
+
+#[tokio::test]
+async fn a_fourth_node_joins_a_running_group() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    let leader = cluster.leader().await;
+    within(leader.propose(vec![7])).await.unwrap();
+    cluster.dirs.insert(4, tempfile::tempdir().unwrap());
+    cluster.members = Vec::new();
+    let joined = cluster.start(4);
+    let conf_state = within(leader.change_membership(MembershipChange::AddLearner(4))).await.unwrap();
+    assert_eq!(conf_state.learners, [4]);
+    within(joined.wait_applied(leader.status().applied_index)).await.unwrap();
+    assert_eq!(joined.with_state(|ledger| ledger.0.clone()), [7]);
+    within(async {
+        while let Err(error) = leader.change_membership(MembershipChange::Promote(4)).await {
+            assert!(matches!(error, MembershipError::NotCaughtUp { .. } | MembershipError::Busy), "{error}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(leader.status().voters.len(), 4);
+}

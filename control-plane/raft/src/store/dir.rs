@@ -96,6 +96,13 @@ impl Guard {
     }
 }
 
+#[cfg(test)]
+impl Guard {
+    pub(crate) fn pretend_sync_failed(&self) {
+        self.sync_failed.iter().for_each(|failed| failed.store(true, Ordering::Release));
+    }
+}
+
 fn initialise(dir: &Path, genesis: Option<(ConfState, Bytes)>) -> Result<(), StoreError> {
     let (mut log, _) = open_file(&dir.join(LOG), true, RedbLog::open)?;
     let (state, _) = open_file(&dir.join(STATE), true, RedbState::open)?;

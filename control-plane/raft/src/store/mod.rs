@@ -126,6 +126,11 @@ pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<
         }
         hard_state.commit = applied.log_index;
         log.reset(truncated, &hard_state)?;
+    } else if entries.last().is_some_and(|last| last.term > hard_state.term) {
+        return Err(inconsistent(format!(
+            "the log has entries of a later term than the stored one, {}",
+            hard_state.term
+        )));
     } else if hard_state.commit > last_index {
         return Err(inconsistent(format!(
             "commit index {} lies beyond the log's end at {last_index}",
@@ -221,6 +226,11 @@ impl StoreError {
     /// Sorts redb's errors by what an operator does next.
     pub(crate) fn redb(path: &Path, action: &'static str, error: impl Into<redb::Error>) -> Self {
         match error.into() {
+            redb::Error::Io(source)
+                if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Self::Corrupt { path: path.to_owned(), what: source.to_string() }
+            }
             redb::Error::Io(source) => Self::io(path, action, source),
             redb::Error::Corrupted(what) => Self::Corrupt { path: path.to_owned(), what },
             other => Self::Corrupt { path: path.to_owned(), what: other.to_string() },
