@@ -21,7 +21,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -86,14 +86,13 @@ async fn start(args: Args) -> anyhow::Result<()> {
     let shutdown = Shutdown::install().context("cannot install signal handlers")?;
     let _lock = DirLock::acquire(&args.state_dir)?;
     let state = State::load(&args.state_dir);
-    let token = match &args.token_file {
-        None => None,
-        Some(file) => match fs::read_to_string(file) {
-            Ok(text) => Some(text.parse::<enrol::JoinToken>().with_context(|| file.display().to_string())?),
-            // Whoever started us may have removed a token that is spent.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-        },
+    let credentials = CredentialDir::new(args.state_dir.join("identity"));
+    let has_identity = matches!(credentials.load(), Ok(Some(stored)) if stored.not_after > SystemTime::now());
+    let token = match read_token(&args) {
+        Ok(token) => token,
+        // Not needed any more, so not worth failing over.
+        Err(_) if has_identity => None,
+        Err(error) => return Err(error),
     };
     let control_plane = [
         args.control_plane.clone(),
@@ -106,7 +105,6 @@ async fn start(args: Args) -> anyhow::Result<()> {
 
     let listener = bind(args.listen)?;
     let metrics_listener = bind(args.metrics)?;
-    let credentials = CredentialDir::new(args.state_dir.join("identity"));
     let joining = enrol::ensure(&credentials, token);
     let credential = tokio::select! {
         credential = joining => credential.context("cannot get an identity")?,
@@ -225,7 +223,30 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// A state directory of another agent, or a token for something else, must not go unnoticed.
+/// The token, if a file with one is there. One for something else is refused before it is spent.
+fn read_token(args: &Args) -> anyhow::Result<Option<enrol::JoinToken>> {
+    let Some(file) = &args.token_file else { return Ok(None) };
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        // Whoever started us may have removed a token that is spent.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    let token = text.parse::<enrol::JoinToken>().with_context(|| file.display().to_string())?;
+    ensure!(
+        (token.role.as_str(), &token.cluster, &token.name) == ("agent", &args.cluster, &args.name),
+        "{}: the token is for {} {} of cluster {}, but this is agent {} of cluster {}",
+        file.display(),
+        token.role,
+        token.name,
+        token.cluster,
+        args.name,
+        args.cluster
+    );
+    Ok(Some(token))
+}
+
+/// A state directory of another agent must not go unnoticed.
 fn check_identity(credential: &LiveCredential, args: &Args) -> anyhow::Result<()> {
     let id = credential.current().spiffe_id.clone();
     let expected = MeshRole::Agent { cluster: args.cluster.clone(), name: args.name.clone() };

@@ -293,3 +293,43 @@ fn deltas_say_exactly_what_changed() {
     assert_eq!((changed, update.removed, update.snapshot), (vec!["b", "d"], vec!["shop/c".to_owned()], false));
     assert_eq!(view::snapshot(&before).services.len(), 3);
 }
+
+#[test]
+fn a_token_for_something_else_is_refused_before_it_is_spent() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("token");
+    let args = |token_file: Option<std::path::PathBuf>| Args {
+        cluster: "paris".into(),
+        name: "agent".into(),
+        state_dir: temp.path().to_owned(),
+        control_plane: Vec::new(),
+        token_file,
+        services: temp.path().to_owned(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
+    };
+    assert!(read_token(&args(None)).unwrap().is_none());
+    assert!(read_token(&args(Some(file.clone()))).unwrap().is_none(), "a token file that is gone is no mistake");
+    let token = enrol::JoinToken {
+        control_plane: vec!["127.0.0.1:7400".into()],
+        trust_domain: "mesh.example".into(),
+        cluster: "paris".into(),
+        role: "agent".into(),
+        name: "agent".into(),
+        secret: [7; 32],
+        ca_sha256: [9; 32],
+        expires_unix: 1_800_000_000,
+    };
+    let read = |text: &str| {
+        fs::write(&file, text).unwrap();
+        read_token(&args(Some(file.clone()))).map_err(|error| format!("{error:#}"))
+    };
+    assert_eq!(read(&format!("{token}\n")).unwrap().unwrap().cluster, "paris");
+    let tokyo = enrol::JoinToken { cluster: "tokyo".into(), role: "gateway".into(), name: "gw-1".into(), ..token };
+    let error = read(&tokyo.to_string()).unwrap_err();
+    assert!(
+        error.contains("the token is for gateway gw-1 of cluster tokyo, but this is agent agent of cluster paris"),
+        "{error}"
+    );
+    assert!(read("hello").unwrap_err().contains("not a join token"));
+}
