@@ -15,6 +15,7 @@ use tonic::Status;
 use crate::{
     ca::{Authority, CaError, SealKey},
     consensus::Consensus,
+    describe,
     machine::command::CaInit,
 };
 
@@ -48,7 +49,6 @@ impl AuthorityHolder {
     }
 
     /// The open authority.
-    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
     pub(crate) fn get(&self) -> Result<Arc<Authority>, Status> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.authority.clone().map_err(|reason| {
@@ -123,7 +123,15 @@ pub(crate) fn ensure_own(
     life: Duration,
 ) -> anyhow::Result<LiveCredential> {
     let now = SystemTime::now();
-    let stored = dir.load()?;
+    let stored = match (dir.load(), holder.get()) {
+        (Ok(stored), _) => stored,
+        // A member that can issue needs no file to be whole but its share of the authority.
+        (Err(error), Ok(_)) => {
+            tracing::warn!(error = %describe(&error), "the stored certificate is unusable and is replaced");
+            None
+        }
+        (Err(error), Err(_)) => return Err(error.into()),
+    };
     let fresh = |credential: &Credential| {
         renewal_due(credential.not_before, credential.not_after, 0.0) > now
             && credential.not_before <= now
@@ -162,7 +170,9 @@ pub(crate) async fn keep_own_renewed(
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(wait.clamp(RENEW_STEP_MIN, RENEW_STEP_MAX)) => {}
         }
-        if SystemTime::now() < due {
+        let now = SystemTime::now();
+        // Before its beginning: the clock jumped back, and nobody would accept the certificate.
+        if now < due && now >= current.not_before {
             continue;
         }
         let renewed = holder

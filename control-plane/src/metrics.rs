@@ -196,3 +196,47 @@ impl Collector for Scraped {
 const PREFIX: &str = "mesh_control_plane";
 /// From a commit on a fast disk to more than one failed election.
 const COMMIT_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, units and types are an interface: dashboards and rules are written against them.
+    #[test]
+    fn golden_names() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.commit(&Err(CommitError::Stopped), Duration::ZERO);
+        metrics.join(Ok(()));
+        metrics.acked();
+        metrics.rejected();
+        metrics.raft_dropped("queue_full");
+        metrics.snapshot_sent(true);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let samples: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.contains("_bucket"))
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        let expected = [
+            "mesh_control_plane_commits_total{result=\"failed\"}",
+            "mesh_control_plane_commit_seconds_sum",
+            "mesh_control_plane_commit_seconds_count",
+            "mesh_control_plane_joins_total{result=\"joined\"}",
+            "mesh_control_plane_svids_issued_total",
+            "mesh_control_plane_audit_records_dropped_total",
+            "mesh_control_plane_config_updates_total",
+            "mesh_control_plane_config_update_resources_total",
+            "mesh_control_plane_config_acks_total{result=\"applied\"}",
+            "mesh_control_plane_config_acks_total{result=\"rejected\"}",
+            "mesh_control_plane_raft_messages_dropped_total{reason=\"queue_full\"}",
+            "mesh_control_plane_raft_snapshots_sent_total{result=\"delivered\"}",
+        ];
+        let mut sorted = samples.clone();
+        sorted.sort_unstable();
+        let mut wanted = expected.to_vec();
+        wanted.sort_unstable();
+        assert_eq!(sorted, wanted);
+    }
+}

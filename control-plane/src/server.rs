@@ -37,12 +37,13 @@ use crate::{
     ca::SealKey,
     config::Compiler,
     consensus::{Consensus, Peers},
+    describe,
     machine::{
         Machine, Published,
         command::{Action, CaInit},
     },
     metrics::{Metrics, Scraped},
-    net::{LateHandle, PeerTransport, RaftService},
+    net::{LateHandle, Network, PeerTransport, RaftService},
     sessions::Sessions,
 };
 
@@ -142,16 +143,16 @@ impl Starting {
         let scraped = Scraped::register(&mut registry);
 
         let late: LateHandle = Arc::new(OnceLock::new());
-        let transport = PeerTransport::start(
-            &Handle::current(),
+        let network = Network {
             node_id,
-            &federation.federation,
-            others.iter().map(|member| (member.id, member.peer.clone())),
-            &credential,
-            &late,
-            &metrics,
-            &stopped,
-        );
+            federation: federation.federation.clone(),
+            credential: credential.clone(),
+            raft: Arc::clone(&late),
+            metrics: Arc::clone(&metrics),
+            stopping: stopped.clone(),
+        };
+        let peer_addresses = others.iter().map(|member| (member.id, member.peer.clone()));
+        let transport = PeerTransport::start(&Handle::current(), &network, peer_addresses);
         let (raft, published) = start_raft(&args, &federation, transport).await?;
         let _ = late.set(raft.clone());
 
@@ -206,8 +207,8 @@ impl Starting {
             Arc::new(move || readiness(&consensus))
         };
         let port = metrics_port::serve(self.metrics_listener, Arc::new(Mutex::new(registry)), ready);
-        tasks.spawn(async move {
-            // Ends with the process; the member is stopped by then.
+        // Not among `tasks`: it answers until the process ends.
+        tokio::spawn(async move {
             if let Err(error) = port.await {
                 tracing::error!(%error, "the metrics port failed");
             }
@@ -242,7 +243,7 @@ impl Running {
         }
         self.stopped.cancel();
         self.tasks.close();
-        // The metrics port runs until the process ends, and a client may hold a connection open.
+        // A client may hold a connection open.
         let _ = timeout(TASKS_STOP_MAX, self.tasks.wait()).await;
         tracing::info!("stopped");
     }
@@ -383,17 +384,6 @@ fn address_of(members: &[Member], id: u64) -> String {
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<StdListener> {
     StdListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);

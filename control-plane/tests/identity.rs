@@ -1,4 +1,5 @@
 //! Joining: every wrong way is refused with a message that says which, and spends nothing.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed, as it should")]
 
 mod common;
 
@@ -151,6 +152,15 @@ async fn members_renew_themselves_and_a_sealed_member_still_serves() {
     })
     .await;
     control_plane.get(1, "").await.unwrap();
+    control_plane.kill(1);
+
+    // A certificate file that a crash of the file system cut short is replaced, for the member can issue.
+    let key = control_plane.data_dir(1).join("identity").join("key.pem");
+    let text = std::fs::read(&key).unwrap();
+    std::fs::write(&key, &text[..100]).unwrap();
+    control_plane.start_member(1);
+    control_plane.ready().await;
+    assert!(control_plane.log(1).contains("the stored certificate is unusable and is replaced"));
     control_plane.kill(1);
 
     // Without its seal key it cannot issue, and says so; everything else works.

@@ -1,4 +1,5 @@
 //! The streams of gateways and agents, and what operators see of them, over three members.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed, as it should")]
 
 mod common;
 

@@ -173,26 +173,7 @@ impl Session {
 
     fn on_message(&mut self, body: Option<Body>) -> Option<End> {
         match body {
-            Some(Body::Ack(ConfigAck { revision, error })) if error.is_empty() => {
-                if self.offer.acknowledged(revision) == Verdict::Expected {
-                    self.guard.acked(revision);
-                    self.context.metrics.acked();
-                }
-            }
-            Some(Body::Ack(ConfigAck { revision, error })) => {
-                if self.offer.rejected(revision) == Verdict::Expected {
-                    let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
-                    tracing::warn!(
-                        cluster = self.cluster,
-                        gateway = self.gateway,
-                        revision,
-                        error,
-                        "gateway rejected the configuration"
-                    );
-                    self.guard.rejected(revision, error);
-                    self.context.metrics.rejected();
-                }
-            }
+            Some(Body::Ack(ack)) => self.on_ack(ack),
             Some(Body::Report(report)) => {
                 let mut tunnels = report.tunnels;
                 tunnels.truncate(TUNNELS_MAX);
@@ -216,6 +197,27 @@ impl Session {
             None => {}
         }
         None
+    }
+
+    fn on_ack(&mut self, ack: ConfigAck) {
+        let ConfigAck { revision, error } = ack;
+        if error.is_empty() {
+            if self.offer.acknowledged(revision) == Verdict::Expected {
+                self.guard.acked(revision);
+                self.context.metrics.acked();
+            }
+        } else if self.offer.rejected(revision) == Verdict::Expected {
+            let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
+            tracing::warn!(
+                cluster = self.cluster,
+                gateway = self.gateway,
+                revision,
+                error,
+                "gateway rejected the configuration"
+            );
+            self.guard.rejected(revision, error);
+            self.context.metrics.rejected();
+        }
     }
 
     async fn on_ask(&mut self, ask: Ask) {

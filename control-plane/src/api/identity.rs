@@ -87,7 +87,6 @@ impl IdentityService {
         self.issue(&csr, &spiffe_id)
     }
 
-    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
     fn issue(&self, request: &CertificateRequest, spiffe_id: &SpiffeId) -> Result<SvidResponse, Status> {
         let authority = self.0.authority.get()?;
         let life = match spiffe_id.role() {

@@ -102,7 +102,6 @@ impl Members for MembersService {
 }
 
 impl MembersService {
-    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
     fn member<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let known = |id: u64| self.0.consensus.peers.ids().any(|peer| peer == id) || id == self.0.consensus.node_id;
         grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if known(*id))).map(|_| ())

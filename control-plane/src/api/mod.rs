@@ -91,7 +91,6 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
 }
 
 /// Refuses everybody but operators.
-#[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
 fn operator<T>(request: &Request<T>) -> Result<SpiffeId, Status> {
     grpc::require(request, |role| matches!(role, MeshRole::Operator { .. }))
 }

@@ -103,7 +103,6 @@ impl Resources for ResourcesService {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
 fn respond(outcome: Outcome, begun: Instant) -> Result<Response<ApplyResponse>, Status> {
     let commit_micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     let mut response = ApplyResponse { revision: outcome.revision, commit_micros, ..ApplyResponse::default() };
@@ -129,7 +128,6 @@ fn preview(current: Option<&str>, resource: &Resource) -> Change {
     Change { kind: key.kind.to_string(), namespace: key.namespace, name: key.name, what: what.to_owned() }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
 fn parse_kind(kind: &str) -> Result<Kind, Status> {
     kind.parse()
         .map_err(|error: archipelago_federation::resource::UnknownKind| Status::invalid_argument(error.to_string()))

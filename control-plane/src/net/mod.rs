@@ -32,19 +32,25 @@ pub(crate) struct PeerTransport {
 /// The node, known only after the transport was handed to it.
 pub(crate) type LateHandle = Arc<OnceLock<RaftHandle<Machine>>>;
 
+/// What every link to a peer shares.
+pub(crate) struct Network {
+    /// This member.
+    pub(crate) node_id: u64,
+    /// Federation id, in every batch.
+    pub(crate) federation: String,
+    /// This member's identity.
+    pub(crate) credential: LiveCredential,
+    /// To report to.
+    pub(crate) raft: LateHandle,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Ends the links.
+    pub(crate) stopping: CancellationToken,
+}
+
 impl PeerTransport {
     /// Starts the tasks that carry messages to `peers` (id and peer address).
-    pub(crate) fn start(
-        runtime: &Handle,
-        node_id: u64,
-        federation: &str,
-        peers: impl IntoIterator<Item = (u64, String)>,
-        credential: &LiveCredential,
-        raft: &LateHandle,
-        metrics: &Arc<Metrics>,
-        stopping: &CancellationToken,
-    ) -> Self {
-        let trust_domain = credential.current().spiffe_id.trust_domain().clone();
+    pub(crate) fn start(runtime: &Handle, network: &Network, peers: impl IntoIterator<Item = (u64, String)>) -> Self {
+        let trust_domain = network.credential.current().spiffe_id.trust_domain().clone();
         let lanes = peers
             .into_iter()
             .map(|(id, address)| {
@@ -52,23 +58,23 @@ impl PeerTransport {
                 let (snapshots, queued_snapshots) = mpsc::channel(SNAPSHOTS_MAX);
                 let overflowed = Arc::new(AtomicBool::new(false));
                 let link = Link {
-                    overflowed: Arc::clone(&overflowed),
-                    from: node_id,
+                    from: network.node_id,
                     to: id,
-                    federation: federation.to_owned(),
+                    federation: network.federation.clone(),
                     address,
                     spiffe_id: SpiffeId::control_plane(&trust_domain, id),
-                    credential: credential.clone(),
-                    raft: Arc::clone(raft),
-                    metrics: Arc::clone(metrics),
-                    stopping: stopping.clone(),
+                    credential: network.credential.clone(),
+                    raft: Arc::clone(&network.raft),
+                    metrics: Arc::clone(&network.metrics),
+                    stopping: network.stopping.clone(),
+                    overflowed: Arc::clone(&overflowed),
                 };
                 runtime.spawn(link.clone().carry_messages(queued));
                 runtime.spawn(link.carry_snapshots(queued_snapshots));
                 (id, Lane { messages, snapshots, overflowed })
             })
             .collect();
-        Self { lanes, metrics: Arc::clone(metrics) }
+        Self { lanes, metrics: Arc::clone(&network.metrics) }
     }
 }
 

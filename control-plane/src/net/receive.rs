@@ -42,7 +42,6 @@ impl RaftService {
     }
 
     /// The member that calls, by its certificate.
-    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
     fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
         let id =
             grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if self.peers.contains(id)))?;
@@ -53,7 +52,6 @@ impl RaftService {
     }
 
     /// Checks where a message comes from and goes to; decodes it.
-    #[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
     fn accept(&self, caller: u64, from: u64, federation: &str, message: &[u8]) -> Result<Message, Status> {
         if federation != self.federation {
             return Err(Status::permission_denied(format!(

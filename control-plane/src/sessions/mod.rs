@@ -233,8 +233,7 @@ impl Sessions {
     pub(crate) fn agents(&self) -> BTreeMap<String, AgentSession> {
         let inner = self.lock();
         let mut merged: BTreeMap<String, AgentSession> = BTreeMap::new();
-        let local = inner.agents.iter().map(|(cluster, session)| (cluster, session));
-        for (cluster, session) in inner.remote.values().flat_map(|remote| &remote.agents).chain(local) {
+        for (cluster, session) in inner.remote.values().flat_map(|remote| &remote.agents).chain(inner.agents.iter()) {
             match merged.get(cluster) {
                 Some(other) if other.started_unix_ms > session.started_unix_ms => {}
                 _ => {

@@ -1,10 +1,12 @@
 //! A control plane of real processes on loopback, in a temporary directory; killed when dropped.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed, as it should")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     fs::{self, File},
     future::Future,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -30,6 +32,7 @@ pub(crate) struct ControlPlane {
     pub(crate) members: Vec<Member>,
     pub(crate) operator: LiveCredential,
     flags: Vec<String>,
+    metrics: Vec<String>,
     processes: Vec<Option<Child>>,
 }
 
@@ -55,6 +58,7 @@ impl ControlPlane {
             dir,
             operator: LiveCredential::new(operator).unwrap(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            metrics: members.iter().map(|_| format!("127.0.0.1:{}", free_port())).collect(),
             processes: members.iter().map(|_| None).collect(),
             members,
         };
@@ -75,7 +79,7 @@ impl ControlPlane {
             .args(["--data-dir".as_ref(), self.data_dir(id).as_os_str()])
             .args(["--listen-client", &member.client])
             .args(["--listen-peer", &member.peer])
-            .args(["--listen-metrics", &format!("127.0.0.1:{}", free_port())])
+            .args(["--listen-metrics", &self.metrics[index(id)]])
             .args(&self.flags)
             .env("ARCHIPELAGO_LOG", "info,archipelago_control_plane=debug")
             .stdin(Stdio::null())
@@ -186,6 +190,16 @@ impl ControlPlane {
         let token = self.token(self.running()[0], cluster, role, name).await;
         let joined: Credential = enrol::join(&token).await.unwrap().credential;
         LiveCredential::new(joined).unwrap()
+    }
+
+    /// Status line and body of a GET on a member's metrics port.
+    pub(crate) fn http(&self, id: u64, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(&self.metrics[index(id)])?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: member\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     pub(crate) fn data_dir(&self, id: u64) -> PathBuf {
