@@ -27,6 +27,8 @@ pub(super) enum Kinds {
 pub(super) struct Source {
     files: Vec<String>,
     items: Vec<Item>,
+    /// Resource → its first item; the clusters of a topology stand for their topology.
+    index: BTreeMap<ResourceKey, usize>,
     /// From documents that could not be read at all, with the index of their file.
     broken: Vec<(usize, Problem)>,
 }
@@ -57,6 +59,7 @@ impl Source {
         let mut source = Self {
             files: documents.iter().map(|document| document.file.clone()).collect(),
             items: Vec::new(),
+            index: BTreeMap::new(),
             broken: Vec::new(),
         };
         for (file, document) in documents.iter().enumerate() {
@@ -64,6 +67,7 @@ impl Source {
             source.broken.extend(problems.into_iter().map(|problem| (file, problem)));
             source.items.extend(parts.into_iter().map(|part| Item::read(file, &part.root, kinds)));
         }
+        source.index();
         source.refuse_duplicates();
         source
     }
@@ -103,7 +107,7 @@ impl Source {
                     .map(|mistake| (item.file, mistake.place.problem(name, &mistake.path, &mistake.message))),
             );
         }
-        problems.extend(complaints.iter().filter_map(|complaint| self.locate(complaint)));
+        problems.extend(complaints.iter().take(COMPLAINTS_MAX).filter_map(|complaint| self.locate(complaint)));
         problems.sort();
         problems.dedup();
         let hidden = problems.len().saturating_sub(PROBLEMS_MAX);
@@ -156,14 +160,28 @@ impl Source {
     }
 
     fn find(&self, subject: &Subject) -> Option<usize> {
-        self.items.iter().position(|item| match (&item.content, subject) {
-            (Content::Resource(resource), Subject::Resource(key)) => resource.key() == *key,
-            (Content::Topology(_), Subject::Topology) => true,
-            (Content::Topology(topology), Subject::Resource(ResourceKey { kind: Kind::Cluster, name, .. })) => {
-                topology.spec.clusters.iter().any(|cluster| cluster.name == *name)
+        match subject {
+            Subject::Resource(key) => self.index.get(key).copied(),
+            Subject::Topology => self.items.iter().position(|item| matches!(item.content, Content::Topology(_))),
+        }
+    }
+
+    fn index(&mut self) {
+        for (index, item) in self.items.iter().enumerate() {
+            match &item.content {
+                Content::Resource(resource) => {
+                    self.index.entry(resource.key()).or_insert(index);
+                }
+                Content::Topology(topology) => {
+                    for cluster in &topology.spec.clusters {
+                        let name = cluster.name.clone();
+                        let key = ResourceKey { kind: Kind::Cluster, namespace: String::new(), name };
+                        self.index.entry(key).or_insert(index);
+                    }
+                }
+                Content::Nothing => {}
             }
-            (Content::Resource(_) | Content::Topology(_) | Content::Nothing, _) => false,
-        })
+        }
     }
 
     fn file(&self, index: usize) -> &str {
@@ -255,6 +273,9 @@ fn related(one: &str, other: &str) -> bool {
     };
     inside(one, other) || inside(other, one)
 }
+
+/// Ten times what is shown: enough to choose from, and an absurd file costs no more than a large one.
+const COMPLAINTS_MAX: usize = 10 * PROBLEMS_MAX;
 
 #[cfg(test)]
 mod tests {
