@@ -395,3 +395,95 @@ async fn http2_clients_and_timeouts() {
     let tokyo = clusters.iter().filter(|c| *c == "tokyo").count();
     assert!(tokyo.abs_diff(50) <= 2, "{tokyo} of 100");
 }
+
+#[tokio::test]
+async fn dns_over_udp_and_tcp() {
+    use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+    use hickory_proto::rr::{Name, RecordType};
+
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let server: std::net::SocketAddr = mesh.gateways["paris"].addresses().dns.parse().unwrap();
+    let ask = |name: &str, kind: RecordType, edns: bool| {
+        let mut message = Message::new(77, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        if edns {
+            message.set_edns(Edns::new());
+        }
+        message.to_vec().unwrap()
+    };
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let over_udp = async |question: Vec<u8>| {
+        let mut buffer = vec![0; 4096];
+        let mut size = 0;
+        eventually("an answer over UDP", async || {
+            socket.send_to(&question, server).await.unwrap();
+            match tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await {
+                Ok(Ok(n)) => size = n,
+                _ => return false,
+            }
+            true
+        })
+        .await;
+        Message::from_vec(&buffer[..size]).unwrap()
+    };
+    let found = over_udp(ask("CheckOut.shop.svc.clusterset.local.", RecordType::A, true)).await;
+    assert_eq!(found.metadata.response_code, ResponseCode::NoError);
+    assert!(found.metadata.authoritative && found.edns.is_some());
+    assert_eq!(found.answers[0].data.to_string(), "127.0.0.1");
+    let service = over_udp(ask("checkout.shop.svc.clusterset.local.", RecordType::SRV, false)).await;
+    let port = mesh.http("paris").port();
+    assert_eq!(service.answers[0].data.to_string(), format!("0 100 {port} checkout.shop.svc.clusterset.local."));
+    assert_eq!(
+        over_udp(ask("no.shop.svc.clusterset.local.", RecordType::A, false)).await.metadata.response_code,
+        ResponseCode::NXDomain
+    );
+    assert_eq!(over_udp(ask("example.com.", RecordType::A, false)).await.metadata.response_code, ResponseCode::Refused);
+
+    let mut tcp = TcpStream::connect(server).await.unwrap();
+    let question = ask("dns-version.clusterset.local.", RecordType::TXT, false);
+    tcp.write_all(&u16::try_from(question.len()).unwrap().to_be_bytes()).await.unwrap();
+    tcp.write_all(&question).await.unwrap();
+    let size = tcp.read_u16().await.unwrap();
+    let mut answer = vec![0; usize::from(size)];
+    tcp.read_exact(&mut answer).await.unwrap();
+    assert_eq!(Message::from_vec(&answer).unwrap().answers[0].data.to_string(), "1.0.0");
+}
+
+#[tokio::test]
+async fn the_admin_socket() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let path = mesh.state_dir("paris").join("admin.sock");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let ask = async |method: &str, target: &str, body: &str| {
+        let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str::<serde_json::Value>(json).unwrap()
+    };
+    let state = ask("GET", "/state", "").await;
+    assert_eq!(
+        (&state["cluster"], &state["revision"], state["workers"].as_array().unwrap().len()),
+        (&"paris".into(), &1.into(), 2)
+    );
+    let tunnels = ask("GET", "/tunnels", "").await;
+    assert_eq!((&tunnels[0]["to"], &tunnels[0]["state"]), (&"tokyo/gw-1".into(), &"up".into()));
+    let explained = ask("POST", "/explain", r#"{"host":"checkout.shop","headers":{"x-only":"tokyo"}}"#).await;
+    assert_eq!(
+        (&explained["rule"], &explained["chosenCluster"], &explained["chosenGateway"]),
+        (&"only-tokyo".into(), &"tokyo".into(), &"gw-1".into())
+    );
+    ask("POST", "/drill/cut", r#"{"clusters":["tokyo"],"forMs":600000}"#).await;
+    eventually("the cut is seen", async || ask("GET", "/tunnels", "").await[0]["state"] == "dead").await;
+    ask("POST", "/drill/end", "{}").await;
+    eventually("the tunnel is back", async || ask("GET", "/tunnels", "").await[0]["state"] == "up").await;
+    assert!(ask("POST", "/drill/cut", "nonsense").await["error"].is_string());
+    ask("POST", "/drain", "").await;
+    mesh.gateways["paris"].drain_requested().await;
+}

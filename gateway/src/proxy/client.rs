@@ -21,7 +21,8 @@ use crate::worker::{LocalExecutor, Worker};
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationToken) {
     let _open = worker.metrics.http_connection();
     let _ = stream.set_nodelay(true);
-    let mut stream = ClientStream { stream, prefix: Bytes::new(), guard: None, worker: Rc::clone(&worker) };
+    let mut stream =
+        ClientStream { stream, prefix: Bytes::new(), guard: None, refused: false, worker: Rc::clone(&worker) };
     let http2 = tokio::select! {
         preface = tokio::time::timeout(HEAD_TIMEOUT, stream.opens_with_preface()) => match preface {
             Ok(Ok(http2)) => http2,
@@ -58,13 +59,13 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationTok
         }
     } else {
         stream.guard = Some(RequestGuard::default());
+        // pipeline_flush stays off too: with unread bytes in its buffer hyper would never send the 400 of a refused head.
         // half_close stays off: a client that closes looks like one that half-closes, and its request must be cancelled.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX)
-            .pipeline_flush(true)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         tokio::select! {
@@ -86,6 +87,7 @@ struct ClientStream {
     stream: TcpStream,
     prefix: Bytes,
     guard: Option<RequestGuard>,
+    refused: bool,
     worker: Rc<Worker>,
 }
 
@@ -117,18 +119,20 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if this.prefix.is_empty() {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        } else {
+        if !this.prefix.is_empty() {
             let n = this.prefix.len().min(buf.remaining());
             buf.put_slice(this.prefix.get(..n).unwrap_or_default());
             this.prefix.advance(n);
+        } else if !this.refused {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         }
         if let Some(guard) = &mut this.guard
             && let Some(new) = buf.filled_mut().get_mut(before..)
             && let Some(violation) = guard.inspect(new)
         {
             this.worker.metrics.violation(violation);
+            // hyper waits for the end of a head before it looks at it again; then comes the end of the stream.
+            (this.guard, this.refused, this.prefix) = (None, true, Bytes::from_static(REFUSED_HEAD));
         }
         Poll::Ready(Ok(()))
     }
@@ -160,6 +164,8 @@ impl AsyncWrite for ClientStream {
     }
 }
 
+/// No parser takes a NUL in a head.
+const REFUSED_HEAD: &[u8] = b"\0\r\n\r\n";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A client that connects must say something.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

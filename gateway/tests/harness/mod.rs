@@ -35,6 +35,10 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     pub(crate) async fn start(clusters: &[&str]) -> Self {
+        static LOGS: std::sync::Once = std::sync::Once::new();
+        if std::env::var_os("ARCHIPELAGO_LOG").is_some() {
+            LOGS.call_once(|| archipelago_process::logging::init("test"));
+        }
         let mut mesh = Self {
             authority: TestAuthority::new("mesh.test"),
             dir: tempfile::tempdir().unwrap(),
@@ -399,7 +403,7 @@ pub(crate) async fn raw(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
+    while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_secs(2), stream.read_buf(&mut answer)).await {}
     String::from_utf8_lossy(&answer).into_owned()
 }
 
