@@ -62,8 +62,8 @@ impl Core {
                 "the leader cannot take itself out: transfer leadership first".into(),
             ));
         }
-        let promoted = steps.iter().filter(|step| step.get_change_type() == ConfChangeType::AddNode);
-        promoted.map(|step| self.caught_up(step.node_id)).collect::<Result<(), _>>()?;
+        let mut promoted = steps.iter().filter(|step| step.get_change_type() == ConfChangeType::AddNode);
+        promoted.try_for_each(|step| self.caught_up(step.node_id))?;
 
         let joint = steps.len() > 1;
         let transition = if joint { ConfChangeTransition::Explicit } else { ConfChangeTransition::Auto };

@@ -46,6 +46,9 @@ impl Raft {
     /// Opens the data directory, restores `machine` from it, and starts the node's threads.
     ///
     /// `machine` comes in its initial state, the same on every founder. Blocks for as long as reading the disk takes.
+    /// A transport that reports back needs the handle made here: let it share a `OnceLock` that is filled afterwards;
+    /// what it is asked to send before that may be dropped.
+    ///
     /// The node runs until [`RaftHandle::shutdown`], until it fails ([`RaftHandle::stopped`] says why), or until the
     /// last handle is dropped, which ends it as abruptly as a crash would.
     ///

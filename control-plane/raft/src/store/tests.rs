@@ -137,7 +137,8 @@ fn a_directory_of_somebody_else_is_refused() {
 
 #[test]
 fn missing_truncated_and_damaged_files_are_refused_by_name() {
-    let damage: [(&str, &dyn Fn(&Path)); 7] = [
+    type Harm = dyn Fn(&Path);
+    let damage: [(&str, &Harm); 7] = [
         (dir::LOG, &|path| fs::remove_file(path).unwrap()),
         (dir::STATE, &|path| fs::remove_file(path).unwrap()),
         (dir::IDENT, &|path| fs::remove_file(path).unwrap()),
