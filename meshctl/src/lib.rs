@@ -10,6 +10,7 @@ mod duration;
 mod edit;
 mod exit;
 mod names;
+mod ordered;
 mod output;
 mod up;
 mod views;

@@ -4,11 +4,13 @@ use archipelago_federation::admit;
 use archipelago_federation::resource::Kind;
 use archipelago_proto::v1;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Context, files, write};
 use crate::cli::{ApplyArgs, DeleteArgs, FileArgs, GetArgs};
 use crate::exit::{Failure, Outcome};
+use crate::ordered::Ordered;
 use crate::output::{self, Format, Table, Text};
 use crate::views::ChangeView;
 
@@ -55,7 +57,7 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> Outcome {
     if answer.resources.is_empty() && name.is_some() {
         return Err(absent(kind_name, namespace.as_deref(), name.as_deref().unwrap_or_default()));
     }
-    let documents = documents(&answer.resources)?;
+    let documents: Vec<Ordered> = parsed(&answer.resources)?;
     match context.output.format() {
         Format::Yaml => {
             let mut text = String::new();
@@ -105,6 +107,10 @@ pub(super) async fn delete(context: &Context, args: DeleteArgs) -> Outcome {
 
 /// The canonical documents of resources.
 pub(super) fn documents(resources: &[v1::Resource]) -> Outcome<Vec<Value>> {
+    parsed(resources)
+}
+
+fn parsed<T: DeserializeOwned>(resources: &[v1::Resource]) -> Outcome<Vec<T>> {
     resources
         .iter()
         .map(|resource| {

@@ -10,6 +10,7 @@ use crate::edit::split::{RouteMatch, SplitEdit, clear_route, set_split};
 use crate::edit::{self, Edit, switch};
 use crate::exit::{Failure, Outcome};
 use crate::names::ServiceName;
+use crate::ordered::Ordered;
 use crate::output::{Table, Text};
 
 const KIND: &str = "TrafficSplit";
@@ -77,7 +78,14 @@ async fn set(context: &Context, args: SplitSetArgs) -> Outcome {
 async fn get(context: &Context, service: &ServiceName) -> Outcome {
     let client = context.client()?;
     let split = current(&client, service).await?.ok_or_else(|| none(service))?;
-    context.output.print(&split, || text(service, &split))
+    let answer = client.get(KIND, &service.namespace, edit::name(&split)).await?;
+    let printed: Option<Ordered> =
+        answer.resources.first().and_then(|resource| serde_json::from_str(&resource.json).ok());
+    // Deleted between the two questions: then as it was.
+    match printed {
+        Some(printed) => context.output.print(&printed, || text(service, &split)),
+        None => context.output.print(&split, || text(service, &split)),
+    }
 }
 
 /// The split of a service, whatever its name.

@@ -124,6 +124,9 @@ impl BringUp {
                 self.reporter.say(&line);
                 said = line;
             }
+            if self.reporter.abandoned() {
+                return Err(Failure::refused("whoever started this went away before it was ready"));
+            }
             self.check_processes().await?;
             if Instant::now() >= deadline {
                 return Err(Failure::refused(format!("{what} did not get ready in time; {said}"))

@@ -101,7 +101,8 @@ pub(crate) fn down(global: &Global, args: &DownArgs) -> Outcome {
                 Failure::refused(format!("cannot remove {}: {error}", state.root().display()))
                     .hint("every process has ended; remove the rest by hand, or use --keep-state")
             })?;
-            output::talk("down; nothing is left behind");
+            let rest = if state.root().exists() { "; what `up` did not make stays in its directory" } else { "" };
+            output::talk(format!("down; nothing of it is left behind{rest}"));
         }
         drop(lock);
         Ok(())
@@ -141,6 +142,12 @@ fn supervise(state: &StateDir, wish: Wish, ready_timeout: Duration, audience: Au
     match outcome {
         Ok(()) => Ok(()),
         Err(failure) => {
+            if state.has_record() {
+                let (meshctl, dir) = (guide::command(state.root()), state.root().display());
+                reporter.say(format!(
+                    "its state and logs stay in {dir}: `{meshctl} up` tries again, `{meshctl} down` removes them"
+                ));
+            }
             // A starter has been told and prints it; this process's own exit code is nobody's business then.
             reporter.failed(failure).map_or(Ok(()), Err)
         }

@@ -20,6 +20,8 @@ pub(crate) struct Reporter {
 struct Inner {
     log: File,
     audience: Audience,
+    /// The starter went away before it was told that everything is ready.
+    abandoned: bool,
 }
 
 /// Who listens besides the log.
@@ -49,7 +51,7 @@ impl Reporter {
     /// Appends to `logs/supervisor.log`.
     pub(crate) fn new(state: &StateDir, audience: Audience) -> io::Result<Self> {
         let log = state.open_log(SUPERVISOR)?;
-        Ok(Self { inner: Arc::new(Mutex::new(Inner { log, audience })) })
+        Ok(Self { inner: Arc::new(Mutex::new(Inner { log, audience, abandoned: false })) })
     }
 
     /// Says a line.
@@ -59,7 +61,7 @@ impl Reporter {
         inner.note(&line);
         match inner.audience {
             Audience::Terminal => output::talk(&line),
-            Audience::Starter => send(&Word::Line(line)),
+            Audience::Starter => inner.abandoned |= !send(&Word::Line(line)),
             Audience::Nobody => {}
         }
     }
@@ -93,6 +95,11 @@ impl Reporter {
         }
     }
 
+    /// Whether a starter went away (Ctrl-C) before everything was ready.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.lock().abandoned
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,13 +112,12 @@ impl Inner {
     }
 }
 
-fn send(word: &Word) {
-    if let Ok(mut line) = serde_json::to_vec(word) {
-        line.push(b'\n');
-        let mut stdout = io::stdout().lock();
-        // The starter may be gone (Ctrl-C): the federation is not its prisoner.
-        let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
-    }
+/// False when the starter is gone.
+fn send(word: &Word) -> bool {
+    let Ok(mut line) = serde_json::to_vec(word) else { return true };
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line).and_then(|()| stdout.flush()).is_ok()
 }
 
 /// The last lines of a process's log, to be shown when it fails.

@@ -169,6 +169,9 @@ impl Supervisor {
     fn on_note(&mut self, note: Note) {
         match note {
             Note::Event(event) => self.on_event(event),
+            Note::Launch(index) if self.table.is_stopping() => {
+                self.on_event(Event::SpawnFailed(index, "everything is stopping".to_owned()));
+            }
             Note::Launch(index) => self.launch(index),
             Note::Rows(send) => {
                 let _ = send.send(self.rows());
@@ -314,7 +317,7 @@ impl Supervisor {
             Ok(cut) => cut,
             Err(message) => return Reply::Refused { message },
         };
-        if let Err(message) = self.post_to_gateways("/drill/end", |_| Some(serde_json::json!({}))).await {
+        if let Err(message) = self.end_cut().await {
             self.reporter.say(format!("drill: {message}"));
         }
         let outcome = self.post_to_gateways("/drill/cut", |cluster| cut.body(cluster, &known, Instant::now())).await;
@@ -328,14 +331,20 @@ impl Supervisor {
     }
 
     async fn drill_end(&mut self) -> Reply {
-        self.cut = None;
+        let ended = self.end_cut().await;
         self.on_event(Event::Release);
         let mut lines = vec!["every drill has ended".to_owned()];
-        if let Err(message) = self.post_to_gateways("/drill/end", |_| Some(serde_json::json!({}))).await {
-            lines.push(message);
-        }
+        lines.extend(ended.err());
         self.reporter.say("drill: ended");
         Reply::Done { lines }
+    }
+
+    /// Ends the cut in force, if there is one; a gateway that cannot be told ends it by itself in its time.
+    async fn end_cut(&mut self) -> Result<(), String> {
+        if self.cut.take().is_none() {
+            return Ok(());
+        }
+        self.post_to_gateways("/drill/end", |_| Some(serde_json::json!({}))).await
     }
 
     /// Posts to every running gateway whose cluster has a body. The error names those that did not take it.

@@ -153,6 +153,11 @@ impl Table {
         self.entries.iter().map(|entry| (entry.name.as_str(), entry.state, entry.restarts))
     }
 
+    /// Whether nothing is started any more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Whether the process at `index` runs or is about to.
     pub(crate) fn is_live(&self, index: usize) -> bool {
         self.entries.get(index).is_some_and(|entry| {
