@@ -1,6 +1,8 @@
 //! What the tunnel itself costs: two `Tunnels`, one core each, no HTTP/1.1 at the ends.
 //!
-//! usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES
+//! usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES | tunnel_bench verdicts SECONDS
+//!
+//! `verdicts` sends a request every 10 ms and counts suspicions and deaths of a peer that is alive: run it beside load.
 //!
 //! Back of the envelope, both sides together, at 64 in flight with a response of 1,000 bytes:
 //! bare quinn (a stream per request, the floor) 6.0–7.2 µs; two field sections written and read, 4 × ~0.5 µs; two `http`
@@ -38,8 +40,11 @@ fn main() -> anyhow::Result<()> {
     let number = |at: usize| arguments.get(at).and_then(|text| text.parse::<usize>().ok());
     let plan = match (arguments.first().map(String::as_str), number(1), number(2)) {
         (Some("stream"), Some(concurrency), Some(bytes)) => Plan::Stream { concurrency, bytes },
+        (Some("verdicts"), Some(seconds), None) => Plan::Verdicts { seconds },
         (Some("bulk"), Some(megabytes), None) => Plan::Bulk { bytes: megabytes << 20 },
-        _ => anyhow::bail!("usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES"),
+        _ => anyhow::bail!(
+            "usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES | tunnel_bench verdicts SECONDS"
+        ),
     };
     let authority = TestAuthority::new("bench.test");
     let server_cpu = Arc::new(AtomicU64::new(0));
@@ -55,13 +60,14 @@ fn main() -> anyhow::Result<()> {
 enum Plan {
     Stream { concurrency: usize, bytes: usize },
     Bulk { bytes: usize },
+    Verdicts { seconds: usize },
 }
 
 /// One worker as a gateway has it: a thread with a core and a runtime of its own.
 fn worker<T>(core: usize, run: impl Future<Output = T>) -> T {
     let mut cores = rustix::thread::CpuSet::new();
     cores.set(core);
-    let _ = rustix::thread::sched_setaffinity(None, &cores);
+    let _ = rustix::thread::sched_setaffinity(None, &cores); // best effort: a container may forbid it
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, run)
 }
@@ -90,6 +96,7 @@ async fn answer(mut incoming: Incoming, plan: Plan) {
                         Response::builder().header("content-type", "text/plain").header("content-length", bytes);
                     request.responder.respond(response.body(body).expect("a response")).await
                 }
+                Plan::Verdicts { .. } => request.responder.respond(Response::new(Full::new(small.slice(..100)))).await,
                 Plan::Bulk { bytes } => {
                     request.responder.respond(Response::new(Zeroes { chunk: small, left: bytes })).await
                 }
@@ -139,6 +146,22 @@ async fn measure(
     let (here, there, began) = (thread_cpu(), server_cpu.load(Ordering::Relaxed), Instant::now());
     let (count, bytes) = match plan {
         Plan::Stream { concurrency, .. } => (closed_loop(&peer, concurrency).await?, 0),
+        Plan::Verdicts { seconds } => {
+            let mut failed = 0;
+            let mut longest = Duration::ZERO;
+            for _ in 0..seconds * 100 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let sent = Instant::now();
+                failed += u64::from(get(&peer).await.is_err());
+                longest = longest.max(sent.elapsed());
+            }
+            println!(
+                "{seconds} s: {failed} of {} requests failed, longest {longest:?}; {:?}",
+                seconds * 100,
+                tunnels.stats()
+            );
+            std::process::exit(0);
+        }
         Plan::Bulk { bytes } => (1, get(&peer).await.map(|got| assert_eq!(got, bytes)).map(|()| bytes)?),
     };
     let elapsed = began.elapsed().as_secs_f64();

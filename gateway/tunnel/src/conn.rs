@@ -47,6 +47,8 @@ pub(crate) struct Conn {
     /// Commands for our control stream; bounded, since a connection says GOAWAY once.
     control: mpsc::Sender<u64>,
     closed: OnceLock<ConnectionError>,
+    /// Smoothed round trip of beats; 0 without any.
+    rtt_micros: AtomicU64,
 }
 
 /// Which side dialled.
@@ -77,6 +79,7 @@ impl Conn {
             goaway: AtomicU64::new(u64::MAX),
             control,
             closed: OnceLock::new(),
+            rtt_micros: AtomicU64::new(0),
         });
         tokio::spawn(conn.clone().write_control(commands));
         tokio::spawn(conn.clone().read_uni_streams());
@@ -129,10 +132,11 @@ impl Conn {
         self.goaway.load(Ordering::Relaxed) != u64::MAX
     }
 
+    /// Read per request, hence one load where beats measure it.
     pub(crate) fn rtt(&self) -> Duration {
-        match &*self.detector() {
-            Some(detector) => detector.rtt(),
-            None => self.quinn.rtt(),
+        match self.rtt_micros.load(Ordering::Relaxed) {
+            0 => self.quinn.rtt(),
+            micros => Duration::from_micros(micros),
         }
     }
 
@@ -194,8 +198,9 @@ impl Conn {
             let _ = self.quinn.send_datagram(detector.next_beat(now, load).encode());
         }
         self.is_armed.store(detector.is_active(now), Ordering::Relaxed);
-        let due = detector.due();
+        let (due, rtt) = (detector.due(), detector.rtt());
         drop(guard);
+        self.rtt_micros.store(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.core.ticker().expect(due);
         if let Some((verdict, cause)) = changed {
             self.report(verdict, cause);

@@ -200,6 +200,7 @@ impl Peering {
             PeerState::Suspect => tracing::debug!(peer = %self.name, %state, "tunnel state"),
             _ => tracing::info!(peer = %self.name, %state, "tunnel state"),
         }
+        self.core.count_state(state);
         if state == PeerState::Dead {
             self.deaths.fetch_add(1, Ordering::Release);
             self.death.notify_waiters();

@@ -6,7 +6,7 @@ use crate::{
     conn::Conn,
     error::BindError,
     health::ServiceHealth,
-    peer::Peering,
+    peer::{PeerState, Peering},
     request::PeerHandle,
     server::{self, Incoming, IncomingRequest},
     socket::{Cut, CutSet},
@@ -149,11 +149,13 @@ impl Tunnels {
             refused: counters.refused.load(Ordering::Relaxed),
             failed_dials: counters.failed_dials.load(Ordering::Relaxed),
             rejected_requests: counters.rejected.load(Ordering::Relaxed),
+            suspicions: counters.suspicions.load(Ordering::Relaxed),
+            deaths: counters.deaths.load(Ordering::Relaxed),
         }
     }
 
     /// Takes no new requests (peers are told by GOAWAY), waits for those in flight both ways, at most until `deadline`
-    /// has passed, and closes. Peers see [`crate::PeerState::Draining`] at once.
+    /// has passed, and closes. Peers see [`PeerState::Draining`] at once.
     pub async fn drain(&self, deadline: Duration) {
         let deadline = Instant::now() + deadline;
         self.0.draining.send_replace(true);
@@ -188,6 +190,10 @@ pub struct TunnelStats {
     pub failed_dials: u64,
     /// Requests rejected because too many waited.
     pub rejected_requests: u64,
+    /// Times a peer became suspect.
+    pub suspicions: u64,
+    /// Times a peer was found dead.
+    pub deaths: u64,
 }
 
 /// What the tasks of a worker's tunnels share.
@@ -215,6 +221,8 @@ struct Counters {
     refused: AtomicU64,
     failed_dials: AtomicU64,
     rejected: AtomicU64,
+    suspicions: AtomicU64,
+    deaths: AtomicU64,
 }
 
 impl Core {
@@ -286,6 +294,14 @@ impl Core {
 
     pub(crate) fn count_rejected(&self) {
         self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_state(&self, state: PeerState) {
+        match state {
+            PeerState::Suspect => self.counters.suspicions.fetch_add(1, Ordering::Relaxed),
+            PeerState::Dead => self.counters.deaths.fetch_add(1, Ordering::Relaxed),
+            PeerState::Dialing | PeerState::Up | PeerState::Draining => 0,
+        };
     }
 
     fn current_of(&self, peer: &PeerName) -> Option<Arc<Conn>> {

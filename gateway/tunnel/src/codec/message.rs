@@ -93,9 +93,7 @@ impl MessageDecoder {
             (State::Head, Frame::Data(_)) => {
                 Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "DATA before HEADERS"))
             }
-            _ => {
-                return Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "frame after the end of the message"));
-            }
+            _ => Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "frame after the end of the message")),
         }
     }
 
