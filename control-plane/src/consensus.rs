@@ -11,9 +11,10 @@ use archipelago_proto::v1::{ProposeRequest, ReadIndexRequest, members_client::Me
 use archipelago_raft::{ProposeError, RaftHandle, ReadError};
 use prost::Message;
 use tokio::{
-    sync::{Mutex, Semaphore},
-    time::{Instant, sleep, timeout, timeout_at},
+    sync::{Mutex, Semaphore, watch},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
 use crate::{
@@ -33,6 +34,8 @@ pub(crate) struct Consensus {
     pub(crate) peers: Peers,
     pub(crate) metrics: Arc<Metrics>,
     writes: Semaphore,
+    /// Since when this member has known no leader.
+    leaderless: watch::Sender<Option<Instant>>,
 }
 
 impl Consensus {
@@ -43,12 +46,44 @@ impl Consensus {
         peers: Peers,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { node_id, raft, published, peers, metrics, writes: Semaphore::new(WRITES_MAX) }
+        Self {
+            node_id,
+            raft,
+            published,
+            peers,
+            metrics,
+            writes: Semaphore::new(WRITES_MAX),
+            leaderless: watch::Sender::new(None),
+        }
     }
 
     /// Reads the applied state. Keep it short: applying waits.
     pub(crate) fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
         self.raft.with_state(|machine| read(machine.state()))
+    }
+
+    /// Since when this member has known no leader, if so. Moves only when that changes.
+    pub(crate) fn leaderless(&self) -> watch::Receiver<Option<Instant>> {
+        self.leaderless.subscribe()
+    }
+
+    /// Keeps [`Self::leaderless`] until cancelled.
+    pub(crate) async fn track_leader(self: Arc<Self>, stopping: CancellationToken) {
+        let mut status = self.raft.subscribe_status();
+        loop {
+            let missing = status.borrow_and_update().leader.is_none();
+            self.leaderless.send_if_modified(|since| {
+                let changed = since.is_some() != missing;
+                if changed {
+                    *since = missing.then(Instant::now);
+                }
+                changed
+            });
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+            }
+        }
     }
 
     /// Commits a command exactly once and returns its outcome, refusals included.
@@ -343,6 +378,23 @@ pub(crate) fn answer(outcome: Outcome) -> Result<(u64, Answer), Status> {
     }
 }
 
+/// Resolves when no leader was known for so long that whoever streams from here should try another member.
+pub(crate) async fn cut_off(leaderless: &mut watch::Receiver<Option<Instant>>) {
+    loop {
+        let since = *leaderless.borrow_and_update();
+        let expired = async {
+            match since {
+                Some(since) => sleep_until(since + CUT_OFF_AFTER).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = expired => return,
+            changed = leaderless.changed() => if changed.is_err() { std::future::pending::<()>().await },
+        }
+    }
+}
+
 /// Wall clock, Unix milliseconds; 0 before 1970.
 pub(crate) fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -353,6 +405,9 @@ pub(crate) fn unix_ms() -> i64 {
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One try at one member; longer than a commit over a slow disk, short enough to try another leader.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Many failed elections. A member that is cut off alone would serve old configuration for ever; when all are cut off,
+/// streams begin anew this often, which costs a bookmark each.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(10);
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
 /// Writes waiting at this member; at 2,000 commits a second, half a second of work.
 const WRITES_MAX: usize = 1_024;

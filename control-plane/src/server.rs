@@ -176,6 +176,7 @@ impl Starting {
         });
         scraped.bind(&context);
 
+        tasks.spawn(Arc::clone(&consensus).track_leader(draining.clone()));
         tasks.spawn(Arc::clone(&holder).follow(Arc::clone(&consensus), draining.clone()));
         tasks.spawn(authority::keep_own_renewed(
             Arc::clone(&holder),

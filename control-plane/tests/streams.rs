@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use archipelago_identity::LiveCredential;
 use archipelago_proto::v1::{
@@ -322,7 +322,7 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         if tunnels.len() == 1 { Ok(tunnels) } else { Err(format!("{tunnels:?}")) }
     })
     .await;
-    assert_eq!((&*tunnels[0].from_cluster, &*tunnels[0].from), ("paris", "gw-1"), "a gateway speaks for itself");
+    assert_eq!((&*tunnels[0].from_cluster, &*tunnels[0].from), ("paris", "paris/gw-1"), "a gateway speaks for itself");
 
     // Asked at member 1, answered by a gateway of member 3.
     let mut fleet = FleetClient::new(control_plane.channel(1).await.unwrap());
@@ -371,4 +371,36 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         if paris.gateways[0].state == "synced" { Ok(()) } else { Err(format!("{paris:?}")) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_cut_off_sends_its_gateways_elsewhere() {
+    let mut control_plane = ControlPlane::start(3, &[]).await;
+    let credential = control_plane.join("paris", JoinRole::Gateway, "gw-1").await;
+    let alone = control_plane.follower().await;
+    let mut gateway =
+        Gateway::connect(&control_plane, alone, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
+    let update = gateway.update().await;
+    gateway.accept(&update).await;
+    for id in control_plane.running().into_iter().filter(|id| *id != alone).collect::<Vec<_>>() {
+        control_plane.kill(id);
+    }
+    let status = loop {
+        // Signs of life, so that silence is not what ends it.
+        gateway.send(Body::Report(GatewayReport::default())).await;
+        match timeout(Duration::from_secs(2), gateway.directives.message()).await {
+            Ok(Err(status)) => break status,
+            Ok(Ok(Some(GatewayDirective { body: Some(gateway_directive::Body::Update(update)) }))) => {
+                gateway.accept(&update).await;
+            }
+            Ok(Ok(other)) => panic!("it ended without a reason: {other:?}"),
+            Err(_) => {}
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("cut off"), "{status}");
+    // When there is no better member, it is served here as before.
+    let mut gateway =
+        Gateway::connect(&control_plane, alone, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
+    assert!(gateway.update().await.full);
 }

@@ -6,15 +6,18 @@ use archipelago_identity::{MeshRole, grpc};
 use archipelago_proto::v1::{AgentDirective, AgentMessage, ServiceReport, agent_control_server::AgentControl};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use crate::machine::{
-    command::{Action, Answer, ReportExports},
-    strip_counts,
+use crate::{
+    consensus::cut_off,
+    machine::{
+        command::{Action, Answer, ReportExports},
+        strip_counts,
+    },
 };
 
 pub(super) struct AgentService(pub(super) Arc<Context>);
@@ -59,6 +62,12 @@ async fn serve(
     let replaced = guard.replaced();
     let mut revisions = context.consensus.published.subscribe();
     revisions.mark_changed();
+    let mut leaderless = context.consensus.leaderless();
+    let cut_off = async {
+        sleep(SESSION_MIN).await;
+        cut_off(&mut leaderless).await;
+    };
+    tokio::pin!(cut_off);
     let mut silent_at = Instant::now() + SILENCE_MAX;
     let mut latest: Option<Vec<ServiceReport>> = None;
     let mut retry: Option<Instant> = None;
@@ -69,6 +78,9 @@ async fn serve(
             }
             () = replaced.cancelled() => return Some(Status::aborted("a newer session of this cluster's agent began")),
             () = sleep_until(silent_at) => return Some(Status::deadline_exceeded("no message within 20 s")),
+            () = &mut cut_off => {
+                return Some(Status::unavailable("this member is cut off from the others, connect to another"));
+            }
             () = directives.closed() => return None,
             changed = revisions.changed() => {
                 if changed.is_err() {
@@ -153,6 +165,8 @@ async fn at(time: Option<Instant>) {
 const DIRECTIVES_MAX: usize = 16;
 /// Agents report every 5 s.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// An agent that nobody serves better stays at least this long.
+const SESSION_MIN: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 const REPORT_RETRY: Duration = Duration::from_secs(1);

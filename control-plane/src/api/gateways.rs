@@ -9,7 +9,7 @@ use archipelago_proto::v1::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,6 +19,7 @@ use super::{
     offer::{Offer, Verdict},
 };
 use crate::{
+    consensus::cut_off,
     machine::{
         Gateway,
         command::{Action, Answer, RegisterGateway},
@@ -105,6 +106,7 @@ impl Session {
             End::Lost(_) => return,
             End::Replaced => Status::aborted("a newer session of this gateway began"),
             End::Stopping => Status::unavailable("this member is shutting down, connect to another"),
+            End::CutOff => Status::unavailable("this member is cut off from the others, connect to another"),
             End::Silent => Status::deadline_exceeded("no message within 15 s"),
             End::Protocol(reason) => Status::invalid_argument(reason),
         };
@@ -116,6 +118,8 @@ impl Session {
         let replaced = self.guard.replaced();
         let mut revisions = self.context.consensus.published.subscribe();
         let mut asks = self.guard.take_asks();
+        let cut_off = self.cut_off();
+        tokio::pin!(cut_off);
         let mut silent_at = Instant::now() + SILENCE_MAX;
         let mut registration = self.registration();
         let mut register_again = None;
@@ -132,6 +136,7 @@ impl Session {
                 () = stopping.cancelled() => return End::Stopping,
                 () = replaced.cancelled() => return End::Replaced,
                 () = sleep_until(silent_at) => return End::Silent,
+                () = &mut cut_off => return End::CutOff,
                 () = self.directives.closed() => return End::Unreachable,
                 changed = revisions.changed() => if changed.is_err() { return End::Stopping },
                 message = messages.message() => {
@@ -151,6 +156,15 @@ impl Session {
                 }
                 () = at(register_again) => register_again = None,
             }
+        }
+    }
+
+    /// Counts from the beginning of the session: a gateway that found no better member is served here again.
+    fn cut_off(&self) -> impl Future<Output = ()> + use<> {
+        let mut leaderless = self.context.consensus.leaderless();
+        async move {
+            sleep(SESSION_MIN).await;
+            cut_off(&mut leaderless).await;
         }
     }
 
@@ -179,7 +193,7 @@ impl Session {
                 tunnels.truncate(TUNNELS_MAX);
                 for tunnel in &mut tunnels {
                     // A gateway speaks for its own end only.
-                    tunnel.from.clone_from(&self.gateway);
+                    tunnel.from = gateway_key(&self.cluster, &self.gateway);
                     tunnel.from_cluster.clone_from(&self.cluster);
                 }
                 self.guard.report(tunnels);
@@ -288,6 +302,8 @@ enum End {
     Replaced,
     #[error("this member is stopping")]
     Stopping,
+    #[error("this member knows no leader")]
+    CutOff,
     #[error("it was silent for too long")]
     Silent,
     #[error("it broke the protocol: {0}")]
@@ -321,6 +337,8 @@ async fn at(time: Option<Instant>) {
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Gateways report every 2 s; seven missed reports are a gateway that hangs behind a living kernel.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A gateway that nobody serves better stays at least this long.
+const SESSION_MIN: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
