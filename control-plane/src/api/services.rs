@@ -148,3 +148,92 @@ fn tcp_address(view: &GatewayView, slot: u32) -> Option<TcpAddress> {
         address: format!("{host}:{port}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use archipelago_proto::v1::{GatewayAddresses, GatewayHello, GatewaySession};
+
+    use super::*;
+
+    fn service(cluster_ready: u32) -> ServiceReport {
+        ServiceReport {
+            namespace: "shop".into(),
+            name: "ledger".into(),
+            protocol: Protocol::Tcp.into(),
+            port: 9000,
+            exported: true,
+            versions: vec!["v1".into()],
+            ready: cluster_ready,
+            total: 2,
+        }
+    }
+
+    /// Five clusters export one TCP service; each is in another condition.
+    fn federation() -> FederationState {
+        let mut federation = FederationState::default();
+        let mut add = |kind: &str, name: &str, namespace: &str, spec: &str| {
+            let namespace = if namespace.is_empty() { String::new() } else { format!(r#","namespace":"{namespace}""#) };
+            let json = format!(
+                r#"{{"apiVersion":"archipelago.dev/v1alpha1","kind":"{kind}","metadata":{{"name":"{name}"{namespace}}},"spec":{spec}}}"#
+            );
+            let resource = Resource::from_json(&json).unwrap();
+            federation.resources.insert(resource.key(), resource);
+        };
+        for cluster in ["bern", "lima", "oslo", "paris"] {
+            add("Cluster", cluster, "", r#"{"region":"r"}"#);
+        }
+        add("Cluster", "tokyo", "", r#"{"region":"r","drained":true}"#);
+        let backends =
+            r#"{"service":"ledger","backends":[{"cluster":"paris","weight":3},{"cluster":"tokyo","weight":1}]}"#;
+        add("TrafficSplit", "ledger", "shop", backends);
+        add("FailoverPolicy", "ledger", "shop", r#"{"service":"ledger","avoid":["oslo"]}"#);
+        for cluster in ["bern", "lima", "oslo", "paris", "tokyo"] {
+            federation.reports.insert(cluster.to_owned(), vec![service(0)]);
+        }
+        federation.tcp_slots.insert(("shop".to_owned(), "ledger".to_owned()), 7);
+        federation
+    }
+
+    #[test]
+    fn each_condition_of_a_cluster_has_its_word() {
+        let agent = |cluster: &str, ready: u32| {
+            let session =
+                AgentSession { cluster: cluster.into(), services: vec![service(ready)], ..Default::default() };
+            (cluster.to_owned(), session)
+        };
+        let agents = BTreeMap::from([agent("paris", 2), agent("lima", 1), agent("oslo", 2), agent("tokyo", 2)]);
+        let hello = GatewayHello {
+            addresses: Some(GatewayAddresses { tcp_base: "[::1]:16000".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let session = GatewaySession {
+            cluster: "paris".into(),
+            gateway: "gw-1".into(),
+            hello: Some(hello),
+            ..Default::default()
+        };
+        let gateways = BTreeMap::from([("paris/gw-1".to_owned(), GatewayView { session, member: 1 })]);
+
+        let services = overview(&federation(), &agents, &gateways);
+        assert_eq!(services.len(), 1);
+        let ledger = &services[0];
+        let seen: Vec<_> =
+            ledger.clusters.iter().map(|at| (at.cluster.as_str(), at.state.as_str(), at.ready, at.weight)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("bern", "unknown", 0, Some(0.0)),
+                ("lima", "degraded", 1, Some(0.0)),
+                ("oslo", "avoided", 2, Some(0.0)),
+                ("paris", "ready", 2, Some(75.0)),
+                ("tokyo", "drained", 2, Some(25.0)),
+            ]
+        );
+        assert_eq!(ledger.tcp_addresses[0].address, "[::1]:16007");
+        assert_eq!(ledger.hosts, ["ledger.shop.svc.clusterset.local", "ledger.shop"]);
+
+        let none_ready = BTreeMap::from([agent("paris", 0)]);
+        let paris = &overview(&federation(), &none_ready, &gateways)[0].clusters[3];
+        assert_eq!((paris.state.as_str(), paris.total), ("down", 2));
+    }
+}
