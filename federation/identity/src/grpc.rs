@@ -140,7 +140,6 @@ pub fn peer<T>(request: &tonic::Request<T>) -> Option<SpiffeId> {
 ///
 /// # Errors
 /// `Unauthenticated` without a certificate, `PermissionDenied` with the id in the message otherwise.
-#[expect(clippy::result_large_err, reason = "tonic handlers return Status by value")]
 pub fn require<T>(request: &tonic::Request<T>, allowed: impl FnOnce(&MeshRole) -> bool) -> Result<SpiffeId, Status> {
     let Some(id) = peer(request) else {
         return Err(Status::unauthenticated("this call needs a client certificate of the federation"));

@@ -41,8 +41,11 @@ pub enum Expect {
     /// Exactly this id.
     Id(SpiffeId),
     /// Whoever the function accepts; its error says what was wanted.
-    Role(Arc<dyn Fn(&SpiffeId) -> Result<(), String> + Send + Sync>),
+    Role(RoleCheck),
 }
+
+/// Accepts an id, or says in a few words who was expected.
+pub type RoleCheck = Arc<dyn Fn(&SpiffeId) -> Result<(), String> + Send + Sync>;
 
 impl Expect {
     /// Any member of the control plane.
