@@ -173,6 +173,20 @@ fn a_broken_topology_starts_nothing() {
 }
 
 #[test]
+fn the_credential_of_another_federation_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("operator")).unwrap();
+    let state = dir.path().to_str().unwrap();
+    for args in [&["up"][..], &["up", "--detach"]] {
+        let output = meshctl(&[&["--state", state][..], args].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("credential of another federation"), "{}", stderr(&output));
+    }
+    assert_eq!(meshctl(&["--state", state, "down"]).status.code(), Some(0));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "neither made nor removed anything");
+}
+
+#[test]
 fn a_taken_port_is_reported_with_its_owner_and_leaves_nothing() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port();

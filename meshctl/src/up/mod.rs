@@ -136,18 +136,18 @@ fn supervise(state: &StateDir, wish: Wish, ready_timeout: Duration, audience: Au
             ready_timeout,
         };
         let outcome = supervisor.run(bring_up.run()).await;
+        if outcome.is_err() {
+            let (meshctl, dir) = (guide::command(state.root()), state.root().display());
+            reporter.say(format!(
+                "its state and logs stay in {dir}: `{meshctl} up` tries again, `{meshctl} down` removes them"
+            ));
+        }
         drop(lock);
         outcome
     });
     match outcome {
         Ok(()) => Ok(()),
         Err(failure) => {
-            if state.has_record() {
-                let (meshctl, dir) = (guide::command(state.root()), state.root().display());
-                reporter.say(format!(
-                    "its state and logs stay in {dir}: `{meshctl} up` tries again, `{meshctl} down` removes them"
-                ));
-            }
             // A starter has been told and prints it; this process's own exit code is nobody's business then.
             reporter.failed(failure).map_or(Ok(()), Err)
         }

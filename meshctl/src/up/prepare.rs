@@ -103,17 +103,17 @@ pub(crate) fn check(state: &StateDir, wish: &Wish) -> Outcome {
     if state.root().exists() && !state.root().is_dir() {
         return Err(Failure::refused(format!("{} is not a directory", state.root().display())));
     }
+    let foreign = state.root().join("operator");
+    if !state.has_record() && foreign.exists() {
+        return Err(Failure::refused(format!("{} is the credential of another federation", foreign.display()))
+            .hint("name another directory with --state DIR"));
+    }
     Ok(())
 }
 
 /// Takes the directory, ends what an earlier supervisor left, checks the ports, and makes the credentials.
 pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -> Outcome<Prepared> {
     let lock = lock(state)?;
-    let foreign = state.root().join("operator");
-    if !state.has_record() && foreign.exists() {
-        return Err(Failure::refused(format!("{} is the credential of another federation", foreign.display()))
-            .hint("name another directory with --state DIR"));
-    }
     let access_log = wish.access_log;
     let (record, resumed) = match state.record()? {
         Some(record) => (wish.resume(record, state)?, true),
