@@ -9,7 +9,7 @@ use crate::balance::hash::Key;
 use crate::config::{Protocol, StickyKey};
 use crate::route::host_name;
 use crate::worker::Identity;
-use crate::worker::view::{Target, Tried, View};
+use crate::worker::view::{Ask, Target, Tried, View};
 
 /// Explains one request.
 pub fn explain(view: &View, identity: &Identity, query: &ExplainQuery, random: u64, now: Instant) -> ExplainResponse {
@@ -75,8 +75,10 @@ fn decide(
             live.draw()
         }
     };
+    let tried = Tried::default();
+    let ask = Ask { service: index, rule, key, tried: &tried, random, now };
     let decision = view
-        .decide(index, rule, key, &Tried::default(), random, now, why)
+        .decide(&ask, why)
         .ok_or_else(|| format!("no cluster can serve {} under rule {}", service.key, rule.name))?;
     snapshot.cluster_name(decision.cluster).clone_into(&mut response.chosen_cluster);
     match decision.target {

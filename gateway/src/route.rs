@@ -80,7 +80,8 @@ mod tests {
         let canary = Matcher { cookies: vec![("track".into(), "canary".into())], ..Matcher::default() };
         let api = Matcher { path_prefix: Some("/api".into()), method: Some(Method::GET), ..Matcher::default() };
         let root = Matcher { path_prefix: Some("/".into()), ..Matcher::default() };
-        let cases: &[(&Matcher, &str, &str, &[(&str, &str)], bool)] = &[
+        type Case<'a> = (&'a Matcher, &'a str, &'a str, &'a [(&'a str, &'a str)], bool);
+        let cases: &[Case<'_>] = &[
             (&Matcher::default(), "GET", "/", &[], true),
             (&preview, "GET", "/", &[("X-Preview", "pr-42")], true),
             (&preview, "GET", "/", &[("x-preview", "pr-4")], false),

@@ -20,7 +20,7 @@ use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
 use crate::proxy::layers::INGRESS_HOP;
 use crate::proxy::record::Reporter;
 use crate::worker::Worker;
-use crate::worker::view::{Decision, Target, Tried};
+use crate::worker::view::{Ask, Decision, Target, Tried};
 
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
 pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStream) {
@@ -34,9 +34,8 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
         let (Some(config), Some(live)) = (view.snapshot.services.get(index), view.services.get(index)) else { break };
         let Some(rule) = config.rule(&Method::CONNECT, "/", &HeaderMap::new()) else { break };
         let key = *key.get_or_insert_with(|| live.draw());
-        let Some(decision) = view.decide(index, rule, key, &tried, worker.random(), Instant::now(), &mut Silent) else {
-            break;
-        };
+        let ask = Ask { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };
+        let Some(decision) = view.decide(&ask, &mut Silent) else { break };
         let Decision { target, version, .. } = decision;
         match target {
             Target::Local(endpoint) => match endpoint.connect().await {

@@ -361,7 +361,7 @@ fn service(
             .then(|| config.residency_clusters.iter().filter_map(|c| clusters.get(c.as_str()).copied()).collect()),
         exporters: indices(&config.exporters)?,
         avoid: indices(&config.avoid_clusters)?,
-        local: state.local.get(&*key).map(|local| endpoints(local)).unwrap_or_default(),
+        local: state.local.get(&*key).map(endpoints).unwrap_or_default(),
         key,
     })
 }

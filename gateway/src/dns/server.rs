@@ -25,8 +25,13 @@ pub struct Sockets {
 impl Sockets {
     /// Binds UDP and TCP on the same address; port 0 picks one port for both.
     pub fn bind(address: SocketAddr) -> std::io::Result<Self> {
-        let tcp = TcpListener::bind(address)?;
-        let udp = UdpSocket::bind(tcp.local_addr()?)?;
+        let bind = || {
+            let tcp = TcpListener::bind(address)?;
+            Ok((UdpSocket::bind(tcp.local_addr()?)?, tcp))
+        };
+        // A port that was picked for TCP can be taken for UDP; another one will do.
+        let picks = if address.port() == 0 { PORT_PICKS_MAX } else { 1 };
+        let (udp, tcp) = (1..picks).find_map(|_| bind().ok()).map_or_else(bind, Ok::<_, std::io::Error>)?;
         tcp.set_nonblocking(true)?;
         udp.set_nonblocking(true)?;
         Ok(Self { udp, tcp })
@@ -122,6 +127,7 @@ impl Handler {
     }
 }
 
+const PORT_PICKS_MAX: usize = 16;
 const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const TCP_RESPONSES_QUEUED: usize = 16;
 /// RFC 6891 §6.2.3: smaller offers count as 512.

@@ -53,6 +53,7 @@ struct Source {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation per request, this lives in one already")]
 enum Stream {
     Client(Incoming),
     Tunnel(TunnelBody),
@@ -99,7 +100,7 @@ impl Replayable {
             source: Arc::clone(shared),
             number: source.attempt,
             next: 0,
-            size: source.size.clone(),
+            size: source.size,
         })))
     }
 
@@ -191,7 +192,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         // The whole message's length: an exact hint becomes its Content-Length. Asked for once, before the first frame.
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |attempt| attempt.size.clone())
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |attempt| attempt.size)
     }
 }
 
@@ -234,6 +235,7 @@ pub struct ResponseBody {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation per request")]
 enum Kind {
     Empty,
     Full(Bytes),

@@ -24,7 +24,7 @@ use crate::balance::cluster::Silent;
 use crate::balance::hash::Key;
 use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
-use crate::worker::view::{Decision, Remote, Target, Tried, View};
+use crate::worker::view::{Ask, Decision, Remote, Target, Tried, View};
 
 /// Sends a routed call until it is answered or may not be sent again.
 pub async fn forward(call: Call) -> Outcome {
@@ -117,7 +117,7 @@ fn decide(call: &Call, view: &View, service: usize, draw: &mut Option<Key>, trie
             let key = *draw.get_or_insert_with(|| {
                 config.sticky_hash(&call.parts.headers).map_or_else(|| live.draw(), Key::Sticky)
             });
-            view.decide(service, rule, key, tried, random, now, &mut Silent)
+            view.decide(&Ask { service, rule, key, tried, random, now }, &mut Silent)
         }
     }
 }

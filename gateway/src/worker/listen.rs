@@ -1,7 +1,8 @@
 //! Accepting: one HTTP listener per worker, one TCP listener per TCP service and worker, all sharing ports with the other workers.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,19 +38,20 @@ pub struct TcpListeners {
     base: SocketAddr,
     drain: CancellationToken,
     open: HashMap<u16, (Arc<str>, JoinHandle<()>)>,
+    /// Slots whose port could not be had, so that it is said once.
+    failed: HashSet<u16>,
 }
 
 impl TcpListeners {
     /// None yet.
     pub fn new(base: SocketAddr, drain: CancellationToken) -> Self {
-        Self { base, drain, open: HashMap::new() }
+        Self { base, drain, open: HashMap::new(), failed: HashSet::new() }
     }
 
-    /// Opens and closes listeners so that they fit `snapshot`. A port that cannot be had is logged, and tried again with the
-    /// next change.
-    pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) {
-        let wanted: HashMap<u16, &Arc<str>> =
-            snapshot.services.iter().filter(|s| s.protocol == Protocol::Tcp).map(|s| (s.tcp_slot, &s.key)).collect();
+    /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
+    pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) -> bool {
+        let services = snapshot.services.iter().filter(|s| s.protocol == Protocol::Tcp);
+        let wanted: HashMap<u16, &Arc<str>> = services.map(|s| (s.tcp_slot, &s.key)).collect();
         self.open.retain(|slot, (service, task)| {
             let keep = wanted.get(slot) == Some(&&*service) && !task.is_finished();
             if !keep {
@@ -57,31 +59,33 @@ impl TcpListeners {
             }
             keep
         });
+        self.failed.retain(|slot| wanted.contains_key(slot));
         if self.drain.is_cancelled() {
-            return;
+            return true;
         }
         for (slot, service) in wanted {
             if self.open.contains_key(&slot) {
                 continue;
             }
-            let Some(port) = self.base.port().checked_add(slot) else {
-                tracing::warn!(%service, slot, "no port for this TCP service: the TCP base port plus its slot is beyond 65535");
-                continue;
-            };
-            let address = SocketAddr::new(self.base.ip(), port);
-            match crate::tcp::listen(address).and_then(TcpListener::from_std) {
+            match self.listen(slot) {
                 Ok(listener) => {
-                    let task = tokio::task::spawn_local(tcp(
-                        Rc::clone(worker),
-                        listener,
-                        Arc::clone(service),
-                        self.drain.clone(),
-                    ));
-                    self.open.insert(slot, (Arc::clone(service), task));
+                    let serve = tcp(Rc::clone(worker), listener, Arc::clone(service), self.drain.clone());
+                    self.open.insert(slot, (Arc::clone(service), tokio::task::spawn_local(serve)));
+                    self.failed.remove(&slot);
                 }
-                Err(error) => tracing::warn!(%service, %address, %error, "cannot listen for this TCP service"),
+                Err(error) if self.failed.insert(slot) => {
+                    tracing::warn!(%service, base = %self.base, slot, %error, "cannot listen for this TCP service; trying on");
+                }
+                Err(_) => {}
             }
         }
+        self.failed.is_empty()
+    }
+
+    fn listen(&self, slot: u16) -> io::Result<TcpListener> {
+        let beyond = || io::Error::new(io::ErrorKind::InvalidInput, "the TCP base port plus the slot is beyond 65535");
+        let port = self.base.port().checked_add(slot).ok_or_else(beyond)?;
+        TcpListener::from_std(crate::tcp::listen(SocketAddr::new(self.base.ip(), port))?)
     }
 }
 

@@ -424,11 +424,12 @@ async fn follow(worker: Rc<Worker>, shared: Shared) {
         changes.mark_unchanged();
         let snapshot = shared.published.load();
         worker.refresh(&snapshot);
-        listeners.follow(&worker, &snapshot);
+        let listening = listeners.follow(&worker, &snapshot);
         shared.published.worker_reached(worker.index, generation);
         shared.tunnels_changed.notify_one();
         tokio::select! {
             moved = generations.changed() => if moved.is_err() { return },
+            () = tokio::time::sleep(LISTEN_RETRY), if !listening => {}
             moved = changes.changed() => {
                 if moved.is_err() {
                     return;
@@ -501,6 +502,8 @@ pub type Reply<T> = oneshot::Sender<T>;
 const COMMANDS_QUEUED_MAX: usize = 64;
 /// Metrics may be this old; the failback ramp moves in such steps.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
+/// Whoever has the port of a TCP service may let go of it.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
 const REBUILD_INTERVAL: Duration = Duration::from_millis(1);
 const CLIENT_GRACE: Duration = Duration::from_millis(250);
 const DRAIN_POLL: Duration = Duration::from_millis(20);

@@ -106,6 +106,23 @@ pub struct Decision {
     pub cluster: usize,
 }
 
+/// A request, as far as the choice of its target goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Index of its service.
+    pub service: usize,
+    /// The rule it falls under.
+    pub rule: &'a Rule,
+    /// What decides among weights.
+    pub key: Key,
+    /// Targets that failed it already.
+    pub tried: &'a Tried,
+    /// Fresh randomness for the power of two choices.
+    pub random: u64,
+    /// Now.
+    pub now: Instant,
+}
+
 /// Targets that failed this request already.
 #[derive(Debug, Default)]
 pub struct Tried {
@@ -116,26 +133,17 @@ pub struct Tried {
 }
 
 impl View {
-    /// Chooses a target for a request of `service` under `rule`; `None`: nobody can serve it.
-    pub fn decide(
-        &self,
-        service: usize,
-        rule: &Rule,
-        key: Key,
-        tried: &Tried,
-        random: u64,
-        now: Instant,
-        why: &mut impl Why,
-    ) -> Option<Decision> {
-        let (config, live) = (self.snapshot.services.get(service)?, self.services.get(service)?);
-        let standing = |backend: &Backend| self.standing(config, live, backend, tried, now);
+    /// Chooses a target; `None`: nobody can serve the request.
+    pub fn decide(&self, ask: &Ask<'_>, why: &mut impl Why) -> Option<Decision> {
+        let (config, live) = (self.snapshot.services.get(ask.service)?, self.services.get(ask.service)?);
+        let standing = |backend: &Backend| self.standing(config, live, backend, ask.tried, ask.now);
         let names = |index: usize| self.snapshot.cluster_name(index).to_owned();
-        let chosen = cluster::choose(rule, key, standing, names, why)?;
+        let chosen = cluster::choose(ask.rule, ask.key, standing, names, why)?;
         let (index, version) = (chosen.backend.cluster, chosen.backend.version.clone());
         let target = if Some(index) == self.snapshot.own_cluster {
-            Target::Local(live.pick_endpoint(version.as_deref(), tried, random, now, why)?)
+            Target::Local(live.pick_endpoint(version.as_deref(), ask.tried, ask.random, ask.now, why)?)
         } else {
-            Target::Remote(live.clusters.get(index)?.pick_peer(version.as_deref(), tried, random, why)?)
+            Target::Remote(live.clusters.get(index)?.pick_peer(version.as_deref(), ask.tried, ask.random, why)?)
         };
         Some(Decision { target, version, cluster: index })
     }
@@ -285,7 +293,7 @@ impl PeerView {
     fn cost(&self, version: Option<&str>) -> f64 {
         let handle = &self.remote.handle;
         let latency = self.remote.latency.borrow().latency(handle.rtt());
-        load::cost(handle.in_flight() as usize, latency, f64::from(self.ready_of(version)))
+        load::cost(handle.in_flight(), latency, f64::from(self.ready_of(version)))
     }
 }
 
@@ -304,12 +312,15 @@ impl Remote {
     }
 }
 
+/// "namespace/name" and cluster.
+type ServiceAndCluster = (Arc<str>, Arc<str>);
+
 /// What outlives a view: connections, latencies and failback states.
 #[derive(Debug, Default)]
 pub struct Memory {
     endpoints: HashMap<SocketAddr, Rc<Endpoint>>,
     remotes: HashMap<Arc<str>, Rc<Remote>>,
-    failback: HashMap<(Arc<str>, Arc<str>), Rc<Cell<Failback>>>,
+    failback: HashMap<ServiceAndCluster, Rc<Cell<Failback>>>,
     sequences: HashMap<Arc<str>, Sequence>,
 }
 
