@@ -27,5 +27,6 @@ pub fn init(process: &str) {
 
 const FILTER_VARIABLE: &str = "ARCHIPELAGO_LOG";
 const FORMAT_VARIABLE: &str = "ARCHIPELAGO_LOG_FORMAT";
-/// hickory logs every query at `info`; a resolver under load would fill the disk.
-const FILTER_DEFAULT: &str = "info,hickory_server=warn";
+/// hickory logs every query at `info`, and the raft crate (target `slog`) every step of an election: the one would fill the disk
+/// of a busy resolver, the other says in ten lines what our own log says in one.
+const FILTER_DEFAULT: &str = "info,hickory_server=warn,slog=warn";
