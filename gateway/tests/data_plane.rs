@@ -379,7 +379,7 @@ async fn a_drain_loses_nothing() {
 }
 
 #[tokio::test]
-async fn http2_clients_and_timeouts() {
+async fn http2_clients_share_the_split() {
     let (mesh, _) = two_clusters(&[("paris", 50), ("tokyo", 50)]).await;
     let stream = TcpStream::connect(mesh.http("paris")).await.unwrap();
     let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, harness::Body>(
@@ -493,4 +493,54 @@ async fn the_admin_socket() {
     assert!(ask("POST", "/drill/cut", "nonsense").await["error"].is_string());
     ask("POST", "/drain", "").await;
     mesh.gateways["paris"].drain_requested().await;
+}
+
+#[tokio::test]
+async fn no_answer_in_time_is_a_504_and_cancels() {
+    let (mesh, [paris, tokyo]) = two_clusters(&[("paris", 1)]).await;
+    let entry = mesh.http("paris");
+    let ask = async |cluster| {
+        let response = get(entry, CHECKOUT, "/delay/60000", &[("x-only", cluster)]).await.unwrap();
+        (response.status().as_u16(), response.headers()["mesh-failure"].to_str().unwrap().to_owned())
+    };
+    let (here, there) = tokio::join!(ask("paris"), ask("tokyo"));
+    assert_eq!((here, there), ((504, "timeout".to_owned()), (504, "timeout".to_owned())));
+    for seen in [paris, tokyo] {
+        eventually("the backend is cancelled", async || seen.cancelled.load(Ordering::SeqCst) == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broken_exchange_is_repeated_only_if_it_may_be() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    // Reads a request and closes, every other time.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let flaky = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for turn in 0.. {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let mut head = [0; 1024];
+            let n = stream.read(&mut head).await.unwrap_or(0);
+            if n > 0 && turn % 2 == 1 {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
+            }
+        }
+    });
+    let config = service("checkout", Protocol::Http1, &["paris", "tokyo"], &[("tokyo", 1)]);
+    mesh.configure(vec![config], &[("checkout", "tokyo", flaky, "")]).await;
+    for entry in ["tokyo", "paris"] {
+        let entry = mesh.http(entry);
+        // The endpoint answers every second exchange, so a GET that is repeated always succeeds.
+        eventually("tokyo is known", async || get(entry, CHECKOUT, "/", &[]).await.unwrap().status() == 200).await;
+        for _ in 0..10 {
+            assert_eq!(get(entry, CHECKOUT, "/", &[]).await.unwrap().status(), 200);
+        }
+        let mut statuses = Vec::new();
+        for _ in 0..6 {
+            let response = send(entry, request("POST", CHECKOUT, "/", &[], bytes("once"))).await.unwrap();
+            statuses.push(response.status().as_u16());
+        }
+        assert!(statuses.contains(&502), "a POST was repeated: {statuses:?}");
+        assert!(statuses.iter().all(|s| [200, 502].contains(s)), "{statuses:?}");
+    }
 }
