@@ -1,0 +1,95 @@
+//! Writes the state directories of two gateways that need no control plane, for benchmarks beside other proxies.
+//!
+//! `bench_state OUT BACKEND TUNNEL_A TUNNEL_B`: OUT/a routes every request for host 127.0.0.1 into cluster b, OUT/b to the backend at
+//! the address BACKEND; OUT/front is a gateway alone, with the backend as its local endpoint. A gateway starts from
+//! its disk in production too, so nothing here is a special mode.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use archipelago_gateway::config::{ConfigState, store::Store};
+use archipelago_identity::{CredentialDir, SpiffeId, testing::TestAuthority};
+use archipelago_proto::v1::{
+    ClusterConfig, ConfigResource, ConfigUpdate, Endpoint, LocalService, LocalUpdate, MeshConfig, PeerConfig, Protocol,
+    RouteRule, ServiceConfig, Tier, WeightedBackend, config_resource::Body,
+};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [out, backend, tunnel_a, tunnel_b] = arguments.as_slice() else {
+        anyhow::bail!("usage: bench_state OUT BACKEND TUNNEL_A TUNNEL_B");
+    };
+    let out = PathBuf::from(out);
+    let backend: SocketAddr = backend.parse().context("BACKEND is ip:port")?;
+    let authority = TestAuthority::new("bench.test");
+    let tunnels = [("a", tunnel_a), ("b", tunnel_b)];
+    for (cluster, serves) in [("a", "b"), ("b", "b"), ("front", "front")] {
+        let mut resources = vec![
+            resource("mesh", Body::Mesh(MeshConfig { trust_domain: "bench.test".into(), bundle_der: vec![] })),
+            resource("service/bench/echo", Body::Service(service(serves))),
+        ];
+        let clusters: &[&str] = if cluster == "front" { &["front"] } else { &["a", "b"] };
+        for name in clusters {
+            let config = ClusterConfig { name: (*name).into(), region: "bench".into(), drained: false };
+            resources.push(resource(&format!("cluster/{name}"), Body::Cluster(config)));
+        }
+        for (other, address) in tunnels.iter().filter(|(other, _)| *other != cluster && cluster != "front") {
+            let peer = PeerConfig {
+                cluster: (*other).into(),
+                gateway: "gw-1".into(),
+                spiffe_id: SpiffeId::gateway(authority.trust_domain(), other, "gw-1").to_string(),
+                tunnel_addresses: vec![(*address).clone()],
+            };
+            resources.push(resource(&format!("peer/{other}/gw-1"), Body::Peer(peer)));
+        }
+        let update = ConfigUpdate { revision: 1, upserts: resources, removals: vec![], full: true };
+        let mut state = ConfigState::default().with_update(update);
+        if cluster == serves {
+            state = state.with_local(LocalUpdate { snapshot: true, services: vec![local(backend)], removed: vec![] });
+        }
+        let dir = out.join(cluster);
+        std::fs::create_dir_all(&dir)?;
+        Store::new(&dir, cluster, "gw-1").save(&state)?;
+        let id = SpiffeId::gateway(authority.trust_domain(), cluster, "gw-1");
+        CredentialDir::new(dir.join("identity")).store(&authority.issue_for(&id, Duration::from_secs(48 * 3600)))?;
+    }
+    Ok(())
+}
+
+fn service(cluster: &str) -> ServiceConfig {
+    let backend = WeightedBackend { cluster: cluster.into(), version: String::new(), weight: 1 };
+    ServiceConfig {
+        namespace: "bench".into(),
+        name: "echo".into(),
+        hosts: vec!["127.0.0.1".into(), "localhost".into()],
+        protocol: Protocol::Http1.into(),
+        port: 80,
+        rules: vec![RouteRule {
+            name: "default".into(),
+            r#match: None,
+            backends: vec![],
+            tiers: vec![Tier { backends: vec![backend] }],
+        }],
+        exporters: vec![cluster.into()],
+        ..Default::default()
+    }
+}
+
+fn local(backend: SocketAddr) -> LocalService {
+    LocalService {
+        namespace: "bench".into(),
+        name: "echo".into(),
+        protocol: Protocol::Http1.into(),
+        port: 80,
+        endpoints: vec![Endpoint {
+            address: backend.to_string(),
+            version: "v1".into(),
+            instance: "backend".into(),
+            ready: true,
+        }],
+    }
+}
+
+fn resource(name: &str, body: Body) -> ConfigResource {
+    ConfigResource { name: name.into(), version: vec![1; 16].into(), body: Some(body) }
+}
