@@ -247,10 +247,21 @@ impl fmt::Display for ConnectError {
         if self.attempts.is_empty() {
             return out.write_str("no address to connect to");
         }
-        out.write_str("no server answered: ")?;
-        for (index, (address, cause)) in self.attempts.iter().enumerate() {
+        let refused = self.is_identity_refusal();
+        out.write_str(if refused { "no server has an acceptable identity: " } else { "no server answered: " })?;
+        // All members of a control plane usually fail alike: each cause is said once.
+        let mut by_cause: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (address, cause) in &self.attempts {
+            // rustls puts this before a verifier's own words.
+            let cause = cause.strip_prefix("unexpected error: ").unwrap_or(cause);
+            match by_cause.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, addresses)) => addresses.push(address),
+                None => by_cause.push((cause, vec![address])),
+            }
+        }
+        for (index, (cause, addresses)) in by_cause.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(out, "{separator}{address}: {cause}")?;
+            write!(out, "{separator}{cause} ({})", addresses.join(", "))?;
         }
         Ok(())
     }

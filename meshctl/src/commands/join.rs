@@ -69,7 +69,11 @@ fn command(token: &JoinToken, state_dir: &str, control_plane: &[String]) -> Stri
 }
 
 fn refused(error: &EnrolError) -> Failure {
-    let exit = if matches!(error, EnrolError::Connect(_)) { Exit::NoControlPlane } else { Exit::Refused };
+    let exit = match &error {
+        // Someone answered, and was not who the token says: that is a refusal, ours.
+        EnrolError::Connect(cause) if !cause.is_identity_refusal() => Exit::NoControlPlane,
+        _ => Exit::Refused,
+    };
     let mut message = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
