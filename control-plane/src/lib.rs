@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long = "member", value_name = "ID=CLIENT/PEER")]
     pub members: Vec<Member>,
     /// Life of the certificates it issues; gateways and agents renew after a quarter of it.
-    #[arg(long, default_value = "48h", value_parser = duration)]
+    #[arg(long, env = "ARCHIPELAGO_SVID_TTL", default_value = "48h", value_parser = duration)]
     pub svid_ttl: Duration,
     /// Log entries kept for members that were away; one further behind gets a snapshot.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
