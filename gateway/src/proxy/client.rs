@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,6 +39,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationTok
             async move { Ok::<_, std::convert::Infallible>(super::serve_client(worker, request).await) }
         })
     };
+    // Polled when it is woken, not whenever the connection is: a look at the token takes its lock, which all workers share.
+    let mut drained = FuturesUnordered::from_iter([drain.cancelled()]);
     let result = if http2 {
         let connection = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -51,8 +54,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationTok
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         tokio::select! {
+            biased;
             result = &mut connection => result,
-            () = drain.cancelled() => {
+            _ = drained.next() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -69,8 +73,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationTok
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         tokio::select! {
+            biased;
             result = &mut connection => result,
-            () = drain.cancelled() => {
+            _ = drained.next() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -27,7 +27,7 @@ use crate::config::Protocol;
 use crate::worker::view::{Ask, Decision, Remote, Target, Tried, View};
 
 /// Sends a routed call until it is answered or may not be sent again.
-pub async fn forward(call: Call) -> Outcome {
+pub async fn forward(call: Box<Call>) -> Outcome {
     let worker = Rc::clone(&call.worker);
     let key = call.service.clone().ok_or(Failure::UnknownHost)?;
     let idempotent = headers::is_idempotent(&call.parts.method);
@@ -146,8 +146,8 @@ async fn send_local(
     let identity = &call.worker.identity;
     let (source, cluster, attempt) = match &call.origin {
         Origin::Client => (identity.spiffe_id_value.clone(), identity.cluster_value.clone(), attempt),
-        Origin::Peer { spiffe_id, cluster, attempt: theirs, .. } => {
-            (value(&spiffe_id.to_string()), value(cluster), theirs + attempt - 1)
+        Origin::Peer { caller, attempt: theirs, .. } => {
+            (caller.source.clone(), caller.cluster_value.clone(), theirs.saturating_add(attempt - 1))
         }
     };
     headers.insert(MESH_SOURCE, source);

@@ -53,6 +53,10 @@ pub fn target(parts: &request::Parts) -> Result<PathAndQuery, Malformed> {
 ///
 /// Returns true when the sender accepts trailers (`TE: trailers`, RFC 9110 §10.1.4).
 pub fn strip(headers: &mut HeaderMap) -> bool {
+    // Most messages have nothing of the kind; one pass over the names costs less than a lookup for each.
+    if !headers.keys().any(|name| concerns_hop(name.as_str())) {
+        return false;
+    }
     let trailers = headers
         .get_all(TE)
         .iter()
@@ -76,6 +80,21 @@ pub fn strip(headers: &mut HeaderMap) -> bool {
     }
     strip_mesh(headers);
     trailers
+}
+
+/// True for names in [`HOP_BY_HOP`] and those that only gateways may say.
+fn concerns_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "expect"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+    ) || name.starts_with("mesh-")
 }
 
 /// Takes away what only gateways may say.
@@ -174,6 +193,16 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "traceparent", "tracestate", "trailer"]);
+    }
+
+    #[test]
+    fn the_quick_look_knows_every_hop_by_hop_name() {
+        for name in HOP_BY_HOP {
+            assert!(concerns_hop(name.as_str()), "{name}");
+        }
+        let mut plain = HeaderMap::from_iter([(HOST, HeaderValue::from_static("a"))]);
+        assert!(!strip(&mut plain));
+        assert_eq!(plain.len(), 1);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use archipelago_identity::MeshRole;
 use http::{HeaderValue, Method, Response, header};
 
 use super::body::ResponseBody;
@@ -15,7 +14,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Answers failures, and writes every request down once: answered, failed, or given up by its sender.
-pub async fn record(call: Call, next: Stack) -> Outcome {
+pub async fn record(call: Box<Call>, next: Stack) -> Outcome {
     let (record, body, worker) = (Rc::clone(&call.record), call.body.clone(), Rc::clone(&call.worker));
     let mut abandoned = Abandoned { record: Some(Rc::clone(&record)), body: body.clone() };
     let outcome = next.run(call).await;
@@ -35,7 +34,8 @@ pub async fn record(call: Call, next: Stack) -> Outcome {
             answer(failure)
         }
     };
-    let mut record = record.borrow().clone();
+    // The call is gone, so nobody else holds it.
+    let mut record = Rc::try_unwrap(record).map_or_else(|shared| shared.borrow().clone(), RefCell::into_inner);
     record.code = response.status().as_u16();
     let finish = Finish::new(record, body, None);
     Ok(response.map(|body| body.with_finish(finish)))
@@ -55,7 +55,7 @@ pub fn answer(failure: Failure) -> Response<ResponseBody> {
 }
 
 /// Only well-formed requests pass, without what belongs to the sender's connection or to gateways.
-pub async fn hygiene(mut call: Call, next: Stack) -> Outcome {
+pub async fn hygiene(mut call: Box<Call>, next: Stack) -> Outcome {
     if call.parts.method == Method::CONNECT || call.parts.headers.contains_key(header::UPGRADE) && wants_upgrade(&call)
     {
         return Err(Failure::Unsupported);
@@ -79,7 +79,7 @@ fn wants_upgrade(call: &Call) -> bool {
 }
 
 /// Sheds load when the worker carries as many requests as it may: never queues.
-pub async fn admission(call: Call, next: Stack) -> Outcome {
+pub async fn admission(call: Box<Call>, next: Stack) -> Outcome {
     let Some(slot) = call.worker.admit() else { return Err(Failure::Overloaded) };
     let outcome = next.run(call).await;
     drop(slot);
@@ -87,7 +87,7 @@ pub async fn admission(call: Call, next: Stack) -> Outcome {
 }
 
 /// Host name to service.
-pub async fn route(mut call: Call, next: Stack) -> Outcome {
+pub async fn route(mut call: Box<Call>, next: Stack) -> Outcome {
     let view = call.worker.view();
     let (authority, _) = call.target.as_ref().ok_or(Failure::UnknownHost)?;
     let index = view.snapshot.service_by_host(authority.as_str()).ok_or(Failure::UnknownHost)?;
@@ -102,12 +102,10 @@ pub async fn route(mut call: Call, next: Stack) -> Outcome {
 }
 
 /// Who may ask through a tunnel: a gateway of this trust domain, one hop away, for a service that may reside here.
-pub async fn authorise_peer(mut call: Call, next: Stack) -> Outcome {
-    let Origin::Peer { spiffe_id, .. } = &call.origin else { return Err(Failure::Forbidden("not a peer")) };
-    if !matches!(spiffe_id.role(), Some(MeshRole::Gateway { .. })) {
-        return Err(Failure::Forbidden("only gateways may send requests through a tunnel"));
-    }
-    if *spiffe_id.trust_domain() != *call.worker.identity.spiffe_id.trust_domain() {
+pub async fn authorise_peer(mut call: Box<Call>, next: Stack) -> Outcome {
+    // That it is a gateway, its being a caller says.
+    let Origin::Peer { caller, .. } = &call.origin else { return Err(Failure::Forbidden("not a peer")) };
+    if !caller.is_ours {
         return Err(Failure::Forbidden("the peer belongs to another trust domain"));
     }
     let value = |name| call.parts.headers.get(name).and_then(|v| v.to_str().ok());
@@ -137,7 +135,7 @@ pub async fn authorise_peer(mut call: Call, next: Stack) -> Outcome {
 
 /// A response must begin in time. While the sender still sends, the clock runs from his last byte: an upload may take long, a
 /// slow sender may not hold a slot for ever.
-pub async fn deadline(mut call: Call, next: Stack) -> Outcome {
+pub async fn deadline(mut call: Box<Call>, next: Stack) -> Outcome {
     let timeout =
         call.deadline.map_or(call.worker.limits.request_timeout, |at| at.saturating_duration_since(Instant::now()));
     let started = Instant::now();

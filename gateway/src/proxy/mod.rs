@@ -33,7 +33,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_identity::SpiffeId;
 use archipelago_tunnel::{IncomingRequest, Responder};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
@@ -88,7 +88,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     let IncomingRequest { peer, request, mut responder } = incoming;
     let now = Instant::now();
     let (parts, body) = request.into_parts();
-    let Some(MeshRole::Gateway { cluster, .. }) = peer.role() else {
+    let Some(caller) = worker.caller(&peer) else {
         tracing::debug!(peer = %peer, "a peer that is no gateway sent a request");
         return respond(
             responder,
@@ -96,15 +96,13 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
         )
         .await;
     };
-    let cluster: Arc<str> = cluster.into();
-    let mut record = Record::new(Reporter::Destination, cluster.clone(), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, Some(&peer))));
+    let mut record = Record::new(Reporter::Destination, Arc::clone(&caller.cluster), now);
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, Some(&*peer))));
     let number = |headers: &HeaderMap| headers.get(MESH_ATTEMPT)?.to_str().ok()?.parse().ok();
     let origin = Origin::Peer {
         version: parts.headers.get(MESH_VERSION).and_then(|v| v.to_str().ok()).map(Arc::from),
         attempt: number(&parts.headers).unwrap_or(1),
-        spiffe_id: peer,
-        cluster,
+        caller,
     };
     let outcome = worker.far_side.run(call(&worker, parts, Replayable::tunnel(body, now), origin, record));
     tokio::pin!(outcome);
@@ -127,8 +125,8 @@ async fn respond(responder: Responder, response: Response<ResponseBody>) {
     }
 }
 
-fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Origin, record: Record) -> Call {
-    Call {
+fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Origin, record: Record) -> Box<Call> {
+    Box::new(Call {
         worker: Rc::clone(worker),
         parts,
         body,
@@ -138,7 +136,7 @@ fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Or
         trailers: false,
         service: None,
         deadline: None,
-    }
+    })
 }
 
 fn text(parts: &request::Parts, peer: Option<&SpiffeId>) -> Text {

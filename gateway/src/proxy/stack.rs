@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use archipelago_identity::SpiffeId;
 use http::uri::{Authority, PathAndQuery};
 use http::{Response, StatusCode, request};
 
 use super::body::{Replayable, ResponseBody};
 use super::record::Record;
-use crate::worker::Worker;
+use crate::worker::{Caller, Worker};
 
-/// One request on its way through this gateway.
+/// One request on its way through this gateway. Layers hand it on in a box: every one of their futures would else hold and move
+/// half a kilobyte.
 #[derive(Debug)]
 pub struct Call {
     /// The worker it runs on.
@@ -46,10 +46,8 @@ pub enum Origin {
     Client,
     /// Another gateway.
     Peer {
-        /// Who it proved to be.
-        spiffe_id: SpiffeId,
-        /// Its cluster.
-        cluster: Arc<str>,
+        /// Who it is.
+        caller: Rc<Caller>,
         /// Only endpoints of this version.
         version: Option<Arc<str>>,
         /// Attempt number at the ingress.
@@ -153,13 +151,13 @@ pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// A composed stack, boxed once.
 #[derive(Clone)]
-pub struct Stack(Rc<dyn Fn(Call) -> Local<Outcome>>);
+pub struct Stack(Rc<dyn Fn(Box<Call>) -> Local<Outcome>>);
 
 impl Stack {
     /// Boxes a service.
     pub fn new<S>(service: S) -> Self
     where
-        S: tower::Service<Call, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
+        S: tower::Service<Box<Call>, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
             + Clone
             + 'static,
     {
@@ -167,7 +165,7 @@ impl Stack {
     }
 
     /// Sends a call down.
-    pub fn run(&self, call: Call) -> Local<Outcome> {
+    pub fn run(&self, call: Box<Call>) -> Local<Outcome> {
         (self.0)(call)
     }
 }
@@ -185,7 +183,7 @@ pub struct FnLayer<F>(F);
 /// Makes a layer of `f`.
 pub fn layer<F, Fut>(f: F) -> FnLayer<F>
 where
-    F: Fn(Call, Stack) -> Fut + Clone + 'static,
+    F: Fn(Box<Call>, Stack) -> Fut + Clone + 'static,
     Fut: Future<Output = Outcome> + 'static,
 {
     FnLayer(f)
@@ -194,7 +192,7 @@ where
 impl<F, S> tower::Layer<S> for FnLayer<F>
 where
     F: Clone,
-    S: tower::Service<Call, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
+    S: tower::Service<Box<Call>, Response = Response<ResponseBody>, Error = Failure, Future = Local<Outcome>>
         + Clone
         + 'static,
 {
@@ -212,9 +210,9 @@ pub struct FnService<F> {
     inner: Stack,
 }
 
-impl<F, Fut> tower::Service<Call> for FnService<F>
+impl<F, Fut> tower::Service<Box<Call>> for FnService<F>
 where
-    F: Fn(Call, Stack) -> Fut,
+    F: Fn(Box<Call>, Stack) -> Fut,
     Fut: Future<Output = Outcome> + 'static,
 {
     type Response = Response<ResponseBody>;
@@ -226,7 +224,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Local<Outcome> {
+    fn call(&mut self, call: Box<Call>) -> Local<Outcome> {
         Box::pin((self.f)(call, self.inner.clone()))
     }
 }
@@ -235,9 +233,9 @@ where
 #[derive(Debug, Clone, Copy)]
 pub struct Last<F>(pub F);
 
-impl<F, Fut> tower::Service<Call> for Last<F>
+impl<F, Fut> tower::Service<Box<Call>> for Last<F>
 where
-    F: Fn(Call) -> Fut,
+    F: Fn(Box<Call>) -> Fut,
     Fut: Future<Output = Outcome> + 'static,
 {
     type Response = Response<ResponseBody>;
@@ -249,7 +247,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Local<Outcome> {
+    fn call(&mut self, call: Box<Call>) -> Local<Outcome> {
         Box::pin((self.0)(call))
     }
 }

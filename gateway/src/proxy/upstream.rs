@@ -217,8 +217,8 @@ impl Endpoint {
 
     fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
         let mut idle = self.http1.borrow_mut();
-        idle.retain(|i| !i.sender.is_closed());
-        // Not ready means that the connection's task has not yet seen the end of its last exchange.
+        // Not ready means that the connection's task has not yet seen the end of its last exchange, or that the connection is
+        // closed; those below the one that is taken wait for `close_idle`.
         let newest_ready = idle.iter().rposition(|i| i.sender.is_ready())?;
         Some(idle.remove(newest_ready).sender)
     }

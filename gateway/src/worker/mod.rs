@@ -15,12 +15,12 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_identity::{LiveCredential, SpiffeId};
+use archipelago_identity::{LiveCredential, MeshRole, SpiffeId};
 use archipelago_tunnel::{BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, Tunnels};
 use http::{HeaderValue, Method};
 use hyper::client::conn::http1;
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::budget::{Budget, Purpose};
@@ -64,6 +64,34 @@ impl Identity {
             cluster_value: HeaderValue::from_str(cluster)?,
             served_by: HeaderValue::from_str(&format!("{cluster}/{gateway}"))?,
             spiffe_id,
+        })
+    }
+}
+
+/// Another gateway as the sender of requests, with what would else be made for each of them.
+#[derive(Debug)]
+pub struct Caller {
+    /// Who it proved to be.
+    pub spiffe_id: Arc<SpiffeId>,
+    /// Its cluster.
+    pub cluster: Arc<str>,
+    /// `mesh-source`.
+    pub source: HeaderValue,
+    /// `mesh-cluster`.
+    pub cluster_value: HeaderValue,
+    /// True when it belongs to our trust domain.
+    pub is_ours: bool,
+}
+
+impl Caller {
+    fn new(peer: &Arc<SpiffeId>, own: &SpiffeId) -> Option<Self> {
+        let Some(MeshRole::Gateway { cluster, .. }) = peer.role() else { return None };
+        Some(Self {
+            source: HeaderValue::from_str(&peer.to_string()).ok()?,
+            cluster_value: HeaderValue::from_str(&cluster).ok()?,
+            cluster: cluster.into(),
+            is_ours: peer.trust_domain() == own.trust_domain(),
+            spiffe_id: Arc::clone(peer),
         })
     }
 }
@@ -143,6 +171,7 @@ pub struct Worker {
     memory: RefCell<Memory>,
     budget: RefCell<Budget>,
     random: Cell<u64>,
+    callers: RefCell<Vec<Rc<Caller>>>,
     published_health: RefCell<Vec<ServiceHealth>>,
     peer_states: RefCell<Vec<(String, PeerState)>>,
 }
@@ -172,6 +201,7 @@ impl Worker {
             memory: RefCell::default(),
             budget: RefCell::new(Budget::new(now)),
             random: Cell::new(rand::random()),
+            callers: RefCell::default(),
             published_health: RefCell::default(),
             peer_states: RefCell::default(),
         }
@@ -187,6 +217,21 @@ impl Worker {
         let next = self.random.get().wrapping_add(1);
         self.random.set(next);
         hash::mix(next)
+    }
+
+    /// What requests of the gateway `peer` have in common; `None` when `peer` is no gateway.
+    pub fn caller(&self, peer: &Arc<SpiffeId>) -> Option<Rc<Caller>> {
+        let mut callers = self.callers.borrow_mut();
+        if let Some(known) = callers.iter().find(|caller| Arc::ptr_eq(&caller.spiffe_id, peer)) {
+            return Some(Rc::clone(known));
+        }
+        let caller = Rc::new(Caller::new(peer, &self.identity.spiffe_id)?);
+        // One per connection; those of connections that ended are forgotten together.
+        if callers.len() >= CALLERS_MAX {
+            callers.clear();
+        }
+        callers.push(Rc::clone(&caller));
+        Some(caller)
     }
 
     /// An admission slot, if one is free.
@@ -346,12 +391,13 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
     let (commands, queue) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let (started, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
-        };
-        let local = LocalSet::new();
-        local.block_on(&runtime, async move {
+        // Not a LocalSet inside a runtime: that is a second scheduler, through which every wake-up would pass as well.
+        let runtime =
+            match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
+            };
+        runtime.block_on(async move {
             let mut config = TunnelConfig::new(
                 &*shared.identity.cluster,
                 &*shared.identity.gateway,
@@ -500,6 +546,8 @@ thread_local! {
 pub type Reply<T> = oneshot::Sender<T>;
 
 const COMMANDS_QUEUED_MAX: usize = 64;
+/// More connections than peers of a large federation have.
+const CALLERS_MAX: usize = 256;
 /// Metrics may be this old; the failback ramp moves in such steps.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
 /// Whoever has the port of a TCP service may let go of it.

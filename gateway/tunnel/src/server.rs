@@ -48,8 +48,8 @@ impl Incoming {
 /// A request, whose body may still be arriving.
 #[derive(Debug)]
 pub struct IncomingRequest {
-    /// Who sent it, as its certificate says.
-    pub peer: SpiffeId,
+    /// Who sent it, as its certificate says; one value for all requests of a connection.
+    pub peer: Arc<SpiffeId>,
     /// The request; its URI carries scheme and authority. For CONNECT the body is empty: the data comes by
     /// [`Responder::accept_connect`].
     pub request: Request<TunnelBody>,
@@ -256,7 +256,7 @@ impl Arriving {
             Err(_) => return self.outbox.reset(Code::REQUEST_CANCELLED),
         };
         let Self { outbox, reader, in_flight } = self;
-        let peer = SpiffeId::clone(outbox.conn().peer_id());
+        let peer = Arc::clone(outbox.conn().peer_id());
         let is_tunnel = head.method() == Method::CONNECT;
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
