@@ -1,5 +1,7 @@
 //! Who may connect to whom, over real sockets with real certificates.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::{
