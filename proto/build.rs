@@ -2,10 +2,14 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 8] = [
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
-    "archipelago/v1/control_plane.proto",
+    "archipelago/v1/identity.proto",
+    "archipelago/v1/resources.proto",
+    "archipelago/v1/fleet.proto",
+    "archipelago/v1/gateway_control.proto",
+    "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",
 ];
 

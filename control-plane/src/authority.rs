@@ -5,7 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use archipelago_identity::{Credential, CredentialDir, LiveCredential, SpiffeId, enrol::renewal_due};
+use archipelago_identity::{Credential, CredentialDir, LiveCredential, SpiffeId};
+use archipelago_rpc::enrol::renewal_due;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;

@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
+use archipelago_base::durable;
 use archipelago_identity::{CredentialDir, SpiffeId, TrustDomain};
-use archipelago_process::durable;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use archipelago_federation::compile::{FederationState, compile};
+use archipelago_model::compile::{FederationState, compile};
 use archipelago_proto::v1::ConfigResource;
 
 use crate::consensus::Consensus;

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use archipelago_identity::{LiveCredential, SpiffeId, grpc, tls::Expect};
+use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
 use archipelago_proto::v1::{ProposeRequest, ReadIndexRequest, members_client::MembersClient};
 use archipelago_raft::{ProposeError, RaftHandle, ReadError};
+use archipelago_rpc::grpc;
 use prost::Message;
 use tokio::{
     sync::{Mutex, Semaphore, watch},

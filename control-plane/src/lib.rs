@@ -26,7 +26,7 @@ mod sessions;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use archipelago_process::{logging, shutdown::Shutdown};
+use archipelago_base::{logging, shutdown::Shutdown};
 
 use self::bootstrap::Member;
 

@@ -8,17 +8,18 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use archipelago_identity::{
-    CredentialDir, LiveCredential, TrustDomain, grpc,
-    tls::{self, ClientAuth},
-};
-use archipelago_process::{
+use archipelago_base::{
     durable::DirLock,
     metrics::{self as metrics_port, Registry},
     shutdown::Shutdown,
 };
+use archipelago_identity::{
+    CredentialDir, LiveCredential, TrustDomain,
+    tls::{self, ClientAuth},
+};
 use archipelago_proto::v1::WatchSessionsRequest;
 use archipelago_raft::{Config, Limits, Raft, RaftHandle, Stopped, Timing};
+use archipelago_rpc::grpc;
 use tokio::{
     net::TcpListener,
     runtime::Handle,

@@ -3,12 +3,13 @@
 
 mod common;
 
-use archipelago_identity::{LiveCredential, enrol, enrol::JoinToken};
+use archipelago_identity::LiveCredential;
 use archipelago_proto::v1::{
     CreateTokenRequest, GetRequest, JoinRequest, JoinRole, ListTokensRequest, ReadIndexRequest, RenewRequest,
     StatusRequest, fleet_client::FleetClient, identity_client::IdentityClient, members_client::MembersClient,
     resources_client::ResourcesClient, tokens_client::TokensClient,
 };
+use archipelago_rpc::{enrol, enrol::JoinToken};
 use common::{ControlPlane, eventually, free_port, path_text, run_to_end};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use tonic::{Code, Status};

@@ -3,8 +3,9 @@
 
 mod common;
 
-use archipelago_identity::{CredentialDir, LiveCredential, SpiffeId, grpc, tls::Expect};
+use archipelago_identity::{CredentialDir, LiveCredential, SpiffeId, tls::Expect};
 use archipelago_proto::v1::{JoinRole, RaftBatch, SnapshotChunk, raft_transport_client::RaftTransportClient};
+use archipelago_rpc::grpc;
 use common::{ControlPlane, cluster, eventually};
 use prost::Message as _;
 use raft_proto::eraftpb::{Message, MessageType};

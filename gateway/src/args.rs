@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use archipelago_identity::enrol::JoinToken;
+use archipelago_rpc::enrol::JoinToken;
 
 use crate::gateway::Settings;
 use crate::worker::Limits;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
+use archipelago_base::metrics::Registry;
 use archipelago_identity::LiveCredential;
-use archipelago_process::metrics::Registry;
 use archipelago_proto::v1::GatewayAddresses;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -271,7 +271,7 @@ impl Beside {
         let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
         let ready = {
             let (published, drain) = (Arc::clone(&self.published), self.drain.clone());
-            let ready: archipelago_process::metrics::Readiness = Arc::new(move || {
+            let ready: archipelago_base::metrics::Readiness = Arc::new(move || {
                 if drain.is_cancelled() {
                     return Err("draining".to_owned());
                 }
@@ -284,7 +284,7 @@ impl Beside {
         let reports = Arc::new(Notify::new());
         let mut tasks = tokio::task::JoinSet::new();
         for listener in self.listeners {
-            let serve = archipelago_process::metrics::serve(listener, Arc::clone(&self.registry), Arc::clone(&ready));
+            let serve = archipelago_base::metrics::serve(listener, Arc::clone(&self.registry), Arc::clone(&ready));
             tasks.spawn(async move {
                 let _ = serve.await;
             });

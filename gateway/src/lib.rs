@@ -29,10 +29,10 @@ pub use gateway::{Gateway, Settings};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use archipelago_identity::enrol::{self, JoinToken};
+use archipelago_base::durable::DirLock;
+use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
-use archipelago_process::durable::DirLock;
-use archipelago_process::shutdown::Shutdown;
+use archipelago_rpc::enrol::{self, JoinToken};
 
 /// Runs a gateway until SIGTERM or SIGINT and drains it. Blocks; makes its own threads and runtimes.
 ///

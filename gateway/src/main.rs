@@ -15,7 +15,7 @@ struct Cli {
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    archipelago_process::logging::init("gateway");
+    archipelago_base::logging::init("gateway");
     match run(cli.args) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

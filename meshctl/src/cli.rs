@@ -521,7 +521,7 @@ pub(crate) enum Role {
     /// Control-plane member
     ControlPlane(archipelago_control_plane::Args),
     /// Agent of a cluster
-    Agent(archipelago_federation::agent::Args),
+    Agent(archipelago_agent::Args),
     /// Gateway
     Gateway(archipelago_gateway::Args),
     /// Demo backend

@@ -4,10 +4,10 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use archipelago_identity::grpc;
 use archipelago_identity::tls::Expect;
 use archipelago_identity::{CredentialDir, LiveCredential};
 use archipelago_proto::v1;
+use archipelago_rpc::grpc;
 use rand::seq::SliceRandom as _;
 use serde::Deserialize;
 use tonic::transport::Channel;

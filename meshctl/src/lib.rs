@@ -1,7 +1,7 @@
 //! The command line, and a whole federation on one machine.
 //!
 //! [`run`] is the whole program: it reads arguments, does one thing, and says how it went by its exit code.
-//! Policy lives elsewhere: resources are judged by `archipelago-federation`, committed by the control plane.
+//! Policy lives elsewhere: resources are judged by `archipelago-model`, committed by the control plane.
 
 mod cli;
 mod client;

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use archipelago_identity::enrol::JoinToken;
 use archipelago_identity::tls::Expect;
-use archipelago_identity::{CredentialDir, LiveCredential, grpc};
+use archipelago_identity::{CredentialDir, LiveCredential};
 use archipelago_proto::v1;
+use archipelago_rpc::enrol::JoinToken;
+use archipelago_rpc::grpc;
 use harness::suite::{self, shared};
 use harness::{Connection, Federation, PATIENCE, check, command, eventually, meshctl, proc, saw};
 use serde_json::{Value, json};

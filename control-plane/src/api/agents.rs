@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use archipelago_identity::{MeshRole, grpc};
+use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{AgentDirective, AgentMessage, ServiceReport, agent_control_server::AgentControl};
+use archipelago_rpc::grpc;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},

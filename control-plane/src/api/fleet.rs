@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use archipelago_federation::resource::Resource;
+use archipelago_model::resource::Resource;
 use archipelago_proto::v1::{
     ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, MemberStatus, MemberStatusRequest, ServicesRequest,
     ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse, WaitAppliedProgress,

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use archipelago_identity::{MeshRole, SpiffeId, grpc};
+use archipelago_identity::{MeshRole, SpiffeId};
 use archipelago_proto::v1::{
     ConfigAck, ExplainAsk, ExplainResponse, GatewayDirective, GatewayHello, GatewayMessage,
     gateway_control_server::GatewayControl, gateway_directive, gateway_message::Body,
 };
+use archipelago_rpc::grpc;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout},

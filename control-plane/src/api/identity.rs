@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use archipelago_identity::{MeshRole, SpiffeId, grpc};
+use archipelago_identity::{MeshRole, SpiffeId};
 use archipelago_proto::v1::{JoinRequest, JoinRole, RenewRequest, SvidResponse, identity_server::Identity};
+use archipelago_rpc::grpc;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 

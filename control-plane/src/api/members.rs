@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use archipelago_identity::{MeshRole, grpc};
+use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
     ExplainRequest, ExplainResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
     ReadIndexRequest, ReadIndexResponse, SessionUpdate, WatchSessionsRequest, members_server::Members,
 };
 use archipelago_raft::{ProposeError, ReadError};
+use archipelago_rpc::grpc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};

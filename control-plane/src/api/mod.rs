@@ -21,12 +21,13 @@ mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
-use archipelago_identity::{MeshRole, SpiffeId, TrustDomain, grpc};
+use archipelago_identity::{MeshRole, SpiffeId, TrustDomain};
 use archipelago_proto::v1::{
     agent_control_server::AgentControlServer, fleet_server::FleetServer, gateway_control_server::GatewayControlServer,
     identity_server::IdentityServer, members_server::MembersServer, resources_server::ResourcesServer,
     tokens_server::TokensServer,
 };
+use archipelago_rpc::grpc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, service::Routes};

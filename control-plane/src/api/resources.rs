@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use archipelago_federation::{
+use archipelago_model::{
     admit,
     document::Document,
     resource::{Kind, Resource},
@@ -129,6 +129,5 @@ fn preview(current: Option<&str>, resource: &Resource) -> Change {
 }
 
 fn parse_kind(kind: &str) -> Result<Kind, Status> {
-    kind.parse()
-        .map_err(|error: archipelago_federation::resource::UnknownKind| Status::invalid_argument(error.to_string()))
+    kind.parse().map_err(|error: archipelago_model::resource::UnknownKind| Status::invalid_argument(error.to_string()))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_federation::{
+use archipelago_model::{
     compile::{self, FederationState},
     resource::{Resource, TrafficSplitSpec},
 };

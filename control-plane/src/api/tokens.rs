@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use archipelago_identity::enrol::JoinToken;
 use archipelago_proto::v1::{
     CreateTokenRequest, CreateTokenResponse, JoinRole, ListTokensRequest, ListTokensResponse, TokenInfo,
     tokens_server::Tokens,
 };
+use archipelago_rpc::enrol::JoinToken;
 use tonic::{Request, Response, Status};
 
 use super::{Context, operator, or_random};

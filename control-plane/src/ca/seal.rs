@@ -51,7 +51,7 @@ impl SealKey {
     /// # Errors
     /// The file cannot be written.
     pub fn store(&self, path: &Path) -> io::Result<()> {
-        archipelago_process::durable::write(path, self.bytes.as_ref(), 0o600)
+        archipelago_base::durable::write(path, self.bytes.as_ref(), 0o600)
     }
 
     pub(super) fn from_bytes(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Result<Self, SealError> {

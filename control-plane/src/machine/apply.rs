@@ -1,6 +1,6 @@
 //! How commands change the state. Pure: the result depends on the state and the command alone.
 
-use archipelago_federation::{
+use archipelago_model::{
     admit,
     resource::{Kind, Resource, ResourceKey},
 };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use archipelago_federation::resource::Resource;
+use archipelago_model::resource::Resource;
 use archipelago_proto::v1;
 use prost::Message;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use archipelago_federation::{
+use archipelago_model::{
     compile::{FederationState, GatewayRecord},
     resource::{Resource, ResourceKey},
 };

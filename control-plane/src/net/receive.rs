@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use archipelago_identity::{MeshRole, grpc};
+use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
     RaftAck, RaftBatch, SnapshotChunk,
     raft_transport_server::{RaftTransport, RaftTransportServer},
 };
 use archipelago_raft::RaftHandle;
+use archipelago_rpc::grpc;
 use prost::Message as _;
 use raft_proto::eraftpb::{Message, MessageType};
 use tokio::sync::Semaphore;

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use archipelago_identity::{LiveCredential, SpiffeId, grpc, tls::Expect};
+use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
 use archipelago_proto::v1::{RaftBatch, SnapshotChunk, raft_transport_client::RaftTransportClient};
+use archipelago_rpc::grpc;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::Message;

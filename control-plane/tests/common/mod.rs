@@ -14,12 +14,13 @@ use std::{
 };
 
 use archipelago_control_plane::bootstrap::{self, Member, Plan, member_dir};
-use archipelago_identity::{Credential, CredentialDir, LiveCredential, enrol, grpc, tls::Expect};
+use archipelago_identity::{Credential, CredentialDir, LiveCredential, tls::Expect};
 use archipelago_proto::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, Document, GetRequest, GetResponse, JoinRole, MemberStatus,
     StatusRequest, StatusResponse, fleet_client::FleetClient, resources_client::ResourcesClient,
     tokens_client::TokensClient,
 };
+use archipelago_rpc::{enrol, grpc};
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 

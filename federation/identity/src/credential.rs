@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use archipelago_process::durable;
+use archipelago_base::durable;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustls::{
     RootCertStore,

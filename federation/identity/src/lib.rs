@@ -3,13 +3,9 @@
 //! - [`SpiffeId`], [`TrustDomain`] and [`MeshRole`]: names (SPIFFE-ID specification).
 //! - [`Credential`], [`LiveCredential`], [`CredentialDir`]: an X.509-SVID with its key and trust bundle, in memory and on disk.
 //! - [`tls`]: rustls configurations that verify the other side's SPIFFE id against the bundle, and follow renewals.
-//! - [`grpc`]: tonic servers and clients over them.
-//! - [`enrol`]: join tokens, the first SVID, and renewal.
 //!
-//! Issuing certificates is the control plane's business, not this crate's.
+//! Calls over these connections, enrolment and renewal are `archipelago-rpc`'s; issuing certificates is the control plane's.
 
-pub mod enrol;
-pub mod grpc;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

@@ -106,7 +106,7 @@ impl Store {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
-        archipelago_process::durable::write(&self.path, &bytes, 0o600)
+        archipelago_base::durable::write(&self.path, &bytes, 0o600)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use archipelago_identity::tls::Expect;
-use archipelago_identity::{LiveCredential, MeshRole, grpc};
+use archipelago_identity::{LiveCredential, MeshRole};
 use archipelago_proto::v1::WatchLocalRequest;
 use archipelago_proto::v1::local_discovery_client::LocalDiscoveryClient;
+use archipelago_rpc::grpc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::{Change, Update};

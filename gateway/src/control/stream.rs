@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use archipelago_identity::LiveCredential;
 use archipelago_identity::tls::Expect;
-use archipelago_identity::{LiveCredential, grpc};
 use archipelago_proto::v1::gateway_control_client::GatewayControlClient;
 use archipelago_proto::v1::{
     ConfigAck, ExplainAsk, ExplainReply, ExplainResponse, GatewayAddresses, GatewayHello, GatewayMessage,
     GatewayReport, gateway_directive, gateway_message,
 };
+use archipelago_rpc::grpc;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 

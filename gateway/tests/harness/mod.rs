@@ -37,7 +37,7 @@ impl Mesh {
     pub(crate) async fn start(clusters: &[&str]) -> Self {
         static LOGS: std::sync::Once = std::sync::Once::new();
         if std::env::var_os("ARCHIPELAGO_LOG").is_some() {
-            LOGS.call_once(|| archipelago_process::logging::init("test"));
+            LOGS.call_once(|| archipelago_base::logging::init("test"));
         }
         let mut mesh = Self {
             authority: TestAuthority::new("mesh.test"),

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use archipelago_federation::document::Document;
+use archipelago_model::document::Document;
 
 use crate::exit::{Failure, Outcome};
 

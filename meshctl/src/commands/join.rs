@@ -1,7 +1,7 @@
 //! `join TOKEN`: this machine becomes an agent or a gateway of a federation.
 
 use archipelago_identity::CredentialDir;
-use archipelago_identity::enrol::{self, EnrolError, JoinToken};
+use archipelago_rpc::enrol::{self, EnrolError, JoinToken};
 use serde::Serialize;
 
 use super::Context;

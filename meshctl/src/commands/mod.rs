@@ -79,13 +79,13 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T
 fn run_role(role: Role) -> Outcome {
     match role {
         Role::ControlPlane(args) => archipelago_control_plane::run(args)?,
-        Role::Agent(args) => archipelago_federation::agent::run(args)?,
+        Role::Agent(args) => archipelago_agent::run(args)?,
         Role::Gateway(args) => {
-            archipelago_process::logging::init("gateway");
+            archipelago_base::logging::init("gateway");
             archipelago_gateway::run(args)?;
         }
         Role::Demo(args) => {
-            archipelago_process::logging::init("demo");
+            archipelago_base::logging::init("demo");
             archipelago_demo::run(args)?;
         }
         Role::Supervisor(args) => up::supervisor_role(args)?,

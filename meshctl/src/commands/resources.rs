@@ -1,7 +1,7 @@
 //! `validate`, `apply`, `get`, `delete`.
 
-use archipelago_federation::admit;
-use archipelago_federation::resource::Kind;
+use archipelago_model::admit;
+use archipelago_model::resource::Kind;
 use archipelago_proto::v1;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -83,7 +83,7 @@ pub(super) async fn delete(context: &Context, args: DeleteArgs) -> Outcome {
         let kind = kind(kind_text)?;
         let (namespace, name) = qualified(args.namespace, args.name);
         let namespace = if kind.namespaced() {
-            namespace.unwrap_or_else(|| archipelago_federation::resource::DEFAULT_NAMESPACE.to_owned())
+            namespace.unwrap_or_else(|| archipelago_model::resource::DEFAULT_NAMESPACE.to_owned())
         } else {
             String::new()
         };
@@ -183,7 +183,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(kind: Kind, metadata: &archipelago_federation::resource::Metadata) -> Self {
+    fn new(kind: Kind, metadata: &archipelago_model::resource::Metadata) -> Self {
         Self { kind: kind.name(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
     }
 }

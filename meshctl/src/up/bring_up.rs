@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use archipelago_federation::resource::{Kind, Resource, ServiceExport, TopologySpec};
+use archipelago_model::resource::{Kind, Resource, ServiceExport, TopologySpec};
 use archipelago_proto::v1;
 
 use super::guide;
@@ -254,10 +254,10 @@ const RESTARTS_MAX: u64 = 3;
 
 #[cfg(test)]
 mod tests {
-    use archipelago_federation::provider::file::ServiceProtocol;
-    use archipelago_federation::resource::{
+    use archipelago_model::resource::{
         Metadata, ServiceExportSpec, TopologyCluster, TopologyControlPlane, TopologyService,
     };
+    use archipelago_model::service_file::ServiceProtocol;
 
     use super::*;
 

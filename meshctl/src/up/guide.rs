@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use archipelago_federation::provider::file::ServiceProtocol;
-use archipelago_federation::resource::TopologySpec;
+use archipelago_model::resource::TopologySpec;
+use archipelago_model::service_file::ServiceProtocol;
 use archipelago_proto::v1;
 
 use super::plan::{Plan, Role, gateway_http};

@@ -28,7 +28,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use archipelago_process::durable::{DirLock, LockError};
+use archipelago_base::durable::{DirLock, LockError};
 
 use self::control::{Reply, Request};
 use self::prepare::{Prepared, Wish};

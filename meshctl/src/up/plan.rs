@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use archipelago_federation::provider::file::{
+use archipelago_model::resource::{Metadata, TopologyCluster, TopologySpec};
+use archipelago_model::service_file::{
     ActiveCheck, HealthCheck, Probe, ServiceEndpoint, ServiceFile, ServiceProtocol, ServiceSpec,
 };
-use archipelago_federation::resource::{Metadata, TopologyCluster, TopologySpec};
 use archipelago_proto::v1::JoinRole;
 
 use super::layout::{Claim, ClusterSize, Layout};
@@ -314,7 +314,7 @@ impl Args {
 
 fn size(cluster: &TopologyCluster) -> Result<ClusterSize, String> {
     let count = |count: usize| u16::try_from(count).map_err(|_| format!("cluster {} is too large", cluster.name));
-    let per_service = |service: &archipelago_federation::resource::TopologyService| {
+    let per_service = |service: &archipelago_model::resource::TopologyService| {
         service.versions.len() * usize::try_from(service.instances).unwrap_or(usize::MAX)
     };
     Ok(ClusterSize {
@@ -365,7 +365,7 @@ const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
-    use archipelago_federation::resource::{TopologyControlPlane, TopologyService};
+    use archipelago_model::resource::{TopologyControlPlane, TopologyService};
 
     use super::*;
 
@@ -443,8 +443,8 @@ mod tests {
         let plan = plan();
         let (path, text) = &plan.service_files[0];
         assert!(path.ends_with("clusters/paris/services/shop.checkout.yaml"));
-        let documents = [archipelago_federation::document::Document { file: "f".into(), text: text.clone() }];
-        let files = archipelago_federation::provider::file::parse(&documents).unwrap();
+        let documents = [archipelago_model::document::Document { file: "f".into(), text: text.clone() }];
+        let files = archipelago_model::service_file::parse(&documents).unwrap();
         assert!(!files[0].exported);
         let addresses: Vec<_> = files[0].spec.endpoints.iter().map(|endpoint| endpoint.address.port()).collect();
         assert_eq!(addresses, [7570, 7571]);

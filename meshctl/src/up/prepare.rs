@@ -4,11 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use archipelago_base::durable::{DirLock, LockError};
 use archipelago_control_plane::bootstrap;
-use archipelago_federation::admit::{self, Federation};
-use archipelago_federation::document::Document;
-use archipelago_federation::resource::{Resource, TopologySpec};
-use archipelago_process::durable::{DirLock, LockError};
+use archipelago_model::admit::{self, Federation};
+use archipelago_model::document::Document;
+use archipelago_model::resource::{Resource, TopologySpec};
 
 use super::layout::{BASE_PORT_DEFAULT, WORKERS_MAX};
 use super::plan::{Knobs, Plan};

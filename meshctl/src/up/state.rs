@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use archipelago_process::durable;
+use archipelago_base::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Failure, Outcome};

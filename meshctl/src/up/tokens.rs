@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use archipelago_base::durable;
 use archipelago_identity::CredentialDir;
-use archipelago_process::durable;
 
 use super::plan::Join;
 use super::state::StateDir;

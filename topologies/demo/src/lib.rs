@@ -14,7 +14,7 @@ pub mod tcp;
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use archipelago_process::shutdown::Shutdown;
+use archipelago_base::shutdown::Shutdown;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;

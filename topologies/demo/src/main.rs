@@ -14,7 +14,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    archipelago_process::logging::init("demo");
+    archipelago_base::logging::init("demo");
     match archipelago_demo::run(cli.args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use archipelago_process::durable::{self, DirLock};
+use archipelago_base::durable::{self, DirLock};
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, HardState};
 use redb::backends::FileBackend;

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use archipelago_process::durable::LockError;
+use archipelago_base::durable::LockError;
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, Entry, HardState};
 

@@ -1,0 +1,119 @@
+//! `LocalDiscovery`: the endpoints of this cluster, for its own gateways only.
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use archipelago_base::shutdown::Shutdown;
+use archipelago_identity::{
+    LiveCredential, MeshRole,
+    tls::{self, ClientAuth},
+};
+use archipelago_proto::v1::{
+    LocalUpdate, WatchLocalRequest,
+    local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
+};
+use archipelago_rpc::grpc;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+use super::{
+    metrics::Metrics,
+    view::{self, View},
+};
+
+/// Serves until `shutdown`, then ends every stream.
+pub(super) async fn serve(
+    listener: TcpListener,
+    credential: &LiveCredential,
+    cluster: String,
+    views: watch::Receiver<Arc<View>>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let config = tls::server_config(credential, ClientAuth::Required, &[b"h2"]);
+    let incoming = grpc::serve_incoming(listener, config);
+    let service =
+        Discovery { cluster, views, metrics, slots: Arc::new(Semaphore::new(STREAMS_MAX)), shutdown: shutdown.clone() };
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
+        .add_service(LocalDiscoveryServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .serve_with_incoming_shutdown(incoming, async move { shutdown.requested().await })
+        .await?;
+    Ok(())
+}
+
+struct Discovery {
+    cluster: String,
+    views: watch::Receiver<Arc<View>>,
+    metrics: Metrics,
+    slots: Arc<Semaphore>,
+    shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl LocalDiscovery for Discovery {
+    type WatchStream = ReceiverStream<Result<LocalUpdate, Status>>;
+
+    async fn watch(&self, request: Request<WatchLocalRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let own = |role: &MeshRole| matches!(role, MeshRole::Gateway { cluster, .. } if *cluster == self.cluster);
+        let peer = grpc::require(&request, own)?;
+        let slot = self
+            .slots
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted(format!("{STREAMS_MAX} streams are open already")))?;
+        tracing::info!(spiffe_id = %peer, "gateway watches");
+        // One message in flight; a reader that is slower gets one delta to the latest state instead of a queue.
+        let (updates, stream) = mpsc::channel(1);
+        let (views, metrics, shutdown) = (self.views.clone(), self.metrics.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            metrics.watchers.inc();
+            tokio::select! {
+                () = feed(views, &updates, slot) => {}
+                () = updates.closed() => {}
+                () = shutdown.requested() => {}
+            }
+            metrics.watchers.dec();
+            tracing::info!(spiffe_id = %peer, "gateway stopped watching");
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn feed(
+    mut views: watch::Receiver<Arc<View>>,
+    updates: &mpsc::Sender<Result<LocalUpdate, Status>>,
+    _slot: OwnedSemaphorePermit,
+) {
+    // Right after a start "not ready" may only mean "not asked yet": a gateway that boots waits a moment for the truth.
+    let _ = timeout(SETTLE_TIME_MAX, views.wait_for(|view| view.settled)).await;
+    let mut said = views.borrow_and_update().services.clone();
+    if updates.send(Ok(view::snapshot(&said))).await.is_err() {
+        return;
+    }
+    while views.changed().await.is_ok() {
+        // Room first, then the latest: what changes while the reader is slow is merged.
+        let Ok(room) = updates.reserve().await else { return };
+        let now = views.borrow_and_update().services.clone();
+        if let Some(update) = view::delta(&said, &now) {
+            room.send(Ok(update));
+        }
+        said = now;
+    }
+}
+
+/// One per gateway, some of them twice during an upgrade.
+const STREAMS_MAX: usize = 4_096;
+const STREAMS_PER_CONNECTION_MAX: u32 = 16;
+/// A request is one name.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// One timeout of the default check and a bit.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);

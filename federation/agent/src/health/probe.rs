@@ -1,0 +1,210 @@
+//! One question to one endpoint.
+
+use std::{net::SocketAddr, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body_util::Empty;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, time::timeout};
+
+use archipelago_model::service_file::{Probe, ServiceProtocol};
+
+/// Asks `address` and waits at most `limit` for the whole exchange.
+///
+/// # Errors
+/// [`ProbeError`] says what was wrong with the answer.
+pub async fn probe(
+    address: SocketAddr,
+    protocol: ServiceProtocol,
+    probe: &Probe,
+    limit: Duration,
+) -> Result<(), ProbeError> {
+    let exchange = async {
+        let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+        match probe {
+            Probe::Tcp => Ok(()),
+            Probe::Http(path) => match status(stream, address, protocol, path).await? {
+                status if status.is_success() => Ok(()),
+                status => Err(ProbeError::Status(status)),
+            },
+        }
+    };
+    timeout(limit, exchange).await.unwrap_or(Err(ProbeError::Timeout))
+}
+
+/// The status of `GET path`; the body is nobody's business and goes with the connection.
+async fn status(
+    stream: TcpStream,
+    address: SocketAddr,
+    protocol: ServiceProtocol,
+    path: &str,
+) -> Result<StatusCode, ProbeError> {
+    let user_agent = HeaderValue::from_static(concat!("archipelago-agent/", env!("CARGO_PKG_VERSION")));
+    match protocol {
+        ServiceProtocol::H2c => {
+            let (mut sender, connection) =
+                http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            let request = Request::get(format!("http://{address}{path}"))
+                .version(Version::HTTP_2)
+                .header(header::USER_AGENT, user_agent)
+                .body(Empty::new())?;
+            let exchange = sender.send_request(request);
+            drive(connection, exchange).await
+        }
+        ServiceProtocol::Http | ServiceProtocol::Tcp => {
+            let (mut sender, connection) = http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
+            let request = Request::get(path)
+                .header(header::HOST, address.to_string())
+                .header(header::USER_AGENT, user_agent)
+                .header(header::CONNECTION, "close")
+                .body(Empty::new())?;
+            let exchange = sender.send_request(request);
+            drive(connection, exchange).await
+        }
+    }
+}
+
+/// Runs a connection for as long as its one exchange takes, so that nothing is left behind.
+async fn drive(
+    connection: impl Future<Output = hyper::Result<()>>,
+    exchange: impl Future<Output = hyper::Result<Response<Incoming>>>,
+) -> Result<StatusCode, ProbeError> {
+    let mut connection = Box::pin(connection);
+    let mut exchange = pin!(exchange);
+    let ended = tokio::select! {
+        biased;
+        response = &mut exchange => return Ok(response?.status()),
+        ended = &mut connection => ended,
+    };
+    // A server that closes after its answer ends the connection in the same step in which the answer arrives; dropping
+    // what is left of the connection makes the exchange say which of the two it was.
+    drop(connection);
+    match exchange.await {
+        Ok(response) => Ok(response.status()),
+        Err(error) if error.is_canceled() => Err(ended.err().map_or(ProbeError::Closed, ProbeError::Protocol)),
+        Err(error) => Err(ProbeError::Protocol(error)),
+    }
+}
+
+/// What was wrong with an answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// Closed before an answer.
+    #[error("closed without an answer")]
+    Closed,
+    /// No connection.
+    #[error("no connection: {0}")]
+    Connect(#[source] std::io::Error),
+    /// Not the protocol that was spoken.
+    #[error("no valid answer: {0}")]
+    Protocol(#[from] hyper::Error),
+    /// The question itself could not be written.
+    #[error("the check is not valid: {0}")]
+    Request(#[from] http::Error),
+    /// Not 2xx.
+    #[error("answered {0}")]
+    Status(StatusCode),
+    /// Nothing in time.
+    #[error("no answer in time")]
+    Timeout,
+}
+
+impl ProbeError {
+    /// Bounded label for metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Connect(_) => "connect",
+            Self::Protocol(_) => "protocol",
+            Self::Request(_) => "request",
+            Self::Status(_) => "status",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::service::service_fn;
+    use hyper_util::server::conn::auto;
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Speaks HTTP/1.1 and HTTP/2; `/ok` is well, `/hang` never answers, anything else is not found.
+    async fn server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<Incoming>| async move {
+                    if request.uri().path() == "/hang" {
+                        std::future::pending::<()>().await;
+                    }
+                    let found = request.uri().path() == "/ok";
+                    let status = if found { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
+                    let mut response = Response::new(Empty::<Bytes>::new());
+                    *response.status_mut() = status;
+                    Ok::<_, Infallible>(response)
+                });
+                tokio::spawn(async move {
+                    let _ =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        address
+    }
+
+    async fn reason(address: SocketAddr, protocol: ServiceProtocol, path: &str, limit: Duration) -> &'static str {
+        probe(address, protocol, &Probe::Http(path.into()), limit)
+            .await
+            .map_err(|error| error.reason())
+            .err()
+            .unwrap_or("ok")
+    }
+
+    #[tokio::test]
+    async fn answers_are_told_apart() {
+        let address = server().await;
+        for protocol in [ServiceProtocol::Http, ServiceProtocol::H2c] {
+            assert_eq!(reason(address, protocol, "/ok", LIMIT).await, "ok");
+            assert_eq!(reason(address, protocol, "/other", LIMIT).await, "status");
+            assert_eq!(reason(address, protocol, "/hang", Duration::from_millis(50)).await, "timeout");
+        }
+        assert!(probe(address, ServiceProtocol::Tcp, &Probe::Tcp, LIMIT).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn nobody_and_nonsense_are_bad() {
+        // Bound and not listening: nobody else gets the port meanwhile.
+        let kept = tokio::net::TcpSocket::new_v4().unwrap();
+        kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let nobody = kept.local_addr().unwrap();
+        assert_eq!(reason(nobody, ServiceProtocol::Http, "/ok", LIMIT).await, "connect");
+        assert!(matches!(probe(nobody, ServiceProtocol::Tcp, &Probe::Tcp, LIMIT).await, Err(ProbeError::Connect(_))));
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"\x00\x01 this is no HTTP\r\n\r\n").await;
+            }
+        });
+        for protocol in [ServiceProtocol::Http, ServiceProtocol::H2c] {
+            let reason = reason(address, protocol, "/ok", LIMIT).await;
+            assert!(matches!(reason, "protocol" | "closed"), "{protocol}: {reason}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The agent of a cluster: provider and health checks in, the cluster's gateways and the control plane out.
+//!
+//! ```text
+//! service files ─► Catalog ─┬─► health checks ─► Readiness ─┐
+//!                           └───────────────────────────────┴─► View ─┬─► LocalDiscovery (gateways of this cluster)
+//!                                                                     ├─► reports (control plane)
+//!                                                                     └─► state file (next start)
+//! ```
+//!
+//! Every arrow is a `watch`: a slow reader skips what it missed and sees the latest. Nothing here waits for the control
+//! plane: without it the gateways are served just the same, once the agent has an identity.
+
+pub mod health;
+pub mod provider;
+
+mod discovery;
+mod metrics;
+mod report;
+mod state;
+pub mod view;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail, ensure};
+use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, shutdown::Shutdown};
+use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
+use archipelago_rpc::enrol;
+use clap::Args as ClapArgs;
+use tokio::{sync::watch, task::JoinSet};
+
+use self::{metrics::Metrics, state::State, view::View};
+use crate::{
+    health::driver::{self, Readiness},
+    provider::watch::{Catalog, ServiceDir, follow},
+};
+
+/// Flags of `archipelago-agent`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// Cluster that this agent speaks for.
+    #[arg(long, env = "ARCHIPELAGO_CLUSTER")]
+    pub cluster: String,
+    /// Name of this agent within its cluster.
+    #[arg(long, default_value = "agent")]
+    pub name: String,
+    /// Directory for identity and last good state.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// Control-plane members, host:port, separated by commas; default: those of the token or of the last run.
+    #[arg(long, value_delimiter = ',')]
+    pub control_plane: Vec<String>,
+    /// File with a join token; needed once, ignored while the identity in the state directory is valid.
+    #[arg(long)]
+    pub token_file: Option<PathBuf>,
+    /// Directory of service files.
+    #[arg(long)]
+    pub services: PathBuf,
+    /// Where the gateways of this cluster connect.
+    #[arg(long, default_value = "0.0.0.0:7410")]
+    pub listen: SocketAddr,
+    /// Metrics and health, plain HTTP.
+    #[arg(long, default_value = "127.0.0.1:7491")]
+    pub metrics: SocketAddr,
+}
+
+/// Runs an agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start: no identity, a port is taken, the state directory is in use or not writable.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    logging::init("archipelago-agent");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(start(args));
+    // A blocking write that hangs on a dead disk must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn start(args: Args) -> anyhow::Result<()> {
+    let shutdown = Shutdown::install().context("cannot install signal handlers")?;
+    let _lock = DirLock::acquire(&args.state_dir)?;
+    let state = State::load(&args.state_dir);
+    let credentials = CredentialDir::new(args.state_dir.join("identity"));
+    let has_identity = matches!(credentials.load(), Ok(Some(stored)) if stored.not_after > SystemTime::now());
+    let token = match read_token(&args) {
+        Ok(token) => token,
+        // Not needed any more, so not worth failing over.
+        Err(_) if has_identity => None,
+        Err(error) => return Err(error),
+    };
+    let control_plane = [
+        args.control_plane.clone(),
+        token.as_ref().map_or_else(Vec::new, |token| token.control_plane.clone()),
+        state.control_plane.clone(),
+    ]
+    .into_iter()
+    .find(|addresses| !addresses.is_empty())
+    .context("no control plane is known: give --control-plane or --token-file")?;
+
+    let listener = bind(args.listen)?;
+    let metrics_listener = bind(args.metrics)?;
+    let joining = enrol::ensure(&credentials, token);
+    let credential = tokio::select! {
+        credential = joining => credential.context("cannot get an identity")?,
+        () = shutdown.requested() => return Ok(()),
+    };
+    check_identity(&credential, &args)?;
+    let renewal = enrol::keep_renewed(credential.clone(), credentials, control_plane.clone(), shutdown.clone());
+    let config = Config {
+        cluster: args.cluster,
+        state_dir: args.state_dir,
+        services: args.services,
+        control_plane,
+        credential,
+        listener,
+        metrics_listener,
+    };
+    let renewal = tokio::spawn(renewal);
+    let served = serve(config, state, shutdown).await;
+    renewal.abort();
+    served
+}
+
+/// Everything an agent needs once it has its identity and its ports.
+struct Config {
+    cluster: String,
+    state_dir: PathBuf,
+    services: PathBuf,
+    control_plane: Vec<String>,
+    credential: LiveCredential,
+    listener: TcpListener,
+    metrics_listener: TcpListener,
+}
+
+async fn serve(config: Config, state: State, shutdown: Shutdown) -> anyhow::Result<()> {
+    let metrics = Metrics::new();
+    let (dir, restored) = ServiceDir::restore(config.services, state.sources);
+    let (catalog, catalogs) = watch::channel(Arc::new(restored));
+    let (readiness, readinesses) = watch::channel(Readiness { ready: state.ready, settled: false });
+    let first = View::new(&catalogs.borrow(), &readinesses.borrow(), None);
+    let (view, views) = watch::channel(Arc::new(first));
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow(dir, catalog, shutdown.clone()));
+    tasks.spawn(driver::run(catalogs.clone(), readiness, rand::random(), metrics.observer()));
+    tasks.spawn(merge(catalogs.clone(), readinesses.clone(), view, metrics.clone()));
+    tasks.spawn(state::keep(config.state_dir, config.control_plane.clone(), catalogs, readinesses, shutdown.clone()));
+    tasks.spawn(report::run(
+        config.cluster.clone(),
+        config.control_plane,
+        config.credential.clone(),
+        views.clone(),
+        metrics.clone(),
+        shutdown.clone(),
+    ));
+    let ready = {
+        let views = views.clone();
+        Arc::new(move || match views.borrow().settled {
+            true => Ok(()),
+            false => Err("the services have not been read and checked yet".to_owned()),
+        })
+    };
+    let registry = Arc::new(Mutex::new(metrics.registry()));
+    let port = tokio::spawn(metrics_port::serve(config.metrics_listener, registry, ready));
+
+    let address = config.listener.local_addr().context("the listener has no address")?;
+    tracing::info!(cluster = config.cluster, %address, "serving the gateways of this cluster");
+    discovery::serve(config.listener, &config.credential, config.cluster, views, metrics, shutdown.clone())
+        .await
+        .context("LocalDiscovery ended")?;
+    if !shutdown.is_requested() {
+        bail!("LocalDiscovery ended unexpectedly");
+    }
+    // What ends by itself gets its time: the state file is written once more.
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIME, drained).await.is_err() {
+        tracing::warn!("some parts did not end in time");
+    }
+    port.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Puts services and readiness together, again and again.
+async fn merge(
+    mut catalogs: watch::Receiver<Arc<Catalog>>,
+    mut readinesses: watch::Receiver<Readiness>,
+    view: watch::Sender<Arc<View>>,
+    metrics: Metrics,
+) {
+    loop {
+        let next = {
+            let (catalog, readiness) = (catalogs.borrow_and_update(), readinesses.borrow_and_update());
+            View::new(&catalog, &readiness, Some(&view.borrow()))
+        };
+        metrics.viewed(&next);
+        view.send_if_modified(|current| {
+            let changed = **current != next;
+            if changed {
+                *current = Arc::new(next);
+            }
+            changed
+        });
+        let changed = tokio::select! {
+            changed = catalogs.changed() => changed,
+            changed = readinesses.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    listener.set_nonblocking(true).with_context(|| format!("cannot listen on {address}"))?;
+    Ok(listener)
+}
+
+/// The token, if a file with one is there. One for something else is refused before it is spent.
+fn read_token(args: &Args) -> anyhow::Result<Option<enrol::JoinToken>> {
+    let Some(file) = &args.token_file else { return Ok(None) };
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        // Whoever started us may have removed a token that is spent.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    let token = text.parse::<enrol::JoinToken>().with_context(|| file.display().to_string())?;
+    ensure!(
+        (token.role.as_str(), &token.cluster, &token.name) == ("agent", &args.cluster, &args.name),
+        "{}: the token is for {} {} of cluster {}, but this is agent {} of cluster {}",
+        file.display(),
+        token.role,
+        token.name,
+        token.cluster,
+        args.name,
+        args.cluster
+    );
+    Ok(Some(token))
+}
+
+/// A state directory of another agent must not go unnoticed.
+fn check_identity(credential: &LiveCredential, args: &Args) -> anyhow::Result<()> {
+    let id = credential.current().spiffe_id.clone();
+    let expected = MeshRole::Agent { cluster: args.cluster.clone(), name: args.name.clone() };
+    ensure!(
+        id.role().as_ref() == Some(&expected),
+        "the identity is {id}, but this is agent {} of cluster {}: a token or state directory of another process?",
+        args.name,
+        args.cluster
+    );
+    Ok(())
+}
+
+/// Health checks and a few streams: one thread would do, two keep a TLS handshake from delaying a check.
+const RUNTIME_THREADS: usize = 2;
+/// Nothing here holds user traffic; a second writes one file.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

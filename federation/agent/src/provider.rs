@@ -1,0 +1,3 @@
+//! Where an agent learns what its cluster has to offer.
+
+pub mod watch;

@@ -1,0 +1,136 @@
+//! Reports to the control plane: which services there are, how many endpoints of each are ready.
+
+use std::{sync::Arc, time::Duration};
+
+use archipelago_base::shutdown::Shutdown;
+use archipelago_identity::{LiveCredential, tls::Expect};
+use archipelago_proto::v1::{AgentMessage, agent_control_client::AgentControlClient};
+use archipelago_rpc::grpc;
+use rand::RngExt;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{metrics::Metrics, view::View};
+
+/// Keeps a stream to any member of the control plane until `shutdown`.
+pub(super) async fn run(
+    cluster: String,
+    control_plane: Vec<String>,
+    credential: LiveCredential,
+    mut views: watch::Receiver<Arc<View>>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) {
+    let session = async {
+        // A report without any check done would show every service as down.
+        let _ = timeout(SETTLE_TIME_MAX, views.wait_for(|view| view.settled)).await;
+        let mut failures = 0u32;
+        loop {
+            let began = Instant::now();
+            let ended = stream(&cluster, &control_plane, &credential, &mut views, &metrics).await;
+            metrics.connected.set(0);
+            failures = if began.elapsed() > STABLE_AFTER { 0 } else { failures.saturating_add(1) };
+            // One line per change of state, not one per attempt of a long outage.
+            match failures {
+                0 | 1 => tracing::warn!(reason = %ended, "stream to the control plane ended, reconnecting"),
+                _ => tracing::debug!(reason = %ended, failures, "the control plane cannot be reached"),
+            }
+            let chance = rand::rng().random_range(0.0..=1.0);
+            sleep(backoff(failures, chance)).await;
+        }
+    };
+    tokio::select! {
+        () = session => {}
+        () = shutdown.requested() => {}
+    }
+}
+
+/// One stream from connect to end; says why it ended.
+async fn stream(
+    cluster: &str,
+    control_plane: &[String],
+    credential: &LiveCredential,
+    views: &mut watch::Receiver<Arc<View>>,
+    metrics: &Metrics,
+) -> String {
+    let channel = match grpc::connect(control_plane, credential, Expect::control_plane()).await {
+        Ok(channel) => channel,
+        Err(error) => return error.to_string(),
+    };
+    let message = |views: &mut watch::Receiver<Arc<View>>| AgentMessage {
+        cluster: cluster.to_owned(),
+        services: views.borrow_and_update().reports.clone(),
+    };
+    let (reports, outgoing) = mpsc::channel(1);
+    if reports.try_send(message(views)).is_err() {
+        return "the stream ended before it began".to_owned();
+    }
+    let mut client = AgentControlClient::new(channel);
+    let opened = client.stream(ReceiverStream::new(outgoing));
+    let mut directives = match timeout(OPEN_TIME_MAX, opened).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return format!("{}: {}", status.code(), status.message()),
+        Err(_) => return format!("no answer within {} s", OPEN_TIME_MAX.as_secs()),
+    };
+    tracing::info!("connected to the control plane");
+    metrics.connected.set(1);
+    let mut again = Instant::now() + REPORT_INTERVAL;
+    let mut due = false;
+    loop {
+        tokio::select! {
+            directive = directives.message() => match directive {
+                Ok(Some(_)) => {}
+                Ok(None) => return "the control plane closed it".to_owned(),
+                Err(status) => return format!("{}: {}", status.code(), status.message()),
+            },
+            changed = views.changed(), if !due => match changed {
+                Ok(()) => due = true,
+                Err(_) => return "the agent is stopping".to_owned(),
+            },
+            () = tokio::time::sleep_until(again), if !due => due = true,
+            // The report is made when there is room for it, so it is never an old one.
+            room = reports.reserve(), if due => match room {
+                Ok(room) => {
+                    room.send(message(views));
+                    due = false;
+                    again = Instant::now() + REPORT_INTERVAL;
+                }
+                Err(_) => return "the connection ended".to_owned(),
+            },
+        }
+    }
+}
+
+/// Half of it for certain, the rest by chance: quick after a restart of the one member we were on, spread out when all
+/// agents of a federation lost theirs.
+fn backoff(failures: u32, chance: f64) -> Duration {
+    let ceiling = BACKOFF_MIN.saturating_mul(1 << failures.min(6)).min(BACKOFF_MAX);
+    ceiling.mul_f64(0.5 + 0.5 * chance)
+}
+
+/// The contract of the protocol: at least every 5 s; a second is left for a slow network.
+const REPORT_INTERVAL: Duration = Duration::from_secs(4);
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
+const OPEN_TIME_MAX: Duration = Duration::from_secs(5);
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_and_is_bounded() {
+        assert_eq!(backoff(0, 1.0), BACKOFF_MIN);
+        assert_eq!(backoff(1, 0.0), BACKOFF_MIN);
+        for failures in 0..100 {
+            assert!(backoff(failures, 0.0) >= BACKOFF_MIN / 2);
+            assert!(backoff(failures, 1.0) <= BACKOFF_MAX);
+        }
+        assert_eq!(backoff(u32::MAX, 1.0), BACKOFF_MAX);
+    }
+}

@@ -1,0 +1,13 @@
+//! What every Archipelago process needs and no mesh is needed for: logs, signals, durable files, the metrics port, pauses
+//! between attempts, error chains, seeded randomness.
+//!
+//! Each process calls [`logging::init`] first, takes its state directory with [`durable::DirLock`], and ends when
+//! [`shutdown::Shutdown`] says so.
+
+pub mod backoff;
+pub mod durable;
+pub mod error;
+pub mod logging;
+pub mod metrics;
+pub mod random;
+pub mod shutdown;

@@ -1,0 +1,439 @@
+//! The policy compiler: golden results, and what holds for every federation.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on may say so by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use archipelago_model::{
+    admit,
+    compile::{FederationState, GatewayRecord, compile, exporters, hosts},
+    document::Document,
+    resource::{
+        Backend, Cluster, ClusterSpec, FailoverPolicy, FailoverPolicySpec, FailoverTier, Metadata, Residency, Resource,
+        ServiceExport, ServiceExportSpec, TrafficSplit, TrafficSplitSpec,
+    },
+};
+use archipelago_proto::v1::{
+    ConfigResource, GatewayAddresses, Protocol, RouteRule, ServiceConfig, ServiceReport, config_resource::Body,
+};
+use proptest::prelude::*;
+
+const REGIONS: [(&str, &str); 4] =
+    [("frankfurt", "eu-central"), ("lyon", "eu-west"), ("paris", "eu-west"), ("tokyo", "ap-northeast")];
+
+fn report(name: &str, protocol: Protocol, versions: &[&str]) -> ServiceReport {
+    ServiceReport {
+        namespace: "shop".into(),
+        name: name.into(),
+        protocol: protocol.into(),
+        port: 80,
+        exported: false,
+        versions: versions.iter().map(ToString::to_string).collect(),
+        ready: 1,
+        total: 1,
+    }
+}
+
+fn with(state: &mut FederationState, yaml: &str) {
+    let document = Document { file: "p.yaml".into(), text: yaml.into() };
+    let admitted = admit::admit(&[document], &state.resources).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    state.resources.extend(admitted.into_iter().map(|resource| (resource.key(), resource)));
+}
+
+/// Four clusters, two in one region; checkout everywhere, v2 only in paris and tokyo; ledger over TCP in two.
+fn federation() -> FederationState {
+    let mut state =
+        FederationState { trust_domain: "mesh.example".into(), bundle_der: vec![vec![1, 2]], ..Default::default() };
+    for (name, region) in REGIONS {
+        with(&mut state, &format!("{HEAD}kind: Cluster\nmetadata: {{ name: {name} }}\nspec: {{ region: {region} }}\n"));
+        let versions: &[&str] = if matches!(name, "paris" | "tokyo") { &["v1", "v2"] } else { &["v1"] };
+        state.reports.insert(name.into(), vec![report("checkout", Protocol::Http1, versions)]);
+        for gateway in ["gw-1", "gw-2"] {
+            let record = GatewayRecord {
+                spiffe_id: format!("spiffe://mesh.example/cluster/{name}/gateway/{gateway}"),
+                addresses: GatewayAddresses { tunnel: vec!["10.0.0.1:15443".into()], ..Default::default() },
+            };
+            state.gateways.insert((name.into(), gateway.into()), record);
+        }
+    }
+    state.reports.get_mut("paris").unwrap().push(report("ledger", Protocol::Tcp, &["v1"]));
+    state.reports.get_mut("tokyo").unwrap().push(report("ledger", Protocol::Tcp, &["v1"]));
+    for service in ["checkout", "ledger"] {
+        with(&mut state, &format!("{HEAD}kind: ServiceExport\nmetadata: {{ name: {service}, namespace: shop }}\n"));
+    }
+    state
+}
+
+const HEAD: &str = "apiVersion: archipelago.dev/v1alpha1\n";
+
+fn service(config: &BTreeMap<String, ConfigResource>, name: &str) -> ServiceConfig {
+    match &config[&format!("service/shop/{name}")].body {
+        Some(Body::Service(service)) => service.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// `backends → tier | tier`, each backend as cluster[@version]:weight.
+fn show(rule: &RouteRule) -> String {
+    let list = |backends: &[archipelago_proto::v1::WeightedBackend]| {
+        let one = |backend: &archipelago_proto::v1::WeightedBackend| {
+            let version = if backend.version.is_empty() { String::new() } else { format!("@{}", backend.version) };
+            format!("{}{version}:{}", backend.cluster, backend.weight)
+        };
+        backends.iter().map(one).collect::<Vec<_>>().join(" ")
+    };
+    let tiers: Vec<String> = rule.tiers.iter().map(|tier| list(&tier.backends)).collect();
+    format!("{}: {} → {}", rule.name, list(&rule.backends), tiers.join(" | "))
+}
+
+fn rules(state: &FederationState, cluster: &str, name: &str) -> Vec<String> {
+    service(&compile(state, cluster), name).rules.iter().map(show).collect()
+}
+
+#[test]
+fn the_resources_of_a_gateway() {
+    let config = compile(&federation(), "paris");
+    let names: Vec<&str> = config.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "cluster/frankfurt",
+            "cluster/lyon",
+            "cluster/paris",
+            "cluster/tokyo",
+            "mesh",
+            "peer/frankfurt/gw-1",
+            "peer/frankfurt/gw-2",
+            "peer/lyon/gw-1",
+            "peer/lyon/gw-2",
+            "peer/tokyo/gw-1",
+            "peer/tokyo/gw-2",
+            // ledger has no slot yet.
+            "service/shop/checkout",
+        ]
+    );
+    for (name, resource) in &config {
+        assert_eq!(name, &resource.name);
+        assert_eq!(resource.version.len(), 16);
+    }
+    let mut state = federation();
+    state.tcp_slots.insert(("shop".into(), "ledger".into()), 3);
+    let ledger = service(&compile(&state, "paris"), "ledger");
+    assert_eq!((ledger.tcp_slot, ledger.protocol()), (3, Protocol::Tcp));
+    assert_eq!(ledger.exporters, ["paris", "tokyo"]);
+    assert_eq!(ledger.hosts, ["ledger.shop.svc.clusterset.local", "ledger.shop"]);
+    assert_eq!(ledger.hosts, hosts("shop", "ledger"));
+}
+
+#[test]
+fn without_policy_the_order_is_local_region_rest() {
+    let state = federation();
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → paris:1 | lyon:1 | frankfurt:1 tokyo:1"]);
+    assert_eq!(rules(&state, "tokyo", "checkout"), ["default:  → tokyo:1 | frankfurt:1 lyon:1 paris:1"]);
+    let failback = service(&compile(&state, "paris"), "checkout").failback.unwrap();
+    assert_eq!((failback.after_ms, failback.ramp_ms, failback.automatic), (2_000, 5_000, true));
+}
+
+#[test]
+fn an_order_is_relative_and_leaves_out_what_it_does_not_name() {
+    let mut state = federation();
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: FailoverPolicy\nmetadata: {{ name: checkout, namespace: shop }}\nspec:\n  service: checkout\n  order:\n    - {{ clusters: [\"@local\"] }}\n    - {{ regions: [\"@same\"] }}\n    - {{ clusters: [frankfurt] }}\n  residency: {{ regions: [eu-west, eu-central] }}\n  failback: {{ after: 10m, ramp: 5m, mode: manual }}\n  avoid: [lyon]\n"
+        ),
+    );
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → paris:1 | lyon:1 | frankfurt:1"]);
+    // tokyo lies outside the residency: what enters there leaves at once.
+    assert_eq!(rules(&state, "tokyo", "checkout"), ["default:  → frankfurt:1"]);
+    let checkout = service(&compile(&state, "lyon"), "checkout");
+    assert_eq!(checkout.residency_clusters, ["frankfurt", "lyon", "paris"]);
+    assert_eq!(checkout.avoid_clusters, ["lyon"]);
+    assert_eq!(checkout.exporters, ["frankfurt", "lyon", "paris", "tokyo"]);
+    let failback = checkout.failback.unwrap();
+    assert_eq!((failback.after_ms, failback.ramp_ms, failback.automatic), (600_000, 300_000, false));
+}
+
+#[test]
+fn a_split_keeps_its_versions_when_it_fails_over() {
+    let mut state = federation();
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: TrafficSplit\nmetadata: {{ name: any, namespace: shop }}\nspec:\n  service: checkout\n  sticky: {{ cookie: user }}\n  routes:\n    - match: {{ headers: {{ X-Preview: pr-42 }}, method: GET }}\n      backends: [{{ cluster: tokyo, version: v2, weight: 1 }}]\n    - match: {{ pathPrefix: /beta }}\n      backends: [{{ cluster: paris, version: v1, weight: 3 }}, {{ cluster: paris, version: v2, weight: 1 }}]\n  backends: [{{ cluster: paris, weight: 90 }}, {{ cluster: tokyo, weight: 10 }}]\n"
+        ),
+    );
+    assert_eq!(
+        rules(&state, "frankfurt", "checkout"),
+        [
+            // Only paris and tokyo have v2; the others answer with what they have rather than not at all.
+            "routes[0]: tokyo@v2:1 → frankfurt:1 | lyon:1 paris@v2:1 tokyo@v2:1",
+            "routes[1]: paris@v1:3 paris@v2:1 → frankfurt@v1:4 | lyon@v1:4 paris@v1:3 paris@v2:1 tokyo@v1:3 tokyo@v2:1",
+            "backends: paris:90 tokyo:10 → frankfurt:1 | lyon:1 paris:1 tokyo:1",
+        ]
+    );
+    let checkout = service(&compile(&state, "paris"), "checkout");
+    let matches = checkout.rules[0].r#match.clone().unwrap();
+    assert_eq!(matches.headers.get("x-preview").map(String::as_str), Some("pr-42"));
+    assert_eq!(matches.method, "GET");
+    assert!(checkout.sticky.is_some());
+    assert!(checkout.rules.last().unwrap().r#match.is_none());
+}
+
+#[test]
+fn exports_come_from_resources_and_from_the_cluster_itself() {
+    let mut state = federation();
+    state.resources.retain(|key, _| key.name != "checkout");
+    assert_eq!(exporters(&state, "shop", "checkout"), Vec::<String>::new());
+    state.reports.get_mut("lyon").unwrap()[0].exported = true;
+    assert_eq!(exporters(&state, "shop", "checkout"), ["lyon"]);
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: ServiceExport\nmetadata: {{ name: checkout, namespace: shop }}\nspec: {{ clusters: [tokyo] }}\n"
+        ),
+    );
+    assert_eq!(exporters(&state, "shop", "checkout"), ["lyon", "tokyo"]);
+    // A cluster that does not belong to the federation any more takes its services along.
+    state.resources.retain(|key, _| key.name != "lyon");
+    assert_eq!(exporters(&state, "shop", "checkout"), ["tokyo"]);
+    assert!(!compile(&state, "paris").contains_key("peer/lyon/gw-1"));
+}
+
+#[test]
+fn clusters_that_disagree_on_the_protocol_do_not_mix() {
+    let mut state = federation();
+    state.reports.insert("frankfurt".into(), vec![report("checkout", Protocol::Tcp, &["v1"])]);
+    let checkout = service(&compile(&state, "paris"), "checkout");
+    assert_eq!(checkout.protocol(), Protocol::Http1);
+    assert_eq!(checkout.exporters, ["lyon", "paris", "tokyo"]);
+}
+
+#[test]
+fn a_drained_cluster_stays_listed_and_is_marked() {
+    let mut state = federation();
+    with(
+        &mut state,
+        &format!("{HEAD}kind: Cluster\nmetadata: {{ name: lyon }}\nspec: {{ region: eu-west, drained: true }}\n"),
+    );
+    let config = compile(&state, "paris");
+    let Some(Body::Cluster(lyon)) = &config["cluster/lyon"].body else { panic!() };
+    assert!(lyon.drained);
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → paris:1 | lyon:1 | frankfurt:1 tokyo:1"]);
+}
+
+#[test]
+fn a_change_touches_only_what_it_is_about() {
+    let mut state = federation();
+    state.tcp_slots.insert(("shop".into(), "ledger".into()), 0);
+    let before = compile(&state, "paris");
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: TrafficSplit\nmetadata: {{ name: checkout, namespace: shop }}\nspec: {{ service: checkout, backends: [{{ cluster: paris }}] }}\n"
+        ),
+    );
+    state.reports.get_mut("paris").unwrap()[0].ready = 0;
+    let after = compile(&state, "paris");
+    let changed: Vec<&String> = before.keys().filter(|name| before[*name].version != after[*name].version).collect();
+    assert_eq!(changed, ["service/shop/checkout"]);
+}
+
+// ---- properties -------------------------------------------------------------
+
+const CLUSTERS: [&str; 6] = ["ams", "fra", "lis", "nrt", "par", "sin"];
+const ZONES: [&str; 3] = ["ap", "eu", "us"];
+const SERVICES: [&str; 3] = ["a", "b", "c"];
+const VERSIONS: [&str; 2] = ["v1", "v2"];
+
+fn metadata(name: &str, namespaced: bool) -> Metadata {
+    let namespace = if namespaced { "shop".to_owned() } else { String::new() };
+    Metadata { name: name.into(), namespace, ..Metadata::default() }
+}
+
+fn some_clusters() -> impl Strategy<Value = Vec<String>> {
+    prop::sample::subsequence(CLUSTERS.to_vec(), 1..=4).prop_map(|names| names.into_iter().map(String::from).collect())
+}
+
+fn some_regions() -> impl Strategy<Value = Vec<String>> {
+    prop::sample::subsequence(ZONES.to_vec(), 1..=2).prop_map(|names| names.into_iter().map(String::from).collect())
+}
+
+fn some_backends() -> impl Strategy<Value = Vec<Backend>> {
+    let backend =
+        (prop::sample::select(&CLUSTERS[..]), prop::option::of(prop::sample::select(&VERSIONS[..])), 0u32..=1_000_000)
+            .prop_map(|(cluster, version, weight)| Backend {
+                cluster: cluster.into(),
+                version: version.map(String::from),
+                weight,
+            });
+    prop::collection::vec(backend, 0..4)
+}
+
+fn some_policy() -> impl Strategy<Value = FailoverPolicySpec> {
+    let tier = prop_oneof![
+        some_clusters().prop_map(FailoverTier::Clusters),
+        some_regions().prop_map(FailoverTier::Regions),
+        Just(FailoverTier::Clusters(vec!["@local".into()])),
+        Just(FailoverTier::Regions(vec!["@same".into()])),
+    ];
+    let residency = prop::option::of(
+        (some_regions(), some_clusters()).prop_map(|(regions, clusters)| Residency { regions, clusters }),
+    );
+    (prop::collection::vec(tier, 0..4), residency, some_clusters())
+        .prop_map(|(order, residency, avoid)| FailoverPolicySpec { order, residency, avoid, ..Default::default() })
+}
+
+fn some_state() -> impl Strategy<Value = FederationState> {
+    let regions = prop::collection::vec(prop::sample::select(&ZONES[..]), CLUSTERS.len());
+    let reports = prop::collection::vec(
+        prop::collection::vec((any::<bool>(), 0u32..4, 0..3usize), SERVICES.len()),
+        CLUSTERS.len(),
+    );
+    let splits = prop::collection::vec(prop::option::of(some_backends()), SERVICES.len());
+    let policies = prop::collection::vec(prop::option::of(some_policy()), SERVICES.len());
+    (regions, reports, splits, policies).prop_map(|(regions, reports, splits, policies)| {
+        let mut state = FederationState { trust_domain: "mesh.example".into(), ..Default::default() };
+        let mut add = |resource: Resource| drop(state.resources.insert(resource.key(), resource));
+        for (name, region) in CLUSTERS.iter().zip(&regions) {
+            add(Resource::Cluster(Cluster {
+                metadata: metadata(name, false),
+                spec: ClusterSpec { region: (*region).into(), drained: false },
+            }));
+        }
+        for ((service, split), policy) in SERVICES.iter().zip(splits).zip(policies) {
+            add(Resource::ServiceExport(ServiceExport {
+                metadata: metadata(service, true),
+                spec: ServiceExportSpec::default(),
+            }));
+            if let Some(backends) = split {
+                let spec = TrafficSplitSpec { service: (*service).into(), backends, ..Default::default() };
+                add(Resource::TrafficSplit(TrafficSplit { metadata: metadata(service, true), spec }));
+            }
+            if let Some(spec) = policy {
+                let spec = FailoverPolicySpec { service: (*service).into(), ..spec };
+                add(Resource::FailoverPolicy(FailoverPolicy { metadata: metadata(service, true), spec }));
+            }
+        }
+        for (cluster, services) in CLUSTERS.iter().zip(reports) {
+            let present = SERVICES.iter().zip(services).filter(|(_, (present, ..))| *present);
+            let reports = present.map(|(service, (_, ready, versions))| ServiceReport {
+                ready,
+                ..report(service, Protocol::Http1, &VERSIONS[..versions])
+            });
+            state.reports.insert((*cluster).into(), reports.collect());
+        }
+        state
+    })
+}
+
+fn clusters_of(rule: &RouteRule) -> BTreeSet<String> {
+    let tiers = rule.tiers.iter().flat_map(|tier| &tier.backends);
+    rule.backends.iter().chain(tiers).map(|backend| backend.cluster.clone()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn compiling_is_a_pure_function_and_every_hash_is_of_its_content(state in some_state()) {
+        for cluster in CLUSTERS {
+            let first = compile(&state, cluster);
+            prop_assert_eq!(&first, &compile(&state.clone(), cluster));
+            for other in CLUSTERS {
+                for (name, resource) in compile(&state, other) {
+                    if let Some(same) = first.get(&name) {
+                        prop_assert_eq!(same.version == resource.version, same.body == resource.body);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn residency_never_lets_anyone_in(state in some_state()) {
+        for cluster in CLUSTERS {
+            for service in SERVICES {
+                let policy = state.resources.values().find_map(|resource| match resource {
+                    Resource::FailoverPolicy(policy) if policy.spec.service == service => policy.spec.residency.clone(),
+                    _ => None,
+                });
+                let (Some(residency), config) = (policy, compile(&state, cluster)) else { continue };
+                if !config.contains_key(&format!("service/shop/{service}")) { continue }
+                let compiled = self::service(&config, service);
+                let region = |name: &str| state.resources.values().find_map(|resource| match resource {
+                    Resource::Cluster(cluster) if cluster.metadata.name == name => Some(cluster.spec.region.clone()),
+                    _ => None,
+                }).unwrap();
+                prop_assert!(!compiled.residency_clusters.is_empty());
+                for rule in &compiled.rules {
+                    for used in clusters_of(rule) {
+                        prop_assert!(residency.allows(&used, &region(&used)), "{} in {:?}", used, rule);
+                        prop_assert!(compiled.residency_clusters.contains(&used));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_order_reaches_every_exporter_and_no_tier_repeats_one(state in some_state()) {
+        for cluster in CLUSTERS {
+            for (_, resource) in compile(&state, cluster) {
+                let Some(Body::Service(service)) = resource.body else { continue };
+                let policy = state.resources.values().find_map(|resource| match resource {
+                    Resource::FailoverPolicy(policy) if policy.spec.service == service.name => Some(policy.spec.clone()),
+                    _ => None,
+                });
+                prop_assert!(!service.exporters.is_empty());
+                prop_assert!(service.rules.last().unwrap().r#match.is_none());
+                for rule in &service.rules {
+                    let mut seen = BTreeSet::new();
+                    for tier in &rule.tiers {
+                        let here: BTreeSet<&String> = tier.backends.iter().map(|backend| &backend.cluster).collect();
+                        prop_assert!(!here.is_empty());
+                        prop_assert!(here.iter().all(|cluster| service.exporters.contains(cluster)));
+                        prop_assert!(here.iter().all(|cluster| seen.insert((*cluster).clone())), "twice in {:?}", rule);
+                        prop_assert!(tier.backends.iter().all(|backend| backend.weight > 0));
+                    }
+                    if policy.as_ref().is_none_or(|policy| policy.order.is_empty() && policy.residency.is_none()) {
+                        prop_assert_eq!(seen.into_iter().collect::<Vec<_>>(), service.exporters.clone());
+                        if service.exporters.iter().any(|exporter| exporter == cluster) {
+                            prop_assert!(rule.tiers[0].backends.iter().all(|backend| backend.cluster == cluster));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unrelated_change_keeps_every_other_hash(state in some_state(), backends in some_backends()) {
+        let mut changed = state.clone();
+        let spec = TrafficSplitSpec { service: "a".into(), backends, ..Default::default() };
+        let split = Resource::TrafficSplit(TrafficSplit { metadata: metadata("a", true), spec });
+        changed.resources.insert(split.key(), split);
+        let (before, after) = (compile(&state, "par"), compile(&changed, "par"));
+        for (name, resource) in &before {
+            if name != "service/shop/a" {
+                prop_assert_eq!(&resource.version, &after[name].version);
+            }
+        }
+    }
+
+    #[test]
+    fn json_reads_back(state in some_state()) {
+        for resource in state.resources.values() {
+            let json = resource.to_json();
+            let again = Resource::from_json(&json).unwrap();
+            prop_assert_eq!(&again, resource);
+            prop_assert_eq!(again.to_json(), json);
+        }
+    }
+
+    /// The state machine may be handed anything that parses as JSON.
+    #[test]
+    fn checking_never_panics(state in some_state()) {
+        let _ = admit::check(&state.resources);
+    }
+}

@@ -1,4 +1,0 @@
-//! Where an agent learns what its cluster has to offer.
-
-pub mod file;
-pub mod watch;
