@@ -9,7 +9,7 @@ use crate::balance::hash::Key;
 use crate::config::{Protocol, StickyKey};
 use crate::route::host_name;
 use crate::worker::Identity;
-use crate::worker::view::{Ask, Target, Tried, View};
+use crate::worker::view::{RouteQuery, Target, Tried, View};
 
 /// Explains one request.
 pub fn explain(view: &View, identity: &Identity, query: &ExplainQuery, random: u64, now: Instant) -> ExplainResponse {
@@ -76,9 +76,9 @@ fn decide(
         }
     };
     let tried = Tried::default();
-    let ask = Ask { service: index, rule, key, tried: &tried, random, now };
+    let question = RouteQuery { service: index, rule, key, tried: &tried, random, now };
     let decision = view
-        .decide(&ask, why)
+        .decide(&question, why)
         .ok_or_else(|| format!("no cluster can serve {} under rule {}", service.key, rule.name))?;
     snapshot.cluster_name(decision.cluster).clone_into(&mut response.chosen_cluster);
     match decision.target {

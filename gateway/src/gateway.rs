@@ -166,7 +166,7 @@ impl Gateway {
                 }
             }
         })?;
-        let beside = Beside {
+        let tasks = ControlTasks {
             registry: Arc::new(Mutex::new(registry)),
             listeners: [health_listener, metrics_listener],
             published: Arc::clone(&published),
@@ -186,7 +186,7 @@ impl Gateway {
         };
         let control_stop = stop.clone();
         let control_thread = thread("control", move |runtime| {
-            if let Err(error) = runtime.block_on(beside.run(control_stop)) {
+            if let Err(error) = runtime.block_on(tasks.run(control_stop)) {
                 tracing::error!(error = format!("{error:#}"), "the control thread ended");
             }
         })?;
@@ -247,7 +247,7 @@ impl Gateway {
 }
 
 /// Everything beside the data path but DNS.
-struct Beside {
+struct ControlTasks {
     registry: Arc<Mutex<Registry>>,
     listeners: [TcpListener; 2],
     published: Arc<Published>,
@@ -266,7 +266,7 @@ struct Beside {
     settings: Settings,
 }
 
-impl Beside {
+impl ControlTasks {
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
         let ready = {

@@ -14,13 +14,13 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::balance::cluster::Silent;
+use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
 use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
 use crate::proxy::layers::INGRESS_HOP;
 use crate::proxy::record::Reporter;
 use crate::worker::Worker;
-use crate::worker::view::{Ask, Decision, Target, Tried};
+use crate::worker::view::{Decision, RouteQuery, Target, Tried};
 
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
 pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStream) {
@@ -34,8 +34,9 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
         let (Some(config), Some(live)) = (view.snapshot.services.get(index), view.services.get(index)) else { break };
         let Some(rule) = config.rule(&Method::CONNECT, "/", &HeaderMap::new()) else { break };
         let key = *key.get_or_insert_with(|| live.draw());
-        let ask = Ask { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };
-        let Some(decision) = view.decide(&ask, &mut Silent) else { break };
+        let query =
+            RouteQuery { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };
+        let Some(decision) = view.decide(&query, &mut NoTrace) else { break };
         let Decision { target, version, .. } = decision;
         match target {
             Target::Local(endpoint) => match endpoint.connect().await {
@@ -59,7 +60,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
                 let answered = tokio::select! {
                     biased;
                     answered = tokio::time::timeout(CONNECT_TIMEOUT, connected) => answered.ok(),
-                    () = remote.handle.worsened() => None,
+                    () = remote.handle.died() => None,
                 };
                 match answered {
                     Some(Ok((response, send, recv))) if response.status().is_success() => {
@@ -104,7 +105,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     let version = header(MESH_VERSION).map(str::to_owned);
     let mut tried = Tried::default();
     while let Some(endpoint) =
-        live.pick_endpoint(version.as_deref(), &tried, worker.random(), Instant::now(), &mut Silent)
+        live.pick_endpoint(version.as_deref(), &tried, worker.random(), Instant::now(), &mut NoTrace)
     {
         match endpoint.connect().await {
             Ok(upstream) => {

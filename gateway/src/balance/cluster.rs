@@ -1,7 +1,7 @@
 //! Which backend of a rule takes a request: explicit weights, else the tiers in order, over what can serve now.
 //!
-//! A backend is a cluster and, if the split names one, a version. Its [`Standing`] says whether it may serve. What is held
-//! in [`Standing::Reserve`] (drained, avoided, waiting to fail back, suspect) serves only when nothing else can: a drained
+//! A backend is a cluster and, if the split names one, a version. Its [`Availability`] says whether it may serve. What is held
+//! in [`Availability::Reserve`] (drained, avoided, waiting to fail back, suspect) serves only when nothing else can: a drained
 //! cluster beats a failed request.
 
 use super::hash::{self, Key};
@@ -9,7 +9,7 @@ use crate::config::{Backend, Rule};
 
 /// Whether a backend may take requests now.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Standing {
+pub enum Availability {
     /// Yes, with this part of its weight: below 1 while it ramps up after a failure.
     Serving {
         /// In `(0, 1]`.
@@ -41,21 +41,21 @@ pub struct Chosen<'a> {
     pub reserve: bool,
 }
 
-/// Takes the reasons of decisions; [`Silent`] costs nothing on the request path.
-pub trait Why {
+/// Takes the reasons of decisions; [`NoTrace`] costs nothing on the request path.
+pub trait Trace {
     /// Notes one line.
     fn note(&mut self, line: impl FnOnce() -> String);
 }
 
 /// Drops every reason unmade.
 #[derive(Debug, Clone, Copy)]
-pub struct Silent;
+pub struct NoTrace;
 
-impl Why for Silent {
+impl Trace for NoTrace {
     fn note(&mut self, _: impl FnOnce() -> String) {}
 }
 
-impl Why for Vec<String> {
+impl Trace for Vec<String> {
     fn note(&mut self, line: impl FnOnce() -> String) {
         self.push(line());
     }
@@ -67,9 +67,9 @@ impl Why for Vec<String> {
 pub fn choose<'a>(
     rule: &'a Rule,
     key: Key,
-    standing: impl Fn(&Backend) -> Standing,
+    availability: impl Fn(&Backend) -> Availability,
     names: impl Fn(usize) -> String,
-    why: &mut impl Why,
+    why: &mut impl Trace,
 ) -> Option<Chosen<'a>> {
     let groups = || {
         let weights = (!rule.backends.is_empty()).then_some((Group::Weights, rule.backends.as_slice()));
@@ -79,8 +79,8 @@ pub fn choose<'a>(
     let mut spilled = None;
     for (group, backends) in groups() {
         for backend in backends {
-            match standing(backend) {
-                Standing::Serving { factor } if factor < 1.0 => why.note(|| {
+            match availability(backend) {
+                Availability::Serving { factor } if factor < 1.0 => why.note(|| {
                     format!(
                         "{}: {} is coming back, at {:.0} % of its weight",
                         name(group),
@@ -88,17 +88,17 @@ pub fn choose<'a>(
                         factor * 100.0
                     )
                 }),
-                Standing::Serving { .. } => {}
-                Standing::Reserve(reason) => {
+                Availability::Serving { .. } => {}
+                Availability::Reserve(reason) => {
                     why.note(|| format!("{}: {} is kept in reserve: {reason}", name(group), label(backend, &names)))
                 }
-                Standing::Out(reason) => {
+                Availability::Out(reason) => {
                     why.note(|| format!("{}: {} cannot serve: {reason}", name(group), label(backend, &names)))
                 }
             }
         }
-        let weight = |backend: &Backend| match standing(backend) {
-            Standing::Serving { factor } => f64::from(backend.weight) * factor,
+        let weight = |backend: &Backend| match availability(backend) {
+            Availability::Serving { factor } => f64::from(backend.weight) * factor,
             _ => 0.0,
         };
         let Some(index) = hash::pick(key, backends.iter().map(|b| (b.id, weight(b)))) else { continue };
@@ -108,7 +108,7 @@ pub fn choose<'a>(
         if let Group::Tier(n) = group {
             let factor = backends
                 .iter()
-                .map(|b| if let Standing::Serving { factor } = standing(b) { factor } else { 0.0 })
+                .map(|b| if let Availability::Serving { factor } = availability(b) { factor } else { 0.0 })
                 .fold(0.0, f64::max);
             if factor < 1.0 && key.uniform(n as u64 + 1) >= factor {
                 why.note(|| format!("{}: this request is not in the returning share, next tier", name(group)));
@@ -129,7 +129,7 @@ pub fn choose<'a>(
     }
     for (group, backends) in groups() {
         let weight = |backend: &Backend| {
-            if matches!(standing(backend), Standing::Reserve(_)) { f64::from(backend.weight) } else { 0.0 }
+            if matches!(availability(backend), Availability::Reserve(_)) { f64::from(backend.weight) } else { 0.0 }
         };
         if let Some(backend) =
             hash::pick(key, backends.iter().map(|b| (b.id, weight(b)))).and_then(|index| backends.get(index))
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::route::Matcher;
 
-    const UP: Standing = Standing::Serving { factor: 1.0 };
+    const UP: Availability = Availability::Serving { factor: 1.0 };
 
     fn backend(cluster: usize, weight: u32) -> Backend {
         Backend { cluster, version: None, weight, id: hash::choice_id(&cluster.to_string(), None) }
@@ -184,16 +184,16 @@ mod tests {
         }
     }
 
-    fn run(rule: &Rule, standings: &[Standing], n: u32) -> Vec<u32> {
-        let mut counts = vec![0; standings.len()];
+    fn run(rule: &Rule, availabilities: &[Availability], n: u32) -> Vec<u32> {
+        let mut counts = vec![0; availabilities.len()];
         let mut sequence = Sequence::new(99);
         for _ in 0..n {
             let chosen = choose(
                 rule,
                 Key::Fresh(sequence.next_draw()),
-                |b| standings[b.cluster],
+                |b| availabilities[b.cluster],
                 |i| i.to_string(),
-                &mut Silent,
+                &mut NoTrace,
             );
             if let Some(chosen) = chosen {
                 counts[chosen.backend.cluster] += 1;
@@ -204,11 +204,11 @@ mod tests {
 
     #[test]
     fn golden_table() {
-        let out = Standing::Out("no ready endpoint");
-        let held = Standing::Reserve("drained");
+        let out = Availability::Out("no ready endpoint");
+        let held = Availability::Reserve("drained");
         let split = rule(&[(0, 90), (1, 10)], &[&[(0, 1)], &[(1, 1)], &[(2, 1)]]);
         let tiers = rule(&[], &[&[(0, 1)], &[(1, 1), (2, 1)]]);
-        let cases: &[(&str, &Rule, [Standing; 3], [u32; 3])] = &[
+        let cases: &[(&str, &Rule, [Availability; 3], [u32; 3])] = &[
             ("weights as written", &split, [UP, UP, UP], [900, 100, 0]),
             ("weights rescale among what is left", &split, [UP, out, UP], [1000, 0, 0]),
             ("no weighted backend: tiers", &split, [out, out, UP], [0, 0, 1000]),
@@ -219,8 +219,8 @@ mod tests {
             ("second tier shares", &tiers, [out, UP, UP], [0, 500, 500]),
             ("reserve comes after every tier", &tiers, [held, out, UP], [0, 0, 1000]),
         ];
-        for (name, rule, standings, expected) in cases {
-            let counts = run(rule, standings, 1000);
+        for (name, rule, availabilities, expected) in cases {
+            let counts = run(rule, availabilities, 1000);
             for (got, want) in counts.iter().zip(expected) {
                 assert!(got.abs_diff(*want) <= 3, "{name}: {counts:?}, expected {expected:?}");
             }
@@ -230,18 +230,18 @@ mod tests {
     #[test]
     fn a_returning_tier_takes_its_share_and_leaves_the_rest_below() {
         let tiers = rule(&[], &[&[(0, 1)], &[(1, 1)]]);
-        let counts = run(&tiers, &[Standing::Serving { factor: 0.25 }, UP], 10_000);
+        let counts = run(&tiers, &[Availability::Serving { factor: 0.25 }, UP], 10_000);
         assert!((2_300..=2_700).contains(&counts[0]), "{counts:?}");
         assert_eq!(counts[0] + counts[1], 10_000);
         // With nothing below, the returning tier takes everything.
-        let counts = run(&tiers, &[Standing::Serving { factor: 0.25 }, Standing::Out("down")], 100);
+        let counts = run(&tiers, &[Availability::Serving { factor: 0.25 }, Availability::Out("down")], 100);
         assert_eq!(counts, [100, 0]);
     }
 
     #[test]
     fn a_returning_weight_rescales() {
         let split = rule(&[(0, 50), (1, 50)], &[]);
-        let counts = run(&split, &[Standing::Serving { factor: 0.5 }, UP], 9_000);
+        let counts = run(&split, &[Availability::Serving { factor: 0.5 }, UP], 9_000);
         assert!(counts[0].abs_diff(3_000) < 20, "{counts:?}");
     }
 
@@ -249,9 +249,9 @@ mod tests {
     fn reasons_name_every_step() {
         let split = rule(&[(0, 90), (1, 10)], &[]);
         let mut why = Vec::new();
-        let standings = [Standing::Out("no ready endpoint"), UP];
+        let availabilities = [Availability::Out("no ready endpoint"), UP];
         let names = ["paris", "tokyo"];
-        choose(&split, Key::Fresh(Draw(1)), |b| standings[b.cluster], |i| names[i].to_owned(), &mut why).unwrap();
+        choose(&split, Key::Fresh(Draw(1)), |b| availabilities[b.cluster], |i| names[i].to_owned(), &mut why).unwrap();
         assert_eq!(
             why,
             [

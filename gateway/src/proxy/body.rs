@@ -345,5 +345,6 @@ impl Body for ResponseBody {
     }
 }
 
-/// Bodies up to here can be sent again (design §4). A worker's share is bounded by its connection and stream limits.
+/// Bodies up to here can be sent again (design §4). A worker keeps at most this for each request that it carries or whose response
+/// still runs: connections × streams per connection in the worst case, which nothing smaller bounds yet.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;

@@ -20,11 +20,11 @@ use super::layers::INGRESS_HOP;
 use super::stack::{Call, Failure, Origin, Outcome};
 use super::upstream::Endpoint;
 use crate::balance::budget::Purpose;
-use crate::balance::cluster::Silent;
+use crate::balance::cluster::NoTrace;
 use crate::balance::hash::Key;
 use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
-use crate::worker::view::{Ask, Decision, Remote, Target, Tried, View};
+use crate::worker::view::{Decision, Remote, RouteQuery, Target, Tried, View};
 
 /// Sends a routed call until it is answered or may not be sent again.
 pub async fn forward(call: Box<Call>) -> Outcome {
@@ -103,7 +103,7 @@ fn decide(call: &Call, view: &View, service: usize, draw: &mut Option<Key>, trie
     let (now, random) = (Instant::now(), call.worker.random());
     match &call.origin {
         Origin::Peer { version, .. } => {
-            let endpoint = live.pick_endpoint(version.as_deref(), tried, random, now, &mut Silent)?;
+            let endpoint = live.pick_endpoint(version.as_deref(), tried, random, now, &mut NoTrace)?;
             Some(Decision {
                 target: Target::Local(endpoint),
                 version: version.clone(),
@@ -117,7 +117,7 @@ fn decide(call: &Call, view: &View, service: usize, draw: &mut Option<Key>, trie
             let key = *draw.get_or_insert_with(|| {
                 config.sticky_hash(&call.parts.headers).map_or_else(|| live.draw(), Key::Sticky)
             });
-            view.decide(&Ask { service, rule, key, tried, random, now }, &mut Silent)
+            view.decide(&RouteQuery { service, rule, key, tried, random, now }, &mut NoTrace)
         }
     }
 }
@@ -224,15 +224,15 @@ async fn send_remote(
     let started = Instant::now();
     let response = remote.handle.request(request);
     tokio::pin!(response);
-    let worsened = remote.handle.worsened();
-    tokio::pin!(worsened);
+    let died = remote.handle.died();
+    tokio::pin!(died);
     let mut dead = false;
     let response = loop {
         tokio::select! {
             biased;
             response = &mut response => break response,
             // The tunnel lives on and a late answer still counts, but whoever can start over elsewhere does.
-            () = &mut worsened, if !dead => {
+            () = &mut died, if !dead => {
                 if idempotent && call.body.can_replay() {
                     return Err(Failed { failure: Failure::Broken, never_processed: false, purpose: Purpose::Failover, reason: "peer_dead" });
                 }

@@ -55,7 +55,7 @@ pub fn answer(failure: Failure) -> Response<ResponseBody> {
 }
 
 /// Only well-formed requests pass, without what belongs to the sender's connection or to gateways.
-pub async fn hygiene(mut call: Box<Call>, next: Stack) -> Outcome {
+pub async fn sanitize(mut call: Box<Call>, next: Stack) -> Outcome {
     if call.parts.method == Method::CONNECT || call.parts.headers.contains_key(header::UPGRADE) && wants_upgrade(&call)
     {
         return Err(Failure::Unsupported);
@@ -133,8 +133,7 @@ pub async fn authorise_peer(mut call: Box<Call>, next: Stack) -> Outcome {
     next.run(call).await
 }
 
-/// A response must begin in time. While the sender still sends, the clock runs from his last byte: an upload may take long, a
-/// slow sender may not hold a slot for ever.
+/// A response must begin in time. While the sender is still sending, the clock runs from its last byte: an upload may take long.
 pub async fn deadline(mut call: Box<Call>, next: Stack) -> Outcome {
     let timeout =
         call.deadline.map_or(call.worker.limits.request_timeout, |at| at.saturating_duration_since(Instant::now()));

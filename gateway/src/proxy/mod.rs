@@ -11,7 +11,7 @@
 //! | parse and write both heads (hyper), guard | 2 µs |
 //! | one clone of the headers per attempt | 0.3 to 1 µs |
 //! | layers: one box each | 6 × 40 ns |
-//! | host lookup, rule, standing of the backends, draw | 0.3 µs |
+//! | host lookup, rule, availability of the backends, draw | 0.3 µs |
 //! | record: a hash and three additions; the access log's line, if on | 0.1 µs; 2 µs |
 //! | through a tunnel, in place of the backend's system calls | about 6 µs in batches, 88 µs alone (bare quinn) |
 //!
@@ -50,7 +50,7 @@ pub fn ingress() -> Stack {
     Stack::new(
         ServiceBuilder::new()
             .layer(layer(layers::record))
-            .layer(layer(layers::hygiene))
+            .layer(layer(layers::sanitize))
             .layer(layer(layers::admission))
             .layer(layer(layers::route))
             .layer(layer(layers::deadline))

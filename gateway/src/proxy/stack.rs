@@ -15,13 +15,13 @@ use super::body::{Replayable, ResponseBody};
 use super::record::Record;
 use crate::worker::{Caller, Worker};
 
-/// One request on its way through this gateway. Layers hand it on in a box: every one of their futures would else hold and move
+/// One request on its way through this gateway. Layers hand it on in a box: otherwise each of their futures would hold and move
 /// half a kilobyte.
 #[derive(Debug)]
 pub struct Call {
     /// The worker it runs on.
     pub worker: Rc<Worker>,
-    /// Its head; after [`super::layers::hygiene`] without hop-by-hop and `mesh-*` headers.
+    /// Its head; after [`super::layers::sanitize`] without hop-by-hop and `mesh-*` headers.
     pub parts: request::Parts,
     /// Its body.
     pub body: Replayable,
@@ -29,7 +29,7 @@ pub struct Call {
     pub origin: Origin,
     /// What is written down about it.
     pub record: Rc<RefCell<Record>>,
-    /// Set by hygiene.
+    /// Set by sanitize.
     pub target: Option<(Authority, PathAndQuery)>,
     /// The sender takes trailers.
     pub trailers: bool,

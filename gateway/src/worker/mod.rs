@@ -32,7 +32,7 @@ use crate::proxy::record::Done;
 use crate::proxy::stack::Stack;
 use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
 use command::Command;
-use view::{Memory, View};
+use view::{LiveState, View};
 
 /// Who this gateway is, with the header values made once.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Identity {
     }
 }
 
-/// Another gateway as the sender of requests, with what would else be made for each of them.
+/// Another gateway as the sender of requests, with the header values that all of them share.
 #[derive(Debug)]
 pub struct Caller {
     /// Who it proved to be.
@@ -168,7 +168,7 @@ pub struct Worker {
     pub(crate) tcp_connections: Cell<usize>,
     pub(crate) tunnels: Tunnels,
     view: RefCell<Rc<View>>,
-    memory: RefCell<Memory>,
+    live: RefCell<LiveState>,
     budget: RefCell<Budget>,
     random: Cell<u64>,
     callers: RefCell<Vec<Rc<Caller>>>,
@@ -198,7 +198,7 @@ impl Worker {
             tcp_connections: Cell::new(0),
             tunnels,
             view: RefCell::new(Rc::new(View { snapshot: Arc::new(Snapshot::empty()), services: Vec::new() })),
-            memory: RefCell::default(),
+            live: RefCell::default(),
             budget: RefCell::new(Budget::new(now)),
             random: Cell::new(rand::random()),
             callers: RefCell::default(),
@@ -251,7 +251,7 @@ impl Worker {
 
     /// Takes back a pooled connection.
     pub fn return_connection(&self, address: SocketAddr, sender: http1::SendRequest<RequestBody>) {
-        if let Some(endpoint) = self.memory.borrow().endpoint(address) {
+        if let Some(endpoint) = self.live.borrow().endpoint(address) {
             endpoint.put_back(sender, Instant::now());
         }
     }
@@ -279,7 +279,7 @@ impl Worker {
         let peers = self.tunnels.peers();
         self.count_verdicts(&peers);
         let mut random = || self.random();
-        let view = self.memory.borrow_mut().view(snapshot, peers, Some(&previous), Instant::now(), &mut random);
+        let view = self.live.borrow_mut().view(snapshot, peers, Some(&previous), Instant::now(), &mut random);
         self.view.replace(Rc::new(view));
         self.publish_health();
     }
@@ -337,7 +337,7 @@ impl Worker {
     fn housekeeping(&self) {
         let now = Instant::now();
         self.metrics.flush();
-        self.memory.borrow().endpoints().for_each(|endpoint| endpoint.close_idle(now));
+        self.live.borrow().endpoints().for_each(|endpoint| endpoint.close_idle(now));
         view::step_failback(&self.view(), now);
         self.publish_health();
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use archipelago_tunnel::{PeerHandle, PeerState};
 use http::HeaderValue;
 
-use crate::balance::cluster::{self, Standing, Why};
+use crate::balance::cluster::{self, Availability, Trace};
 use crate::balance::failback::Failback;
 use crate::balance::hash::{Key, Sequence};
 use crate::balance::load::{self, PeakEwma};
@@ -108,7 +108,7 @@ pub struct Decision {
 
 /// A request, as far as the choice of its target goes.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub struct RouteQuery<'a> {
     /// Index of its service.
     pub service: usize,
     /// The rule it falls under.
@@ -134,50 +134,50 @@ pub struct Tried {
 
 impl View {
     /// Chooses a target; `None`: nobody can serve the request.
-    pub fn decide(&self, ask: &Ask<'_>, why: &mut impl Why) -> Option<Decision> {
-        let (config, live) = (self.snapshot.services.get(ask.service)?, self.services.get(ask.service)?);
-        let standing = |backend: &Backend| self.standing(config, live, backend, ask.tried, ask.now);
+    pub fn decide(&self, query: &RouteQuery<'_>, why: &mut impl Trace) -> Option<Decision> {
+        let (config, live) = (self.snapshot.services.get(query.service)?, self.services.get(query.service)?);
+        let availability = |backend: &Backend| self.availability(config, live, backend, query.tried, query.now);
         let names = |index: usize| self.snapshot.cluster_name(index).to_owned();
-        let chosen = cluster::choose(ask.rule, ask.key, standing, names, why)?;
+        let chosen = cluster::choose(query.rule, query.key, availability, names, why)?;
         let (index, version) = (chosen.backend.cluster, chosen.backend.version.clone());
         let target = if Some(index) == self.snapshot.own_cluster {
-            Target::Local(live.pick_endpoint(version.as_deref(), ask.tried, ask.random, ask.now, why)?)
+            Target::Local(live.pick_endpoint(version.as_deref(), query.tried, query.random, query.now, why)?)
         } else {
-            Target::Remote(live.clusters.get(index)?.pick_peer(version.as_deref(), ask.tried, ask.random, why)?)
+            Target::Remote(live.clusters.get(index)?.pick_peer(version.as_deref(), query.tried, query.random, why)?)
         };
         Some(Decision { target, version, cluster: index })
     }
 
-    fn standing(
+    fn availability(
         &self,
         config: &Service,
         live: &ServiceView,
         backend: &Backend,
         tried: &Tried,
         now: Instant,
-    ) -> Standing {
+    ) -> Availability {
         let version = backend.version.as_deref();
         let (Some(cluster), Some(state)) =
             (self.snapshot.clusters.get(backend.cluster), live.clusters.get(backend.cluster))
         else {
-            return Standing::Out("unknown cluster");
+            return Availability::Out("unknown cluster");
         };
         if !config.may_reside_in(Some(backend.cluster)) {
-            return Standing::Out("residency does not allow it");
+            return Availability::Out("residency does not allow it");
         }
         let reach = if Some(backend.cluster) == self.snapshot.own_cluster {
-            live.local_standing(version, tried, now)
+            live.local_availability(version, tried, now)
         } else {
-            state.standing(version, tried)
+            state.availability(version, tried)
         };
         match reach {
-            Standing::Serving { .. } if cluster.drained => Standing::Reserve("an operator drains the cluster"),
-            Standing::Serving { .. } if config.avoid.contains(&backend.cluster) => {
-                Standing::Reserve("an operator moved the service away")
+            Availability::Serving { .. } if cluster.drained => Availability::Reserve("an operator drains the cluster"),
+            Availability::Serving { .. } if config.avoid.contains(&backend.cluster) => {
+                Availability::Reserve("an operator moved the service away")
             }
-            Standing::Serving { .. } => match state.failback.get().factor(&config.failback, now) {
-                Some(factor) => Standing::Serving { factor },
-                None => Standing::Reserve("it came back, the failback policy holds it"),
+            Availability::Serving { .. } => match state.failback.get().factor(&config.failback, now) {
+                Some(factor) => Availability::Serving { factor },
+                None => Availability::Reserve("it came back, the failback policy holds it"),
             },
             other => other,
         }
@@ -185,15 +185,15 @@ impl View {
 }
 
 impl ServiceView {
-    fn local_standing(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Standing {
-        let mut standing = Standing::Out("no ready endpoint");
+    fn local_availability(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Availability {
+        let mut availability = Availability::Out("no ready endpoint");
         for view in self.endpoints.iter().filter(|e| e.eligible(version, tried)) {
             if !view.endpoint.ejected(now) {
-                return Standing::Serving { factor: 1.0 };
+                return Availability::Serving { factor: 1.0 };
             }
-            standing = Standing::Reserve("its endpoints fail and sit out");
+            availability = Availability::Reserve("its endpoints fail and sit out");
         }
-        standing
+        availability
     }
 
     /// An endpoint here: two at random, the cheaper one; those sitting out only when nothing else is left.
@@ -203,7 +203,7 @@ impl ServiceView {
         tried: &Tried,
         random: u64,
         now: Instant,
-        why: &mut impl Why,
+        why: &mut impl Trace,
     ) -> Option<Rc<Endpoint>> {
         for ejected in [false, true] {
             let eligible =
@@ -230,22 +230,22 @@ impl ServiceView {
 }
 
 impl ClusterView {
-    fn standing(&self, version: Option<&str>, tried: &Tried) -> Standing {
+    fn availability(&self, version: Option<&str>, tried: &Tried) -> Availability {
         if self.peers.is_empty() {
-            return Standing::Out("no gateway of it reports an endpoint");
+            return Availability::Out("no gateway of it reports an endpoint");
         }
-        let mut best = Standing::Out("no ready endpoint");
+        let mut best = Availability::Out("no ready endpoint");
         for view in self.peers.iter().filter(|p| p.ready_of(version) > 0) {
             if tried.peers.contains(&view.remote.name) {
-                best = Standing::Out("its gateways were tried");
+                best = Availability::Out("its gateways were tried");
                 continue;
             }
             match view.remote.handle.state() {
-                PeerState::Up => return Standing::Serving { factor: 1.0 },
-                PeerState::Suspect => best = Standing::Reserve("its gateways are suspect"),
+                PeerState::Up => return Availability::Serving { factor: 1.0 },
+                PeerState::Suspect => best = Availability::Reserve("its gateways are suspect"),
                 PeerState::Draining | PeerState::Dead | PeerState::Dialing => {
-                    if matches!(best, Standing::Out(_)) {
-                        best = Standing::Out("its gateways cannot be reached");
+                    if matches!(best, Availability::Out(_)) {
+                        best = Availability::Out("its gateways cannot be reached");
                     }
                 }
             }
@@ -253,7 +253,7 @@ impl ClusterView {
         best
     }
 
-    fn pick_peer(&self, version: Option<&str>, tried: &Tried, random: u64, why: &mut impl Why) -> Option<Rc<Remote>> {
+    fn pick_peer(&self, version: Option<&str>, tried: &Tried, random: u64, why: &mut impl Trace) -> Option<Rc<Remote>> {
         for state in [PeerState::Up, PeerState::Suspect] {
             let eligible = || {
                 self.peers.iter().filter(|p| {
@@ -317,14 +317,14 @@ type ServiceAndCluster = (Arc<str>, Arc<str>);
 
 /// What outlives a view: connections, latencies and failback states.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct LiveState {
     endpoints: HashMap<SocketAddr, Rc<Endpoint>>,
     remotes: HashMap<Arc<str>, Rc<Remote>>,
     failback: HashMap<ServiceAndCluster, Rc<Cell<Failback>>>,
     sequences: HashMap<Arc<str>, Sequence>,
 }
 
-impl Memory {
+impl LiveState {
     /// Joins a snapshot with what the peers report; forgets what neither knows any more.
     pub fn view(
         &mut self,
@@ -436,7 +436,7 @@ fn peer_view(remote: &Rc<Remote>, config: &Service) -> Option<PeerView> {
     (!ready.is_empty()).then(|| PeerView { remote: Rc::clone(remote), ready })
 }
 
-/// An operator who takes back `failover trigger` also lets a cluster in that waits for him.
+/// Taking back a `failover trigger` also releases a cluster that only waits for an operator.
 fn release(previous: Option<&View>, view: &View, now: Instant) {
     let Some(previous) = previous else { return };
     for (config, live) in view.snapshot.services.iter().zip(&view.services) {

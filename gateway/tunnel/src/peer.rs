@@ -168,7 +168,7 @@ impl Peering {
     }
 
     /// Resolves when the peer is dead, now or later; a death between two polls is not missed.
-    pub(crate) async fn worsened(&self) {
+    pub(crate) async fn died(&self) {
         let deaths = self.deaths.load(Ordering::Acquire);
         loop {
             let death = self.death.notified();

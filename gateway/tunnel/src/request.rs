@@ -83,8 +83,8 @@ impl PeerHandle {
     }
 
     /// Resolves when the peer is dead, at once if it is already; the time to replay elsewhere what may be replayed.
-    pub async fn worsened(&self) {
-        self.0.worsened().await;
+    pub async fn died(&self) {
+        self.0.died().await;
     }
 
     /// Sends a request; resolves with the head of the response, while the request's body may still be on its way.

@@ -95,11 +95,11 @@ async fn a_cut_is_noticed_and_heals() {
     let handle = pair.handle.clone();
     let waiting = tokio::spawn(async move { handle.request(get("/hang")).await.map(drop) });
     assert_eq!(pair.event().await, "hanging");
-    let worsened = pair.handle.clone();
-    let worsened = tokio::spawn(async move { worsened.worsened().await });
+    let died = pair.handle.clone();
+    let died = tokio::spawn(async move { died.died().await });
     let began = std::time::Instant::now();
     pair.paris.cut(Cut { clusters: vec!["tokyo".to_owned()], ..Cut::default() });
-    within("death", worsened).await.unwrap();
+    within("death", died).await.unwrap();
     println!("silent cut noticed after {:?}", began.elapsed());
     until_state(&pair.paris, &pair.handle, PeerState::Dead).await;
     let error = pair.handle.request(get("/bytes/1")).await.unwrap_err();
@@ -162,7 +162,7 @@ async fn a_killed_peer_is_noticed_and_returns() {
 
     let began = std::time::Instant::now();
     victim.kill();
-    within("death", handle.worsened()).await;
+    within("death", handle.died()).await;
     println!("kill noticed after {:?}", began.elapsed());
     let victim = Victim::start(credential, address);
     let began = std::time::Instant::now();
