@@ -4,7 +4,7 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     SpiffeId,
-    tls::{IdentityError, peer_spiffe_id, provider},
+    tls::{IdentityError, PeerCertificate, peer_certificate, provider},
 };
 
 /// An X.509-SVID (SPIFFE X509-SVID §4): certificate chain, private key, and the trust bundle of its trust domain.
@@ -49,13 +49,7 @@ impl Credential {
         key: PrivateKeyDer<'static>,
         bundle: Vec<CertificateDer<'static>>,
     ) -> Result<Self, IdentityError> {
-        let spiffe_id = peer_spiffe_id(&chain)?;
-        let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityError::Malformed)?;
-        let at = |time: x509_parser::time::ASN1Time| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
-        };
-        let (not_before, not_after) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
+        let PeerCertificate { spiffe_id, not_before, not_after } = peer_certificate(&chain)?;
         let credential = Self { spiffe_id, chain, key, bundle, not_before, not_after };
         credential.certified_key()?;
         credential.roots()?;

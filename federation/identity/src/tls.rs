@@ -3,7 +3,11 @@
 //!
 //! Session resumption is off everywhere: a resumed session skips the certificate check, and would outlive the SVID it began with.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, ServerConfig,
@@ -141,11 +145,22 @@ pub fn enrolment_config(trust_domain: TrustDomain, ca_sha256: [u8; 32]) -> Arc<C
     Arc::new(config)
 }
 
-/// The SPIFFE id in the leaf of `certificates`: its one URI SAN (SPIFFE X509-SVID §2).
+/// What the leaf of a chain says of its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate {
+    /// Its one URI SAN (SPIFFE X509-SVID §2).
+    pub spiffe_id: SpiffeId,
+    /// Start of its validity: when it was issued, as far as revocations go.
+    pub not_before: SystemTime,
+    /// End of its validity: no connection that began with it may outlast it.
+    pub not_after: SystemTime,
+}
+
+/// Reads the leaf of `certificates`. The chain is not verified here.
 ///
 /// # Errors
-/// No certificate, not X.509, no or more than one URI SAN, or a URI that is no SPIFFE id. The chain is not verified here.
-pub fn peer_spiffe_id(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityError> {
+/// No certificate, not X.509, no or more than one URI SAN, or a URI that is no SPIFFE id.
+pub fn peer_certificate(certificates: &[CertificateDer<'_>]) -> Result<PeerCertificate, IdentityError> {
     let leaf = certificates.first().ok_or(IdentityError::NoCertificate)?;
     let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityError::Malformed)?;
     let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Malformed)?;
@@ -157,10 +172,23 @@ pub fn peer_spiffe_id(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, I
             _ => None,
         })
         .collect();
-    match uris[..] {
-        [uri] => Ok(uri.parse()?),
-        _ => Err(IdentityError::UriCount(uris.len())),
-    }
+    let spiffe_id = match uris[..] {
+        [uri] => uri.parse()?,
+        _ => return Err(IdentityError::UriCount(uris.len())),
+    };
+    let at = |time: x509_parser::time::ASN1Time| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
+    };
+    let validity = certificate.validity();
+    Ok(PeerCertificate { spiffe_id, not_before: at(validity.not_before), not_after: at(validity.not_after) })
+}
+
+/// The SPIFFE id in the leaf of `certificates`.
+///
+/// # Errors
+/// As [`peer_certificate`].
+pub fn peer_spiffe_id(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityError> {
+    peer_certificate(certificates).map(|certificate| certificate.spiffe_id)
 }
 
 /// SHA-256 over a certificate's DER, as join tokens pin it.
