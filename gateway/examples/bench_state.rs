@@ -91,5 +91,5 @@ fn local(backend: SocketAddr) -> LocalService {
 }
 
 fn resource(name: &str, body: Body) -> ConfigResource {
-    ConfigResource { name: name.into(), version: vec![1; 16].into(), body: Some(body) }
+    ConfigResource { name: name.into(), version: vec![1; 16].into(), body: Some(body), ..Default::default() }
 }

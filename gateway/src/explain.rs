@@ -34,6 +34,10 @@ fn decide(
 ) -> Result<(), String> {
     let snapshot = &view.snapshot;
     let host = host_name(&query.host);
+    if let Some(closed) = snapshot.closed_by_host(&query.host) {
+        response.service = closed.key.to_string();
+        return Err(format!("service {} is closed here: {}", closed.key, closed.why));
+    }
     let index = snapshot
         .service_by_host(&query.host)
         .or_else(|| {

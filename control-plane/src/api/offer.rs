@@ -106,7 +106,8 @@ mod tests {
         let resources = resources
             .iter()
             .map(|(name, version)| {
-                let resource = ConfigResource { name: (*name).to_owned(), version: vec![*version].into(), body: None };
+                let resource =
+                    ConfigResource { name: (*name).to_owned(), version: vec![*version].into(), ..Default::default() };
                 ((*name).to_owned(), resource)
             })
             .collect();

@@ -54,8 +54,8 @@ pub fn compile(state: &FederationState, cluster: &str) -> BTreeMap<String, Confi
     let view = View::of(state);
     let mut config = BTreeMap::new();
     let mut add = |name: String, body: Body| {
-        let version = version(&body);
-        config.insert(name.clone(), ConfigResource { name, version: version.into(), body: Some(body) });
+        let version = version(&body).into();
+        config.insert(name.clone(), ConfigResource { name, version, required_features: Vec::new(), body: Some(body) });
     };
     let mesh = MeshConfig { trust_domain: state.trust_domain.clone(), bundle_der: state.bundle_der.clone() };
     add("mesh".to_owned(), Body::Mesh(mesh));
@@ -99,8 +99,7 @@ pub fn exporters(state: &FederationState, namespace: &str, name: &str) -> Vec<St
 
 /// First 16 bytes of SHA-256 over the encoded body.
 fn version(body: &Body) -> Vec<u8> {
-    let bytes =
-        ConfigResource { name: String::new(), version: Vec::new().into(), body: Some(body.clone()) }.encode_to_vec();
+    let bytes = ConfigResource { body: Some(body.clone()), ..ConfigResource::default() }.encode_to_vec();
     let hash = digest::digest(&digest::SHA256, &bytes);
     hash.as_ref().iter().take(VERSION_BYTES).copied().collect()
 }

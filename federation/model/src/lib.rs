@@ -7,6 +7,8 @@
 pub mod admit;
 pub mod compile;
 pub mod document;
+pub mod feature;
+pub mod id;
 pub mod resource;
 pub mod service_file;
 pub mod version;

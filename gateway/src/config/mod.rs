@@ -10,6 +10,7 @@ pub mod store;
 
 pub use publish::Published;
 pub use snapshot::{
-    Backend, Cluster, LocalEndpoint, Peer, Protocol, Rule, Service, Snapshot, SnapshotError, StickyKey,
+    Backend, Closed, Cluster, LocalEndpoint, Peer, Protocol, Revocation, RevokedSubject, Rule, Service, Snapshot,
+    SnapshotError, StickyKey,
 };
 pub use state::ConfigState;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_model::id::ClusterId;
 use archipelago_proto::v1::{self as proto, config_resource::Body};
 use http::{HeaderMap, HeaderName, Method};
 
@@ -28,7 +29,12 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// Index of the own cluster in `clusters`, if the configuration knows it.
     pub own_cluster: Option<usize>,
+    /// Certificates that are refused although they are genuine and in date.
+    pub revocations: Vec<Revocation>,
+    /// Services that this gateway cannot run, sorted by key.
+    pub closed: Vec<Closed>,
     hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    closed_hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     keys: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
 }
 
@@ -41,6 +47,35 @@ pub struct Cluster {
     pub region: String,
     /// An operator drains it: no new requests while another cluster can.
     pub drained: bool,
+}
+
+/// A service that is known and cannot be run here: every request for it is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// "namespace/name".
+    pub key: Arc<str>,
+    /// Host names that select it.
+    pub hosts: Vec<String>,
+    /// Why, for people.
+    pub why: String,
+}
+
+/// Certificates of a subject that are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Whose.
+    pub subject: RevokedSubject,
+    /// Those whose notBefore is older than this, Unix seconds.
+    pub issued_before_unix: i64,
+}
+
+/// Who was revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RevokedSubject {
+    /// One identity.
+    Identity(SpiffeId),
+    /// Every identity of a cluster.
+    Cluster(ClusterId),
 }
 
 /// A gateway of another cluster.
@@ -168,7 +203,10 @@ impl Snapshot {
             peers: Vec::new(),
             services: Vec::new(),
             own_cluster: None,
+            revocations: Vec::new(),
+            closed: Vec::new(),
             hosts: HashMap::default(),
+            closed_hosts: HashMap::default(),
             keys: HashMap::default(),
         }
     }
@@ -203,8 +241,22 @@ impl Snapshot {
                         drained: c.drained,
                     });
                 }
+                Body::UnsupportedService(s) => snapshot.closed.push(Closed {
+                    key: format!("{}/{}", s.namespace, s.name).into(),
+                    hosts: s.hosts.iter().map(|host| route::host_name(host)).collect(),
+                    why: format!("this gateway lacks {}", s.missing_features.join(", ")),
+                }),
+                Body::Revocations(list) => {
+                    for entry in &list.revocations {
+                        snapshot.revocations.push(revocation(name, entry)?);
+                    }
+                }
                 Body::Peer(_) | Body::Service(_) => {}
             }
+        }
+        snapshot.closed.sort_by(|a, b| a.key.cmp(&b.key));
+        for (index, closed) in snapshot.closed.iter().enumerate() {
+            snapshot.closed_hosts.extend(closed.hosts.iter().map(|host| (host.as_str().into(), index)));
         }
         snapshot.clusters.sort_by(|a, b| a.name.cmp(&b.name));
         let clusters: BTreeMap<Arc<str>, usize> =
@@ -227,7 +279,7 @@ impl Snapshot {
                     }
                     snapshot.services.push(service);
                 }
-                Body::Mesh(_) | Body::Cluster(_) => {}
+                Body::Mesh(_) | Body::Cluster(_) | Body::UnsupportedService(_) | Body::Revocations(_) => {}
             }
         }
         snapshot.services.sort_by(|a, b| a.key.cmp(&b.key));
@@ -257,6 +309,26 @@ impl Snapshot {
     /// The service "namespace/name", by index.
     pub fn service_by_key(&self, key: &str) -> Option<usize> {
         self.keys.get(key).copied()
+    }
+
+    /// The closed service that a host name selects.
+    pub fn closed_by_host(&self, authority: &str) -> Option<&Closed> {
+        let index = match self.closed_hosts.get(authority) {
+            Some(index) => *index,
+            None => *self.closed_hosts.get(route::host_name(authority).as_str())?,
+        };
+        self.closed.get(index)
+    }
+
+    /// Whether a certificate of `id`, valid from `not_before_unix` on, was revoked.
+    pub fn revoked(&self, id: &SpiffeId, not_before_unix: i64) -> bool {
+        self.revocations.iter().any(|revocation| {
+            let is_meant = match &revocation.subject {
+                RevokedSubject::Identity(revoked) => revoked == id,
+                RevokedSubject::Cluster(cluster) => cluster_of(id) == Some(cluster.as_str()),
+            };
+            is_meant && not_before_unix < revocation.issued_before_unix
+        })
     }
 
     /// A cluster's name, for people.
@@ -301,7 +373,23 @@ impl Protocol {
     }
 }
 
+/// The cluster that an identity belongs to, by its path `/cluster/<cluster>/…`.
+fn cluster_of(id: &SpiffeId) -> Option<&str> {
+    id.path().strip_prefix("/cluster/")?.split('/').next()
+}
+
 type Clusters = BTreeMap<Arc<str>, usize>;
+
+fn revocation(name: &str, config: &proto::Revocation) -> Result<Revocation, SnapshotError> {
+    let subject = match &config.subject {
+        Some(proto::revocation::Subject::SpiffeId(id)) => RevokedSubject::Identity(
+            id.parse().map_err(|error| refuse(name, format!("{id:?} is no SPIFFE id: {error}")))?,
+        ),
+        Some(proto::revocation::Subject::Cluster(cluster)) => RevokedSubject::Cluster(ClusterId::new(cluster.as_str())),
+        None => return Err(refuse(name, "a revocation of an unknown kind of subject")),
+    };
+    Ok(Revocation { subject, issued_before_unix: config.issued_before_unix })
+}
 
 fn peer(name: &str, config: &proto::PeerConfig, clusters: &Clusters) -> Result<Peer, SnapshotError> {
     let spiffe_id: SpiffeId =

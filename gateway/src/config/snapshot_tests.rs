@@ -6,7 +6,10 @@ use proto::{
 
 fn state(bodies: Vec<(&str, Body)>) -> ConfigState {
     let resource = |(name, body): (&str, Body)| {
-        (name.to_owned(), ConfigResource { name: name.into(), version: Vec::new().into(), body: Some(body) })
+        (
+            name.to_owned(),
+            ConfigResource { name: name.into(), version: Vec::new().into(), body: Some(body), ..Default::default() },
+        )
     };
     ConfigState { revision: 3, resources: bodies.into_iter().map(resource).collect(), ..ConfigState::default() }
 }
@@ -141,6 +144,45 @@ fn refusals_name_the_resource_and_the_reason() {
     for (result, expected) in cases {
         assert_eq!(result.map(|_| ()), Err(expected.to_owned()));
     }
+}
+
+#[test]
+fn an_unsupported_service_is_known_by_its_hosts_and_closed() {
+    let snapshot = build(|bodies, _| {
+        let web = proto::UnsupportedService {
+            namespace: "shop".into(),
+            name: "web".into(),
+            hosts: vec!["web.shop".into()],
+            missing_features: vec!["tea".into()],
+        };
+        bodies.push(("service/shop/web".into(), Body::UnsupportedService(web)));
+    })
+    .unwrap();
+    assert_eq!(snapshot.service_by_host("web.shop"), None);
+    let closed = snapshot.closed_by_host("Web.Shop:80").unwrap();
+    assert_eq!((&*closed.key, closed.why.as_str()), ("shop/web", "this gateway lacks tea"));
+    assert!(snapshot.closed_by_host("checkout.shop").is_none() && snapshot.service_by_host("checkout.shop").is_some());
+}
+
+#[test]
+fn revocations_are_about_certificates_older_than_the_revocation() {
+    use proto::revocation::Subject;
+    let revoke = |subject| proto::Revocation { subject: Some(subject), issued_before_unix: 100 };
+    let id = "spiffe://mesh.test/cluster/lyon/gateway/gw-1";
+    let list = vec![revoke(Subject::SpiffeId(id.into())), revoke(Subject::Cluster("tokyo".into()))];
+    let snapshot = build(|bodies, _| {
+        bodies.push(("revocations".into(), Body::Revocations(proto::Revocations { revocations: list })));
+    })
+    .unwrap();
+    let revoked = |path: &str, issued| snapshot.revoked(&format!("spiffe://mesh.test{path}").parse().unwrap(), issued);
+    assert!(revoked("/cluster/lyon/gateway/gw-1", 99) && !revoked("/cluster/lyon/gateway/gw-1", 100));
+    assert!(!revoked("/cluster/lyon/gateway/gw-2", 0));
+    assert!(revoked("/cluster/tokyo/agent/a", 0) && !revoked("/cluster/tokyo-2/agent/a", 0));
+    let unknown = build(|bodies, _| {
+        let list = vec![proto::Revocation::default()];
+        bodies.push(("revocations".into(), Body::Revocations(proto::Revocations { revocations: list })));
+    });
+    assert_eq!(unknown.map(|_| ()), Err("revocations: a revocation of an unknown kind of subject".into()));
 }
 
 #[test]

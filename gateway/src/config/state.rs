@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     fn resource(name: &str, version: u8) -> ConfigResource {
-        ConfigResource { name: name.into(), version: vec![version].into(), body: None }
+        ConfigResource { name: name.into(), version: vec![version].into(), ..Default::default() }
     }
 
     fn update(revision: u64, upserts: &[(&str, u8)], removals: &[&str], full: bool) -> ConfigUpdate {

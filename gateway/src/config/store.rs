@@ -139,7 +139,7 @@ mod tests {
             revision: 7,
             resources: [(
                 "mesh".to_owned(),
-                ConfigResource { name: "mesh".into(), version: vec![1; 16].into(), body: None },
+                ConfigResource { name: "mesh".into(), version: vec![1; 16].into(), ..Default::default() },
             )]
             .into(),
             local: [(

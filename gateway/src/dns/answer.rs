@@ -214,7 +214,15 @@ mod tests {
             ("service/shop/secret", service("secret", proto::Protocol::Http1, 0, &[])),
         ];
         let resources = resources.map(|(n, b)| {
-            (n.to_owned(), proto::ConfigResource { name: n.into(), version: Vec::new().into(), body: Some(b) })
+            (
+                n.to_owned(),
+                proto::ConfigResource {
+                    name: n.into(),
+                    version: Vec::new().into(),
+                    body: Some(b),
+                    ..Default::default()
+                },
+            )
         });
         Snapshot::build(
             &ConfigState { revision: 9, resources: resources.into(), local: Default::default() },

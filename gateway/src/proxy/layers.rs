@@ -90,7 +90,11 @@ pub async fn admission(call: Box<Call>, next: Stack) -> Outcome {
 pub async fn route(mut call: Box<Call>, next: Stack) -> Outcome {
     let view = call.worker.view();
     let (authority, _) = call.target.as_ref().ok_or(Failure::UnknownHost)?;
-    let index = view.snapshot.service_by_host(authority.as_str()).ok_or(Failure::UnknownHost)?;
+    let Some(index) = view.snapshot.service_by_host(authority.as_str()) else {
+        let closed = view.snapshot.closed_by_host(authority.as_str()).ok_or(Failure::UnknownHost)?;
+        call.record.borrow_mut().service = Some(closed.key.clone());
+        return Err(Failure::Closed);
+    };
     let service = view.snapshot.services.get(index).ok_or(Failure::UnknownHost)?;
     call.record.borrow_mut().service = Some(service.key.clone());
     if service.protocol == Protocol::Tcp {

@@ -68,6 +68,8 @@ pub enum Failure {
     Unsupported,
     /// The worker carries as much as it may.
     Overloaded,
+    /// This gateway cannot run the service's configuration.
+    Closed,
     /// No cluster, gateway or endpoint can serve.
     NoHealthy,
     /// The same, and an endpoint of this gateway never saw the request.
@@ -89,7 +91,7 @@ impl Failure {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::UnknownHost | Self::NotHttp => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            Self::Overloaded | Self::NoHealthy | Self::NoEndpointHere => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
@@ -105,6 +107,7 @@ impl Failure {
             Self::NotHttp => "not-http",
             Self::Unsupported => "unsupported",
             Self::Overloaded => "overloaded",
+            Self::Closed => "service-closed",
             Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
             Self::Timeout => "timeout",
             Self::Broken => "upstream-broken",
@@ -118,6 +121,7 @@ impl Failure {
         match self {
             Self::Malformed(_) | Self::Unsupported => "DPE",
             Self::UnknownHost | Self::NotHttp => "NR",
+            Self::Closed => "NC",
             Self::Overloaded => "UO",
             Self::NoHealthy | Self::NoEndpointHere => "UH",
             Self::Timeout => "UT",
@@ -135,6 +139,7 @@ impl Failure {
             Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
             Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
             Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),
+            Self::Closed => "this gateway cannot run the configuration of this service".to_owned(),
             Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
             Self::Timeout => "the service did not answer in time".to_owned(),
             Self::Broken => "the service broke the exchange before it answered".to_owned(),

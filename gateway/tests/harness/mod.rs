@@ -187,7 +187,7 @@ pub(crate) async fn apply(gateway: &Gateway, change: Change) -> Result<(), Strin
 }
 
 fn resource(name: &str, body: Resource) -> proto::ConfigResource {
-    proto::ConfigResource { name: name.into(), version: vec![0; 16].into(), body: Some(body) }
+    proto::ConfigResource { name: name.into(), version: vec![0; 16].into(), body: Some(body), ..Default::default() }
 }
 
 /// `shop/<name>` exported by `clusters`, split by `weights`, with one rule per cluster for requests that say `x-only: <cluster>`.
