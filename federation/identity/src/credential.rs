@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     SpiffeId,
+    revocation::RevocationList,
     tls::{IdentityError, PeerCertificate, peer_certificate, provider},
 };
 
@@ -56,7 +57,7 @@ impl Credential {
         Ok(credential)
     }
 
-    fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {
+    pub(crate) fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {
         CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).map_err(IdentityError::Key)
     }
 
@@ -92,11 +93,12 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The credential in use; replaced when it is renewed, and every TLS configuration made from it follows.
+/// The credential in use, and whose certificates are revoked: every TLS configuration made from it follows both.
 #[derive(Clone)]
 pub struct LiveCredential {
     current: Arc<ArcSwap<Loaded>>,
     changes: Arc<watch::Sender<u64>>,
+    revocations: RevocationList,
 }
 
 /// A credential with what rustls needs of it, made once per renewal and not once per handshake.
@@ -115,7 +117,11 @@ impl LiveCredential {
     /// Its key or bundle cannot be used.
     pub fn new(credential: Credential) -> Result<Self, IdentityError> {
         let loaded = Loaded::new(credential)?;
-        Ok(Self { current: Arc::new(ArcSwap::from_pointee(loaded)), changes: Arc::new(watch::channel(0).0) })
+        Ok(Self {
+            current: Arc::new(ArcSwap::from_pointee(loaded)),
+            changes: Arc::new(watch::channel(0).0),
+            revocations: RevocationList::default(),
+        })
     }
 
     /// The credential in use now.
@@ -138,6 +144,12 @@ impl LiveCredential {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Whose certificates are refused though they have not run out: as this process was told, at first nobody's.
+    #[must_use]
+    pub fn revocations(&self) -> &RevocationList {
+        &self.revocations
     }
 
     pub(crate) fn load(&self) -> Arc<Loaded> {

@@ -54,15 +54,24 @@ impl TestAuthority {
     /// Never with a valid id.
     #[must_use]
     pub fn issue_for(&self, id: &SpiffeId, life: Duration) -> Credential {
+        let now = SystemTime::now();
+        self.issue_between(id, now - Duration::from_secs(60), now + life)
+    }
+
+    /// An SVID for `id` with this validity.
+    ///
+    /// # Panics
+    /// Never with a valid id.
+    #[must_use]
+    pub fn issue_between(&self, id: &SpiffeId, not_before: SystemTime, not_after: SystemTime) -> Credential {
         let key = KeyPair::generate().expect("key generation");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().expect("an ASCII id"))];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let now = SystemTime::now();
-        params.not_before = (now - Duration::from_secs(60)).into();
-        params.not_after = (now + life).into();
+        params.not_before = not_before.into();
+        params.not_after = not_after.into();
         let leaf = params.signed_by(&key, &self.issuer).expect("signing").der().clone();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Credential::new(vec![leaf], key, vec![self.root.clone()]).expect("a fresh SVID is usable")

@@ -10,24 +10,19 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, ServerConfig,
-    SignatureScheme,
-    client::{
-        ResolvesClientCert, Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::{
-        ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    ClientConfig, Error as TlsError, OtherError, ServerConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption},
+    crypto::CryptoProvider,
+    pki_types::CertificateDer,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use x509_parser::extensions::GeneralName;
 
-use crate::{LiveCredential, SpiffeId, TrustDomain};
+use crate::{
+    LiveCredential, SpiffeId, TrustDomain,
+    verifier::{Anchor, Verifier},
+};
 
 /// Whether a client must show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +56,7 @@ impl Expect {
         }))
     }
 
-    fn check(&self, presented: &SpiffeId) -> Result<(), IdentityError> {
+    pub(crate) fn check(&self, presented: &SpiffeId) -> Result<(), IdentityError> {
         let expected = match self {
             Self::Id(id) if id == presented => return Ok(()),
             Self::Id(id) => id.to_string(),
@@ -89,7 +84,7 @@ impl fmt::Debug for Expect {
 /// Never: the one fallible step names protocol versions that the provider has.
 #[must_use]
 pub fn server_config(credential: &LiveCredential, auth: ClientAuth, alpn: &[&[u8]]) -> Arc<ServerConfig> {
-    let verifier = Arc::new(PeerVerifier::new(credential.clone(), None, auth));
+    let verifier = Arc::new(Verifier::new(Anchor::Live(credential.clone()), None, auth));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider supports TLS 1.3")
@@ -110,7 +105,7 @@ pub fn server_config(credential: &LiveCredential, auth: ClientAuth, alpn: &[&[u8
 /// Never, as [`server_config`].
 #[must_use]
 pub fn client_config(credential: &LiveCredential, expect: Expect, alpn: &[&[u8]]) -> Arc<ClientConfig> {
-    let verifier = Arc::new(PeerVerifier::new(credential.clone(), Some(expect), ClientAuth::Required));
+    let verifier = Arc::new(Verifier::new(Anchor::Live(credential.clone()), Some(expect), ClientAuth::Required));
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider supports TLS 1.3")
@@ -130,15 +125,27 @@ pub fn client_config(credential: &LiveCredential, expect: Expect, alpn: &[&[u8]]
 /// Never, as [`server_config`].
 #[must_use]
 pub fn enrolment_config(trust_domain: TrustDomain, ca_sha256: [u8; 32]) -> Arc<ClientConfig> {
+    anonymous_config(Anchor::Pinned { trust_domain, ca_sha256 })
+}
+
+/// A client configuration without a certificate of its own that trusts the bundle of `credential`.
+///
+/// For a process whose certificate has run out: it still knows whom to believe, but cannot show who it is.
+///
+/// # Panics
+/// Never, as [`server_config`].
+#[must_use]
+pub fn recovery_config(credential: &LiveCredential) -> Arc<ClientConfig> {
+    anonymous_config(Anchor::Live(credential.clone()))
+}
+
+fn anonymous_config(anchor: Anchor) -> Arc<ClientConfig> {
+    let verifier = Verifier::new(anchor, Some(Expect::control_plane()), ClientAuth::Required);
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider supports TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRootVerifier {
-            trust_domain,
-            ca_sha256,
-            algorithms: provider().signature_verification_algorithms,
-        }))
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
@@ -239,6 +246,12 @@ pub enum IdentityError {
     /// The other side showed no certificate.
     #[error("no certificate")]
     NoCertificate,
+    /// The certificate path does not hold.
+    #[error("the certificate does not lead to a root of this trust domain")]
+    Path(#[source] TlsError),
+    /// A signature is not by the key that it should be by.
+    #[error("the signature was not made by the key of the certificate")]
+    Proof,
     /// The URI is no SPIFFE id.
     #[error(transparent)]
     SpiffeId(#[from] crate::SpiffeIdError),
@@ -273,181 +286,17 @@ pub enum IdentityError {
 
 impl From<IdentityError> for TlsError {
     fn from(error: IdentityError) -> Self {
-        // rustls carries a text to the caller and sends the peer a `certificate_unknown` or `access_denied` alert.
-        TlsError::General(error.to_string())
+        // The caller finds the error itself inside (see [`identity_error`]); the peer gets an alert without the reason.
+        Self::Other(OtherError(Arc::new(error)))
     }
 }
 
-/// Verifies the other side of a connection, as client or as server, against the live bundle.
-struct PeerVerifier {
-    credential: LiveCredential,
-    /// Asked of servers; clients are asked per call, where it is known what they want.
-    expect: Option<Expect>,
-    auth: ClientAuth,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl PeerVerifier {
-    fn new(credential: LiveCredential, expect: Option<Expect>, auth: ClientAuth) -> Self {
-        Self { credential, expect, auth, algorithms: provider().signature_verification_algorithms }
-    }
-
-    /// The part that client and server checks share, after the path was verified.
-    fn identify(&self, leaf: &CertificateDer<'_>) -> Result<(), TlsError> {
-        let presented = peer_spiffe_id(std::slice::from_ref(leaf))?;
-        let ours = self.credential.current().spiffe_id.trust_domain().clone();
-        if *presented.trust_domain() != ours {
-            return Err(IdentityError::WrongTrustDomain { presented, trust_domain: ours }.into());
-        }
-        if let Some(expect) = &self.expect {
-            expect.check(&presented)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for PeerVerifier {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("PeerVerifier").field("expect", &self.expect).field("auth", &self.auth).finish_non_exhaustive()
-    }
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
-        verify_path(end_entity, intermediates, &self.credential.load().roots, now, &self.algorithms)?;
-        self.identify(end_entity)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.auth == ClientAuth::Required
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, TlsError> {
-        // The web PKI verifier checks path, validity and the clientAuth key usage; it is cheap to make from shared roots.
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.credential.load().roots.clone(), provider())
-            .build()
-            .map_err(|error| TlsError::General(error.to_string()))?;
-        verifier.verify_client_cert(end_entity, intermediates, now)?;
-        self.identify(end_entity)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// Trusts the one root whose hash the join token carries.
-#[derive(Debug)]
-struct PinnedRootVerifier {
-    trust_domain: TrustDomain,
-    ca_sha256: [u8; 32],
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for PinnedRootVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
-        let root = intermediates
-            .iter()
-            .find(|certificate| certificate_sha256(certificate) == self.ca_sha256)
-            .ok_or_else(|| IdentityError::WrongRoot { expected: hex(&self.ca_sha256) })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned()).map_err(IdentityError::Bundle)?;
-        verify_path(end_entity, intermediates, &roots, now, &self.algorithms)?;
-        let presented = peer_spiffe_id(std::slice::from_ref(end_entity))?;
-        if *presented.trust_domain() != self.trust_domain {
-            return Err(IdentityError::WrongTrustDomain { presented, trust_domain: self.trust_domain.clone() }.into());
-        }
-        Expect::control_plane().check(&presented)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+/// The reason of ours that a handshake failed for, if one of ours it was.
+#[must_use]
+pub fn identity_error(error: &TlsError) -> Option<&IdentityError> {
+    match error {
+        TlsError::Other(other) => other.0.downcast_ref(),
+        _ => None,
     }
 }
 
@@ -473,20 +322,4 @@ impl ResolvesClientCert for Resolver {
     fn has_certs(&self) -> bool {
         true
     }
-}
-
-/// RFC 5280 path validation for serverAuth, without a host name: the SPIFFE id takes its place.
-fn verify_path(
-    end_entity: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    roots: &RootCertStore,
-    now: UnixTime,
-    algorithms: &WebPkiSupportedAlgorithms,
-) -> Result<(), TlsError> {
-    let parsed = ParsedCertificate::try_from(end_entity)?;
-    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms.all)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

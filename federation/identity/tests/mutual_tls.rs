@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use archipelago_identity::{
     CredentialDir, LiveCredential, SpiffeId,
+    revocation::{Revocations, Subject},
     testing::TestAuthority,
     tls::{self, ClientAuth, Expect, certificate_sha256, peer_spiffe_id},
 };
@@ -137,6 +141,45 @@ async fn a_renewed_credential_is_used_by_configurations_made_before() {
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
     assert_eq!(meet(client, server).await.1.unwrap(), second);
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused_by_both_sides_and_later_ones_are_not() {
+    let authority = TestAuthority::new("mesh.example");
+    let (paris, tokyo) = (authority.gateway("paris", "gw-1"), authority.gateway("tokyo", "gw-1"));
+    let anybody = || Expect::Role(Arc::new(|_| Ok(())));
+    let both = async |client: &LiveCredential, server: &LiveCredential| {
+        meet(tls::client_config(client, anybody(), &[]), tls::server_config(server, ClientAuth::Required, &[])).await
+    };
+    let server = tls::server_config(&tokyo, ClientAuth::Required, &[]);
+    let mut revocations = Revocations::default();
+    revocations.refuse(Subject::Cluster("paris".into()), SystemTime::now());
+    tokyo.revocations().replace(revocations.clone());
+
+    let (client, seen) = meet(tls::client_config(&paris, anybody(), &[]), server.clone()).await;
+    assert!(seen.unwrap_err().contains("Revoked"), "the list counts for configurations made before it");
+    assert!(client.unwrap_err().contains("CertificateRevoked"), "and the peer is told why");
+    let (client, _) = both(&tokyo, &paris).await;
+    assert!(client.unwrap_err().contains("Revoked"), "dialling too");
+
+    let again = SpiffeId::gateway(authority.trust_domain(), "paris", "gw-1");
+    let soon = SystemTime::now() + Duration::from_secs(1);
+    let later = authority.issue_between(&again, soon, soon + Duration::from_secs(60));
+    let mut earlier = Revocations::default();
+    earlier.refuse(Subject::Cluster("paris".into()), later.not_before);
+    tokyo.revocations().replace(earlier);
+    paris.replace(later).unwrap();
+    eventually_valid(&paris).await;
+    let (client, seen) = both(&paris, &tokyo).await;
+    assert_eq!(seen.unwrap(), again);
+    client.unwrap();
+}
+
+/// Waits until the validity of a credential that begins in a moment has begun.
+async fn eventually_valid(credential: &LiveCredential) {
+    while credential.current().not_before > SystemTime::now() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[test]
