@@ -254,6 +254,7 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         versions: vec!["v1".into()],
         ready,
         total: 2,
+        ..ServiceReport::default()
     };
     let report = |ready: u32| AgentMessage {
         cluster: "paris".into(),

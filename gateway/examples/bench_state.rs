@@ -85,7 +85,7 @@ fn local(backend: SocketAddr) -> LocalService {
             address: backend.to_string(),
             version: "v1".into(),
             instance: "backend".into(),
-            ready: true,
+            readiness: archipelago_proto::v1::Readiness::Ready.into(),
         }],
     }
 }

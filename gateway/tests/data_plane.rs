@@ -357,6 +357,51 @@ async fn restarts_from_its_disk_and_survives_a_damaged_one() {
     assert_eq!(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap().status(), 404);
 }
 
+/// An endpoint that was replaced is unknown until its first check: it serves while nothing better is there, and only then.
+#[tokio::test]
+async fn an_unchecked_endpoint_is_better_than_nothing_and_worse_than_a_ready_one() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let (old, seen_old) = backend("old").await;
+    let (new, seen_new) = backend("new").await;
+    let services = vec![service("checkout", Protocol::Http1, &["tokyo"], &[])];
+    mesh.configure(services, &[("checkout", "tokyo", old, "v1")]).await;
+    mesh.serves(CHECKOUT, "tokyo").await;
+    let tell = async |mesh: &Mesh, endpoints: &[(std::net::SocketAddr, proto::Readiness)]| {
+        let endpoint = |(address, readiness): &(std::net::SocketAddr, proto::Readiness)| proto::Endpoint {
+            address: address.to_string(),
+            version: "v1".into(),
+            instance: "i".into(),
+            readiness: (*readiness).into(),
+        };
+        let local = proto::LocalService {
+            namespace: "shop".into(),
+            name: "checkout".into(),
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            ..Default::default()
+        };
+        let update = proto::LocalUpdate { snapshot: true, services: vec![local], removed: vec![] };
+        apply(&mesh.gateways["tokyo"], Change::Local(update)).await.unwrap();
+    };
+    let (ready, unknown, down) = (proto::Readiness::Ready, proto::Readiness::Unknown, proto::Readiness::NotReady);
+
+    // Beside a ready one it gets nothing.
+    tell(&mesh, &[(old, ready), (new, unknown)]).await;
+    let before = seen_new.requests.load(Ordering::SeqCst);
+    for _ in 0..40 {
+        assert_eq!(text(get(mesh.http("tokyo"), CHECKOUT, "/", &[]).await.unwrap()).await, "old");
+    }
+    assert_eq!(seen_new.requests.load(Ordering::SeqCst), before);
+
+    // Alone it gets everything, from here and from afar, without one failure.
+    tell(&mesh, &[(old, down), (new, unknown)]).await;
+    let before = seen_old.requests.load(Ordering::SeqCst);
+    for entry in ["tokyo", "paris", "tokyo", "paris", "tokyo", "paris"] {
+        let response = get(mesh.http(entry), CHECKOUT, "/", &[]).await.unwrap();
+        assert_eq!((response.status().as_u16(), text(response).await.as_str()), (200, "new"), "from {entry}");
+    }
+    assert_eq!(seen_old.requests.load(Ordering::SeqCst), before);
+}
+
 #[tokio::test]
 async fn a_refused_configuration_changes_nothing() {
     let (mesh, _) = two_clusters(&[("paris", 1)]).await;

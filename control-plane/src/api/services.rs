@@ -165,6 +165,7 @@ mod tests {
             versions: vec!["v1".into()],
             ready: cluster_ready,
             total: 2,
+            ..ServiceReport::default()
         }
     }
 

@@ -297,6 +297,8 @@ pub(crate) fn role_name(role: i32) -> &'static str {
 pub(crate) fn strip_counts(service: &mut v1::ServiceReport) {
     service.ready = 0;
     service.total = 0;
+    service.unknown = 0;
+    service.last_failure = None;
     service.versions.sort();
     service.versions.dedup();
 }

@@ -59,6 +59,7 @@ fn service(namespace: &str, name: &str, protocol: Protocol, ready: u32) -> Servi
         versions: vec!["v2".into(), "v1".into()],
         ready,
         total: 3,
+        ..ServiceReport::default()
     }
 }
 

@@ -6,6 +6,8 @@ pub mod schedule;
 
 use std::net::SocketAddr;
 
+use archipelago_proto::v1::{CheckFailure, CheckFailureReason};
+
 /// One endpoint of one service: what is checked, and what is ready or not.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
@@ -13,4 +15,66 @@ pub struct Target {
     pub service: String,
     /// Where it listens.
     pub address: SocketAddr,
+}
+
+/// What is known of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has asked it yet.
+    Unknown,
+    /// It may get requests.
+    Ready,
+    /// It may not, and this is what it last answered.
+    Down(Failure),
+}
+
+/// What was wrong with an answer, out of a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody accepts connections.
+    Connect,
+    /// Closed before an answer.
+    Closed,
+    /// Answered in another protocol than the service's.
+    Protocol,
+    /// The question cannot be written.
+    Request,
+    /// Answered with a status that is not 2xx.
+    Status(u16),
+    /// No answer in time.
+    Timeout,
+    /// The provider says that it is not ready.
+    Provider,
+}
+
+impl Failure {
+    /// Bounded label for metrics.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Closed => "closed",
+            Self::Protocol => "protocol",
+            Self::Request => "request",
+            Self::Status(_) => "status",
+            Self::Timeout => "timeout",
+            Self::Provider => "provider",
+        }
+    }
+
+    /// As the control plane hears it.
+    #[must_use]
+    pub fn to_proto(self) -> CheckFailure {
+        let reason = match self {
+            Self::Connect => CheckFailureReason::Connect,
+            Self::Closed => CheckFailureReason::Closed,
+            Self::Protocol => CheckFailureReason::Protocol,
+            Self::Request => CheckFailureReason::Request,
+            Self::Status(_) => CheckFailureReason::Status,
+            Self::Timeout => CheckFailureReason::Timeout,
+            Self::Provider => CheckFailureReason::Provider,
+        };
+        let status = if let Self::Status(status) = self { status.into() } else { 0 };
+        CheckFailure { reason: reason.into(), status }
+    }
 }

@@ -36,7 +36,10 @@ use tokio::{sync::watch, task::JoinSet};
 
 use self::{metrics::Metrics, state::State, view::View};
 use crate::{
-    health::driver::{self, Readiness},
+    health::{
+        Health,
+        driver::{self, Readiness},
+    },
     provider::watch::{Catalog, ServiceDir, follow},
 };
 
@@ -146,7 +149,10 @@ async fn serve(config: Config, state: State, shutdown: Shutdown) -> anyhow::Resu
     let metrics = Metrics::new();
     let (dir, restored) = ServiceDir::restore(config.services, state.sources);
     let (catalog, catalogs) = watch::channel(Arc::new(restored));
-    let (readiness, readinesses) = watch::channel(Readiness { ready: state.ready, settled: false });
+    let (readiness, readinesses) = watch::channel(Readiness {
+        endpoints: state.ready.into_iter().map(|target| (target, Health::Ready)).collect(),
+        settled: false,
+    });
     let first = View::new(&catalogs.borrow(), &readinesses.borrow(), None);
     let (view, views) = watch::channel(Arc::new(first));
 

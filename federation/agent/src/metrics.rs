@@ -66,9 +66,12 @@ impl Metrics {
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let total: u64 = view.reports.iter().map(|report| u64::from(report.total)).sum();
         let ready: u64 = view.reports.iter().map(|report| u64::from(report.ready)).sum();
+        let unknown: u64 = view.reports.iter().map(|report| u64::from(report.unknown)).sum();
         self.services.set(i64::try_from(view.reports.len()).unwrap_or(i64::MAX));
         self.endpoints.get_or_create(&StateLabel { state: "ready" }).set(gauge(ready));
-        self.endpoints.get_or_create(&StateLabel { state: "not_ready" }).set(gauge(total.saturating_sub(ready)));
+        self.endpoints.get_or_create(&StateLabel { state: "unknown" }).set(gauge(unknown));
+        let down = total.saturating_sub(ready).saturating_sub(unknown);
+        self.endpoints.get_or_create(&StateLabel { state: "not_ready" }).set(gauge(down));
     }
 }
 
@@ -93,6 +96,7 @@ mod tests {
                 "mesh_agent_control_plane_connected 0",
                 "mesh_agent_endpoints{state=\"not_ready\"} 0",
                 "mesh_agent_endpoints{state=\"ready\"} 0",
+                "mesh_agent_endpoints{state=\"unknown\"} 0",
                 "mesh_agent_health_checks_total{result=\"ok\"} 1",
                 "mesh_agent_health_checks_total{result=\"timeout\"} 1",
                 "mesh_agent_services 0",

@@ -95,7 +95,7 @@ pub(super) async fn keep(
         let state = State {
             control_plane: control_plane.clone(),
             sources: catalogs.borrow_and_update().sources.clone(),
-            ready: readinesses.borrow_and_update().ready.clone(),
+            ready: readinesses.borrow_and_update().ready().cloned().collect(),
         };
         if state != stored {
             let (path, copy) = (dir.clone(), state.clone());

@@ -9,7 +9,7 @@ use archipelago_identity::{
     tls::{self, ClientAuth, Expect},
 };
 use archipelago_proto::v1::{
-    AgentDirective, AgentMessage, LocalUpdate, WatchLocalRequest,
+    self, AgentDirective, AgentMessage, LocalUpdate, WatchLocalRequest,
     agent_control_server::{AgentControl, AgentControlServer},
     local_discovery_client::LocalDiscoveryClient,
 };
@@ -178,8 +178,11 @@ async fn follow(
                 known.clear();
             }
             for service in update.services {
-                let endpoints =
-                    service.endpoints.into_iter().map(|endpoint| (endpoint.version, endpoint.ready)).collect();
+                let endpoints = service
+                    .endpoints
+                    .into_iter()
+                    .map(|endpoint| (endpoint.version.clone(), endpoint.readiness() == v1::Readiness::Ready))
+                    .collect();
                 known.insert(format!("{}/{}", service.namespace, service.name), endpoints);
             }
             for gone in update.removed {
@@ -212,7 +215,8 @@ async fn gateways_and_control_plane_hear_of_every_change() {
     // The first message is complete, and made after every endpoint was asked.
     let first = timeout(PATIENCE, updates.message()).await.unwrap().unwrap().unwrap();
     assert!(first.snapshot);
-    let states: Vec<bool> = first.services[0].endpoints.iter().map(|endpoint| endpoint.ready).collect();
+    let states: Vec<bool> =
+        first.services[0].endpoints.iter().map(|endpoint| endpoint.readiness() == v1::Readiness::Ready).collect();
     assert_eq!(states, [true, true, false]);
     let mut known = BTreeMap::from([("shop/checkout".to_owned(), vec![ready("v1"), ready("v2"), down("v3")])]);
     let (id, report) = fixture.report(|message| message.services.iter().any(|service| service.ready == 2)).await;

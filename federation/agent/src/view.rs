@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use archipelago_proto::v1::{Endpoint, LocalService, LocalUpdate, ServiceReport};
+use archipelago_proto::v1::{self, Endpoint, LocalService, LocalUpdate, ServiceReport};
 
-use archipelago_model::service_file::ServiceFile;
+use archipelago_model::service_file::{ServiceEndpoint, ServiceFile};
 
 use crate::{
-    health::{Target, driver::Readiness},
+    health::{Health, Target, driver::Readiness},
     provider::watch::Catalog,
 };
 
@@ -43,7 +43,7 @@ impl View {
         let reports = catalog
             .services
             .iter()
-            .filter_map(|service| Some(report(service, services.get(&service.key())?)))
+            .filter_map(|service| Some(report(service, services.get(&service.key())?, readiness)))
             .collect();
         Self { services, reports, settled: readiness.settled }
     }
@@ -75,7 +75,12 @@ fn local(service: &ServiceFile, readiness: &Readiness) -> LocalService {
         address: endpoint.address.to_string(),
         version: endpoint.version.clone(),
         instance: endpoint.instance.clone(),
-        ready: readiness.ready.contains(&Target { service: key.clone(), address: endpoint.address }),
+        readiness: match readiness.of(&Target { service: key.clone(), address: endpoint.address }) {
+            Health::Unknown => v1::Readiness::Unknown,
+            Health::Ready => v1::Readiness::Ready,
+            Health::Down(_) => v1::Readiness::NotReady,
+        }
+        .into(),
     });
     LocalService {
         namespace: service.metadata.namespace.clone(),
@@ -86,8 +91,12 @@ fn local(service: &ServiceFile, readiness: &Readiness) -> LocalService {
     }
 }
 
-fn report(service: &ServiceFile, local: &LocalService) -> ServiceReport {
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+fn report(service: &ServiceFile, local: &LocalService, readiness: &Readiness) -> ServiceReport {
+    let key = service.key();
+    let health = |endpoint: &ServiceEndpoint| readiness.of(&Target { service: key.clone(), address: endpoint.address });
+    let health: Vec<Health> = service.spec.endpoints.iter().map(health).collect();
+    let count =
+        |wanted: Health| u32::try_from(health.iter().filter(|health| **health == wanted).count()).unwrap_or(u32::MAX);
     let mut versions: Vec<String> = local.endpoints.iter().map(|endpoint| endpoint.version.clone()).collect();
     versions.sort();
     versions.dedup();
@@ -98,7 +107,13 @@ fn report(service: &ServiceFile, local: &LocalService) -> ServiceReport {
         port: local.port,
         exported: service.exported,
         versions,
-        ready: count(local.endpoints.iter().filter(|endpoint| endpoint.ready).count()),
-        total: count(local.endpoints.len()),
+        ready: count(Health::Ready),
+        total: u32::try_from(health.len()).unwrap_or(u32::MAX),
+        unknown: count(Health::Unknown),
+        // The last in the order of the file: which of several does not matter, but it must not change by itself.
+        last_failure: health.iter().rev().find_map(|health| match health {
+            Health::Down(failure) => Some(failure.to_proto()),
+            Health::Unknown | Health::Ready => None,
+        }),
     }
 }

@@ -10,13 +10,19 @@
 //!   endpoints:
 //!     - { address: "10.0.0.7:8080", version: v1, instance: checkout-v1-0 }
 //!   healthCheck: { http: /healthz, interval: 1s }   # or { tcp: true }, or none; absent: TCP
+//!                                                   # `host: shop.example` beside `http` is sent as Host header
 //! ---
 //! apiVersion: archipelago.dev/v1alpha1
 //! kind: ServiceExport                               # this cluster offers it to the others
 //! metadata: { name: checkout, namespace: shop }
 //! ```
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use archipelago_proto::v1::Protocol;
 use serde::{Serialize, Serializer};
@@ -133,8 +139,13 @@ pub struct ActiveCheck {
 pub enum Probe {
     /// A connection can be opened.
     Tcp,
-    /// `GET` of this path, in the service's protocol, is answered with 2xx.
-    Http(String),
+    /// `GET` of `path`, in the service's protocol, is answered with 2xx.
+    Http {
+        /// Begins with `/`.
+        path: String,
+        /// Host header; absent: the endpoint's address. For servers that serve by name.
+        host: Option<String>,
+    },
 }
 
 impl Default for ActiveCheck {
@@ -338,6 +349,15 @@ impl HealthCheck {
         let Some(mut fields) = at.fields(out) else { return Self::default() };
         let mut check = ActiveCheck::default();
         let http = fields.optional("http");
+        let host = fields.optional("host").map(|cursor| (cursor.text(out), cursor));
+        if let Some((host, cursor)) = &host
+            && !is_authority(host)
+        {
+            cursor.wrong(out, "expected a host name, with a port or without");
+        }
+        if let (Some((_, cursor)), None) = (&host, &http) {
+            cursor.wrong(out, "only a check with `http` sends a host");
+        }
         let tcp = fields.optional("tcp").map(|cursor| (cursor.boolean(out), cursor));
         match (http, tcp) {
             (Some(cursor), None) => {
@@ -348,7 +368,7 @@ impl HealthCheck {
                 if !path.starts_with('/') || path.len() > 1_024 || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
                     cursor.wrong(out, "expected a path that begins with `/`");
                 }
-                check.probe = Probe::Http(path);
+                check.probe = Probe::Http { path, host: host.map(|(host, _)| host) };
             }
             (None, None | Some((true, _))) => check.probe = Probe::Tcp,
             (None, Some((false, cursor))) => cursor.wrong(out, "expected `true`, or `healthCheck: none`"),
@@ -380,12 +400,13 @@ impl Serialize for HealthCheck {
         match self {
             Self::None => serializer.serialize_str("none"),
             Self::Active(check) => {
-                let (http, tcp) = match &check.probe {
-                    Probe::Http(path) => (Some(path.as_str()), None),
-                    Probe::Tcp => (None, Some(true)),
+                let (http, host, tcp) = match &check.probe {
+                    Probe::Http { path, host } => (Some(path.as_str()), host.as_deref(), None),
+                    Probe::Tcp => (None, None, Some(true)),
                 };
                 WrittenCheck {
                     http,
+                    host,
                     tcp,
                     interval: duration::format(check.interval),
                     timeout: duration::format(check.timeout),
@@ -404,6 +425,8 @@ struct WrittenCheck<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     http: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<bool>,
     interval: String,
     timeout: String,
@@ -421,11 +444,25 @@ struct Written<'a> {
     spec: Option<&'a ServiceSpec>,
 }
 
+/// What may stand in a Host header: a name or an address, and maybe a port (RFC 9110 §7.2).
+fn is_authority(text: &str) -> bool {
+    if text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4()) {
+        return true;
+    }
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=HOST_BYTES_MAX).contains(&host.len())
+        && host.bytes().all(inside)
+        && port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+}
+
 fn yaml(written: &Written<'_>) -> String {
     let text = serde_saphyr::to_string(written).expect("structs of texts and numbers always serialize");
     if text.ends_with('\n') { text } else { format!("{text}\n") }
 }
 
+/// Of a DNS name.
+const HOST_BYTES_MAX: usize = 253;
 /// Faster than this, checks would be load.
 const TIME_MIN: Duration = Duration::from_millis(10);
 /// Slower than this, they would not be checks.
@@ -461,7 +498,16 @@ metadata: { name: checkout, namespace: shop }
         assert_eq!(services.len(), 1);
         assert!(services[0].exported);
         assert_eq!(services[0].spec.endpoints[1].instance, "[::1]:8080");
-        for health_check in [HealthCheck::None, HealthCheck::default(), services[0].spec.health_check.clone()] {
+        let named = ActiveCheck {
+            probe: Probe::Http { path: "/".into(), host: Some("shop.example:8080".into()) },
+            ..ActiveCheck::default()
+        };
+        for health_check in [
+            HealthCheck::None,
+            HealthCheck::default(),
+            HealthCheck::Active(named),
+            services[0].spec.health_check.clone(),
+        ] {
             let mut service = services[0].clone();
             service.spec.health_check = health_check;
             let text = service.to_yaml();
@@ -476,6 +522,9 @@ metadata: { name: checkout, namespace: shop }
             ("10.0.0.7:8080", "localhost:1", "paris.yaml:7:18: spec.endpoints[0].address: expected ip:port"),
             ("[::1]", "10.0.0.7", "paris.yaml:8:7: spec.endpoints[1]: 10.0.0.7:8080 is already the address"),
             ("http: /healthz", "http: healthz", "spec.healthCheck.http: expected a path"),
+            ("http: /healthz", "http: /healthz, host: a b", "spec.healthCheck.host: expected a host name"),
+            ("http: /healthz", "http: /healthz, host: u@h", "spec.healthCheck.host: expected a host name"),
+            ("http: /healthz", "host: h", "only a check with `http` sends a host"),
             ("interval: 250ms", "interval: 1ms", "expected a duration from 10ms to 5m"),
             ("unhealthyAfter: 3", "unhealthyafter: 3", "did you mean `unhealthyAfter`?"),
             (

@@ -31,6 +31,7 @@ fn report(name: &str, protocol: Protocol, versions: &[&str]) -> ServiceReport {
         versions: versions.iter().map(ToString::to_string).collect(),
         ready: 1,
         total: 1,
+        ..ServiceReport::default()
     }
 }
 

@@ -180,7 +180,7 @@ pub struct LocalEndpoint {
     /// Its name for people.
     pub instance: String,
     /// The agent's verdict.
-    pub ready: bool,
+    pub readiness: proto::Readiness,
 }
 
 /// Why a configuration was refused; the last good one stays.
@@ -510,7 +510,7 @@ fn endpoints(local: &proto::LocalService) -> Vec<LocalEndpoint> {
                 address,
                 version: e.version.as_str().into(),
                 instance: e.instance.clone(),
-                ready: e.ready,
+                readiness: e.readiness(),
             })
         })
         .collect();

@@ -65,7 +65,7 @@ fn build(change: impl FnOnce(&mut Vec<(String, Body)>, &mut ServiceConfig)) -> R
                     address: address.into(),
                     version: "v1".into(),
                     instance: "a".into(),
-                    ready: true,
+                    readiness: archipelago_proto::v1::Readiness::Ready.into(),
                 })
                 .into(),
             ..LocalService::default()

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use archipelago_identity::{LiveCredential, MeshRole, SpiffeId};
+use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::{BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, Tunnels};
 use http::{HeaderValue, Method};
 use hyper::client::conn::http1;
@@ -292,8 +293,9 @@ impl Worker {
             if !config.may_reside_in(view.snapshot.own_cluster) {
                 continue;
             }
+            let any_ready = live.endpoints.iter().any(|endpoint| endpoint.readiness == Readiness::Ready);
             for endpoint in &live.endpoints {
-                let ready = u32::from(endpoint.ready && !endpoint.endpoint.ejected(now));
+                let ready = u32::from(endpoint.offered(any_ready) && !endpoint.endpoint.ejected(now));
                 match health
                     .iter_mut()
                     .rev()

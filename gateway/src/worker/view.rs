@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::{PeerHandle, PeerState};
 use http::HeaderValue;
 
@@ -68,7 +69,7 @@ pub struct EndpointView {
     /// Its name for people.
     pub instance: String,
     /// The agent's verdict.
-    pub ready: bool,
+    pub readiness: Readiness,
 }
 
 /// A gateway of another cluster, as this worker sees it.
@@ -188,15 +189,21 @@ impl ServiceView {
     fn local_availability(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Availability {
         let mut availability = Availability::Out("no ready endpoint");
         for view in self.endpoints.iter().filter(|e| e.eligible(version, tried)) {
-            if !view.endpoint.ejected(now) {
-                return Availability::Serving { factor: 1.0 };
+            match (view.readiness, view.endpoint.ejected(now)) {
+                (Readiness::Ready, false) => return Availability::Serving { factor: 1.0 },
+                (Readiness::Ready, true) => availability = Availability::Reserve("its endpoints fail and sit out"),
+                (Readiness::Unknown | Readiness::NotReady, _) => {
+                    if matches!(availability, Availability::Out(_)) {
+                        availability = Availability::Reserve("its endpoints have not been checked yet");
+                    }
+                }
             }
-            availability = Availability::Reserve("its endpoints fail and sit out");
         }
         availability
     }
 
-    /// An endpoint here: two at random, the cheaper one; those sitting out only when nothing else is left.
+    /// An endpoint here: two at random, the cheaper one; those sitting out, and then those that nobody has checked yet,
+    /// only when nothing else is left.
     pub fn pick_endpoint(
         &self,
         version: Option<&str>,
@@ -205,14 +212,19 @@ impl ServiceView {
         now: Instant,
         why: &mut impl Trace,
     ) -> Option<Rc<Endpoint>> {
-        for ejected in [false, true] {
-            let eligible =
-                || self.endpoints.iter().filter(|e| e.eligible(version, tried) && e.endpoint.ejected(now) == ejected);
+        let (ready, unknown) = (Readiness::Ready, Readiness::Unknown);
+        for (readiness, ejected) in [(ready, false), (ready, true), (unknown, false), (unknown, true)] {
+            let eligible = || {
+                self.endpoints.iter().filter(|e| {
+                    e.readiness == readiness && e.eligible(version, tried) && e.endpoint.ejected(now) == ejected
+                })
+            };
             let count = eligible().count();
             let index = load::pick_of_two(count, random, |i| eligible().nth(i).map_or(f64::MAX, |e| e.endpoint.cost()));
             if let Some(view) = index.and_then(|i| eligible().nth(i)) {
+                let state = if readiness == Readiness::Ready { "ready" } else { "unchecked" };
                 why.note(|| {
-                    format!("endpoint: {} ({}) chosen out of {count} ready", view.endpoint.address(), view.instance)
+                    format!("endpoint: {} ({}) chosen out of {count} {state}", view.endpoint.address(), view.instance)
                 });
                 return Some(Rc::clone(&view.endpoint));
             }
@@ -298,8 +310,17 @@ impl PeerView {
 }
 
 impl EndpointView {
+    /// Whether it counts for peers: ready, or at least not known to be down while `any_ready` says that nothing is ready.
+    pub fn offered(&self, any_ready: bool) -> bool {
+        match self.readiness {
+            Readiness::Ready => true,
+            Readiness::Unknown => !any_ready,
+            Readiness::NotReady => false,
+        }
+    }
+
     fn eligible(&self, version: Option<&str>, tried: &Tried) -> bool {
-        self.ready
+        self.readiness != Readiness::NotReady
             && version.is_none_or(|wanted| wanted == &*self.version)
             && !tried.endpoints.contains(&self.endpoint.address())
     }
@@ -347,7 +368,7 @@ impl LiveState {
                     endpoint,
                     version: Arc::clone(&local.version),
                     instance: local.instance.clone(),
-                    ready: local.ready,
+                    readiness: local.readiness,
                 }
             });
             let endpoints: Vec<_> = endpoints.collect();
@@ -462,7 +483,7 @@ pub fn step_failback(view: &View, now: Instant) {
     for (config, live) in view.snapshot.services.iter().zip(&view.services) {
         for (index, cluster) in live.clusters.iter().enumerate() {
             let serving = if Some(index) == view.snapshot.own_cluster {
-                live.endpoints.iter().any(|e| e.ready)
+                live.endpoints.iter().any(|e| e.readiness != Readiness::NotReady)
             } else {
                 cluster.reachable()
             };

@@ -138,7 +138,7 @@ impl Mesh {
                     address: address.to_string(),
                     version: (*version).into(),
                     instance: "i".into(),
-                    ready: true,
+                    readiness: proto::Readiness::Ready.into(),
                 });
             }
             let local = proto::LocalUpdate { snapshot: true, services: local.into_values().collect(), removed: vec![] };

@@ -343,7 +343,7 @@ fn service_file(
 ) -> ServiceFile {
     let probe = match protocol {
         // A backend that hangs still accepts connections; only an answer proves that it lives.
-        ServiceProtocol::Http | ServiceProtocol::H2c => Probe::Http("/".to_owned()),
+        ServiceProtocol::Http | ServiceProtocol::H2c => Probe::Http { path: "/".to_owned(), host: None },
         ServiceProtocol::Tcp => Probe::Tcp,
     };
     ServiceFile {

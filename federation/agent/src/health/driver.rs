@@ -1,10 +1,6 @@
 //! Runs the checks that [`Scheduler`] asks for, a bounded number at once, and publishes who is ready.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::{
     sync::watch,
@@ -13,19 +9,32 @@ use tokio::{
 };
 
 use super::{
-    Target,
+    Failure, Health, Target,
     probe::{ProbeError, probe},
-    schedule::{Plan, Scheduler, Start, Ticket, Verdict},
+    schedule::{Plan, Scheduler, Start, Ticket},
 };
 use crate::provider::watch::Catalog;
 
 /// Who is ready, as far as is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// Endpoints that may get requests.
-    pub ready: BTreeSet<Target>,
+    /// What is known of every endpoint; one that is not named is unknown.
+    pub endpoints: BTreeMap<Target, Health>,
     /// The service files have been read and every endpoint has been asked at least once.
     pub settled: bool,
+}
+
+impl Readiness {
+    /// What is known of one endpoint.
+    #[must_use]
+    pub fn of(&self, target: &Target) -> Health {
+        self.endpoints.get(target).copied().unwrap_or(Health::Unknown)
+    }
+
+    /// Endpoints that may get requests.
+    pub fn ready(&self) -> impl Iterator<Item = &Target> {
+        self.endpoints.iter().filter(|(_, health)| **health == Health::Ready).map(|(target, _)| target)
+    }
 }
 
 /// Told of every answer, for metrics.
@@ -42,7 +51,7 @@ pub async fn run(
 ) {
     let mut scheduler = Scheduler::new(seed);
     let mut running: JoinSet<(Target, Ticket, Result<(), ProbeError>)> = JoinSet::new();
-    let presumed_ready = readiness.borrow().ready.clone();
+    let presumed_ready = readiness.borrow().ready().cloned().collect();
     let (first, mut read) = plans(&catalog.borrow_and_update());
     scheduler.set_targets(Instant::now(), first, &presumed_ready);
     publish(&scheduler, read, &readiness);
@@ -65,17 +74,17 @@ pub async fn run(
             }
             Some(finished) = running.join_next() => {
                 let Ok((target, ticket, answer)) = finished else { continue };
-                observer(answer.as_ref().copied().map_err(ProbeError::reason));
-                let verdict = if answer.is_ok() { Verdict::Good } else { Verdict::Bad };
+                let told = answer.as_ref().copied().map_err(ProbeError::failure);
+                observer(told.map_err(Failure::reason));
                 let settled = scheduler.is_settled();
-                let changed = scheduler.finish(Instant::now(), &target, ticket, verdict);
-                if changed {
+                let changed = scheduler.finish(Instant::now(), &target, ticket, told);
+                if let Some(health) = changed {
                     let error = answer.err().map(tracing::field::display);
                     let Target { service, address } = &target;
-                    let ready = verdict == Verdict::Good;
+                    let ready = health == Health::Ready;
                     tracing::info!(service, %address, ready, error, "endpoint changed");
                 }
-                if changed || settled != scheduler.is_settled() {
+                if changed.is_some() || settled != scheduler.is_settled() {
                     publish(&scheduler, read, &readiness);
                 }
             }
@@ -107,7 +116,7 @@ fn plans(catalog: &Catalog) -> (BTreeMap<Target, Plan>, bool) {
 }
 
 fn publish(scheduler: &Scheduler, read: bool, readiness: &watch::Sender<Readiness>) {
-    let now = Readiness { ready: scheduler.ready(), settled: read && scheduler.is_settled() };
+    let now = Readiness { endpoints: scheduler.health(), settled: read && scheduler.is_settled() };
     readiness.send_if_modified(|current| {
         let changed = *current != now;
         *current = now;

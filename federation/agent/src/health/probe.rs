@@ -14,6 +14,8 @@ use tokio::{net::TcpStream, time::timeout};
 
 use archipelago_model::service_file::{Probe, ServiceProtocol};
 
+use super::Failure;
+
 /// Asks `address` and waits at most `limit` for the whole exchange.
 ///
 /// # Errors
@@ -28,19 +30,22 @@ pub async fn probe(
         let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
         match probe {
             Probe::Tcp => Ok(()),
-            Probe::Http(path) => match status(stream, address, protocol, path).await? {
-                status if status.is_success() => Ok(()),
-                status => Err(ProbeError::Status(status)),
-            },
+            Probe::Http { path, host } => {
+                let host = host.clone().unwrap_or_else(|| address.to_string());
+                match status(stream, &host, protocol, path).await? {
+                    status if status.is_success() => Ok(()),
+                    status => Err(ProbeError::Status(status)),
+                }
+            }
         }
     };
     timeout(limit, exchange).await.unwrap_or(Err(ProbeError::Timeout))
 }
 
-/// The status of `GET path`; the body is nobody's business and goes with the connection.
+/// The status of `GET path` on `host`; the body is nobody's business and goes with the connection.
 async fn status(
     stream: TcpStream,
-    address: SocketAddr,
+    host: &str,
     protocol: ServiceProtocol,
     path: &str,
 ) -> Result<StatusCode, ProbeError> {
@@ -49,7 +54,7 @@ async fn status(
         ServiceProtocol::H2c => {
             let (mut sender, connection) =
                 http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await?;
-            let request = Request::get(format!("http://{address}{path}"))
+            let request = Request::get(format!("http://{host}{path}"))
                 .version(Version::HTTP_2)
                 .header(header::USER_AGENT, user_agent)
                 .body(Empty::new())?;
@@ -59,7 +64,7 @@ async fn status(
         ServiceProtocol::Http | ServiceProtocol::Tcp => {
             let (mut sender, connection) = http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
             let request = Request::get(path)
-                .header(header::HOST, address.to_string())
+                .header(header::HOST, host)
                 .header(header::USER_AGENT, user_agent)
                 .header(header::CONNECTION, "close")
                 .body(Empty::new())?;
@@ -116,16 +121,16 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
-    /// Bounded label for metrics.
+    /// What operators are told: one of a closed set, and a status.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn failure(&self) -> Failure {
         match self {
-            Self::Closed => "closed",
-            Self::Connect(_) => "connect",
-            Self::Protocol(_) => "protocol",
-            Self::Request(_) => "request",
-            Self::Status(_) => "status",
-            Self::Timeout => "timeout",
+            Self::Closed => Failure::Closed,
+            Self::Connect(_) => Failure::Connect,
+            Self::Protocol(_) => Failure::Protocol,
+            Self::Request(_) => Failure::Request,
+            Self::Status(status) => Failure::Status(status.as_u16()),
+            Self::Timeout => Failure::Timeout,
         }
     }
 }
@@ -142,7 +147,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// Speaks HTTP/1.1 and HTTP/2; `/ok` is well, `/hang` never answers, anything else is not found.
+    /// Speaks HTTP/1.1 and HTTP/2; `/ok` is well, `/named` on shop.example:81 too, `/hang` never answers, anything else is not found.
     async fn server() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -152,7 +157,10 @@ mod tests {
                     if request.uri().path() == "/hang" {
                         std::future::pending::<()>().await;
                     }
-                    let found = request.uri().path() == "/ok";
+                    let host = request.headers().get("host").and_then(|host| host.to_str().ok());
+                    let host = host.or(request.uri().authority().map(|authority| authority.as_str()));
+                    let named = request.uri().path() == "/named" && host == Some("shop.example:81");
+                    let found = request.uri().path() == "/ok" || named;
                     let status = if found { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
                     let mut response = Response::new(Empty::<Bytes>::new());
                     *response.status_mut() = status;
@@ -168,11 +176,23 @@ mod tests {
     }
 
     async fn reason(address: SocketAddr, protocol: ServiceProtocol, path: &str, limit: Duration) -> &'static str {
-        probe(address, protocol, &Probe::Http(path.into()), limit)
+        let probe = Probe::Http { path: path.into(), host: None };
+        super::probe(address, protocol, &probe, limit)
             .await
-            .map_err(|error| error.reason())
+            .map_err(|error| error.failure().reason())
             .err()
             .unwrap_or("ok")
+    }
+
+    #[tokio::test]
+    async fn a_server_by_name_hears_the_name_that_the_check_gives() {
+        let address = server().await;
+        for protocol in [ServiceProtocol::Http, ServiceProtocol::H2c] {
+            let ask = |host: Option<&str>| Probe::Http { path: "/named".into(), host: host.map(String::from) };
+            assert!(probe(address, protocol, &ask(Some("shop.example:81")), LIMIT).await.is_ok(), "{protocol}");
+            let error = probe(address, protocol, &ask(None), LIMIT).await.unwrap_err();
+            assert_eq!(error.failure(), Failure::Status(404), "{protocol}");
+        }
     }
 
     #[tokio::test]

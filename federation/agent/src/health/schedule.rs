@@ -4,8 +4,9 @@
 //!
 //! | state | good answer | bad answer |
 //! | --- | --- | --- |
-//! | ready | stays; bad count back to 0 | bad count + 1; at `unhealthyAfter` not ready |
-//! | not ready | good count + 1; at `healthyAfter` ready | stays; good count back to 0 |
+//! | unknown | good count + 1; at `healthyAfter` ready | down |
+//! | ready | stays; bad count back to 0 | bad count + 1; at `unhealthyAfter` down |
+//! | down | good count + 1; at `healthyAfter` ready | stays, with the latest failure; good count back to 0 |
 //!
 //! At most one check of an endpoint runs at a time; the next is due one interval after the last one *began*, give or
 //! take a tenth, so that checks which began together drift apart, and a slow answer does not slow the rhythm.
@@ -17,7 +18,7 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::Target;
+use super::{Failure, Health, Target};
 use archipelago_model::service_file::{ActiveCheck, HealthCheck, ServiceProtocol};
 
 /// What is known about a target before it is asked.
@@ -46,14 +47,8 @@ pub struct Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// What an answer was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// As the check wants it.
-    Good,
-    /// Refused, wrong, or too late.
-    Bad,
-}
+/// What an endpoint answered: as the check wants it, or not.
+pub type Answer = Result<(), Failure>;
 
 /// All endpoints of a cluster and when each is due.
 #[derive(Debug)]
@@ -72,17 +67,17 @@ impl Scheduler {
         Self { entries: BTreeMap::new(), due: BTreeSet::new(), tickets: 0, random: SmallRng::seed_from_u64(seed) }
     }
 
-    /// Takes over the complete list of targets; returns whether any readiness changed.
+    /// Takes over the complete list of targets; returns whether any health changed.
     ///
     /// Known targets keep their state; a changed plan is asked at once. New ones are asked at once; until then they
-    /// are what `presumed_ready` says (the last good state after a restart), not ready otherwise.
+    /// are what `presumed_ready` says (the last good state after a restart), unknown otherwise.
     pub fn set_targets(
         &mut self,
         now: Instant,
         plans: BTreeMap<Target, Plan>,
         presumed_ready: &BTreeSet<Target>,
     ) -> bool {
-        let before = self.ready();
+        let before = self.health();
         self.entries.retain(|target, entry| {
             let keep = plans.contains_key(target);
             if !keep && let Some(at) = entry.due {
@@ -100,14 +95,14 @@ impl Scheduler {
                     self.schedule(&target, now);
                 }
                 None => {
-                    let state = if presumed_ready.contains(&target) { State::READY } else { State::NOT_READY };
+                    let state = if presumed_ready.contains(&target) { State::READY } else { State::UNKNOWN };
                     let entry = Entry { plan, state, answered: false, running: None, due: None };
                     self.entries.insert(target.clone(), entry);
                     self.schedule(&target, now);
                 }
             }
         }
-        before != self.ready()
+        before != self.health()
     }
 
     /// Checks that are due, at most `free` of them, longest overdue first.
@@ -130,19 +125,19 @@ impl Scheduler {
         starts
     }
 
-    /// Takes an answer; returns whether the endpoint's readiness changed.
-    pub fn finish(&mut self, now: Instant, target: &Target, ticket: Ticket, verdict: Verdict) -> bool {
-        let Some(entry) = self.entries.get_mut(target) else { return false };
-        let Some(running) = entry.running.filter(|running| running.ticket == ticket) else { return false };
-        let HealthCheck::Active(check) = &entry.plan.check else { return false };
+    /// Takes an answer; returns what the endpoint's health changed to, if it did.
+    pub fn finish(&mut self, now: Instant, target: &Target, ticket: Ticket, answer: Answer) -> Option<Health> {
+        let entry = self.entries.get_mut(target)?;
+        let running = entry.running.filter(|running| running.ticket == ticket)?;
+        let HealthCheck::Active(check) = &entry.plan.check else { return None };
         entry.running = None;
         entry.answered = true;
-        let before = entry.state.is_ready();
-        entry.state = entry.state.after(verdict, check);
-        let changed = before != entry.state.is_ready();
+        let before = entry.state.health();
+        entry.state = entry.state.after(answer, check);
+        let after = entry.state.health();
         let next = running.began + jittered(check.interval, &mut self.random);
         self.schedule(target, next.max(now));
-        changed
+        (before != after).then_some(after)
     }
 
     /// When [`Scheduler::start_due`] has something to do next, given free capacity.
@@ -151,10 +146,10 @@ impl Scheduler {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Endpoints that are ready.
+    /// What is known of every endpoint.
     #[must_use]
-    pub fn ready(&self) -> BTreeSet<Target> {
-        self.entries.iter().filter(|(_, entry)| entry.state.is_ready()).map(|(target, _)| target.clone()).collect()
+    pub fn health(&self) -> BTreeMap<Target, Health> {
+        self.entries.iter().map(|(target, entry)| (target.clone(), entry.state.health())).collect()
     }
 
     /// Whether every endpoint has been heard at least once, so that "not ready" means something.
@@ -198,26 +193,35 @@ struct Running {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
+    Unknown { good: u32 },
     Ready { bad: u32 },
-    NotReady { good: u32 },
+    Down { good: u32, failure: Failure },
 }
 
 impl State {
+    const UNKNOWN: Self = Self::Unknown { good: 0 };
     const READY: Self = Self::Ready { bad: 0 };
-    const NOT_READY: Self = Self::NotReady { good: 0 };
 
-    fn is_ready(self) -> bool {
-        matches!(self, Self::Ready { .. })
+    fn health(self) -> Health {
+        match self {
+            Self::Unknown { .. } => Health::Unknown,
+            Self::Ready { .. } => Health::Ready,
+            Self::Down { failure, .. } => Health::Down(failure),
+        }
     }
 
-    fn after(self, verdict: Verdict, check: &ActiveCheck) -> Self {
-        match (self, verdict) {
-            (Self::Ready { .. }, Verdict::Good) => Self::READY,
-            (Self::Ready { bad }, Verdict::Bad) if bad + 1 >= check.unhealthy_after => Self::NOT_READY,
-            (Self::Ready { bad }, Verdict::Bad) => Self::Ready { bad: bad + 1 },
-            (Self::NotReady { good }, Verdict::Good) if good + 1 >= check.healthy_after => Self::READY,
-            (Self::NotReady { good }, Verdict::Good) => Self::NotReady { good: good + 1 },
-            (Self::NotReady { .. }, Verdict::Bad) => Self::NOT_READY,
+    fn after(self, answer: Answer, check: &ActiveCheck) -> Self {
+        match (self, answer) {
+            (Self::Ready { .. }, Ok(())) => Self::READY,
+            (Self::Unknown { good } | Self::Down { good, .. }, Ok(())) if good + 1 >= check.healthy_after => {
+                Self::READY
+            }
+            (Self::Unknown { good }, Ok(())) => Self::Unknown { good: good + 1 },
+            (Self::Down { good, failure }, Ok(())) => Self::Down { good: good + 1, failure },
+            (Self::Ready { bad }, Err(_)) if bad + 1 < check.unhealthy_after => Self::Ready { bad: bad + 1 },
+            (Self::Unknown { .. } | Self::Ready { .. } | Self::Down { .. }, Err(failure)) => {
+                Self::Down { good: 0, failure }
+            }
         }
     }
 }
@@ -233,6 +237,18 @@ mod tests {
     use super::*;
     use archipelago_model::service_file::Probe;
 
+    const GOOD: Answer = Ok(());
+    const BAD: Answer = Err(Failure::Status(404));
+
+    fn ready(scheduler: &Scheduler) -> BTreeSet<Target> {
+        scheduler
+            .health()
+            .into_iter()
+            .filter(|(_, health)| *health == Health::Ready)
+            .map(|(target, _)| target)
+            .collect()
+    }
+
     fn target(port: u16) -> Target {
         Target { service: "shop/checkout".into(), address: ([127, 0, 0, 1], port).into() }
     }
@@ -243,39 +259,55 @@ mod tests {
     }
 
     /// One round: what is due now is asked and answered at once.
-    fn round(scheduler: &mut Scheduler, now: Instant, verdict: Verdict) -> bool {
+    fn round(scheduler: &mut Scheduler, now: Instant, answer: Answer) -> bool {
         let starts = scheduler.start_due(now, usize::MAX);
         assert!(!starts.is_empty());
-        starts
-            .into_iter()
-            .fold(false, |changed, start| scheduler.finish(now, &start.target, start.ticket, verdict) | changed)
+        starts.into_iter().fold(false, |changed, start| {
+            scheduler.finish(now, &start.target, start.ticket, answer).is_some() | changed
+        })
     }
 
     #[test]
     fn thresholds_decide() {
         let start = Instant::now();
         let mut scheduler = Scheduler::new(1);
-        assert!(!scheduler.set_targets(start, [(target(1), plan(2, 3))].into(), &BTreeSet::new()));
+        assert!(scheduler.set_targets(start, [(target(1), plan(2, 3))].into(), &BTreeSet::new()));
         let answers = [
-            (Verdict::Good, false, false),
-            (Verdict::Good, true, true),
-            (Verdict::Bad, true, false),
-            (Verdict::Bad, true, false),
-            (Verdict::Good, true, false),
-            (Verdict::Bad, true, false),
-            (Verdict::Bad, true, false),
-            (Verdict::Bad, false, true),
-            (Verdict::Good, false, false),
-            (Verdict::Bad, false, false),
-            (Verdict::Good, false, false),
-            (Verdict::Good, true, true),
+            (GOOD, false, false),
+            (GOOD, true, true),
+            (BAD, true, false),
+            (BAD, true, false),
+            (GOOD, true, false),
+            (BAD, true, false),
+            (BAD, true, false),
+            (BAD, false, true),
+            (GOOD, false, false),
+            (BAD, false, false),
+            (GOOD, false, false),
+            (GOOD, true, true),
         ];
         let mut now = start;
-        for (step, (verdict, ready, changed)) in answers.into_iter().enumerate() {
-            assert_eq!(round(&mut scheduler, now, verdict), changed, "step {step}");
-            assert_eq!(scheduler.ready().contains(&target(1)), ready, "step {step}");
+        for (step, (answer, is_ready, changed)) in answers.into_iter().enumerate() {
+            assert_eq!(round(&mut scheduler, now, answer), changed, "step {step}");
+            assert_eq!(ready(&scheduler).contains(&target(1)), is_ready, "step {step}");
             now = scheduler.next_due().unwrap();
             assert!(now > start);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_nobody_asked_is_unknown_and_one_that_fails_says_how() {
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(1);
+        scheduler.set_targets(now, [(target(1), plan(2, 3))].into(), &BTreeSet::new());
+        let health = |scheduler: &Scheduler| scheduler.health()[&target(1)];
+        assert_eq!(health(&scheduler), Health::Unknown);
+        assert!(!round(&mut scheduler, now, GOOD), "one of two good answers");
+        assert_eq!(health(&scheduler), Health::Unknown);
+        for failure in [Failure::Status(404), Failure::Timeout, Failure::Connect] {
+            let now = scheduler.next_due().unwrap();
+            assert!(round(&mut scheduler, now, Err(failure)), "another reason is a change too");
+            assert_eq!(health(&scheduler), Health::Down(failure));
         }
     }
 
@@ -285,11 +317,11 @@ mod tests {
         let mut scheduler = Scheduler::new(1);
         let plans = [(target(1), plan(1, 2)), (target(2), plan(1, 2))];
         assert!(scheduler.set_targets(now, plans.into(), &[target(1)].into()));
-        assert_eq!(scheduler.ready(), [target(1)].into());
+        assert_eq!(ready(&scheduler), [target(1)].into());
         assert!(!scheduler.is_settled());
-        round(&mut scheduler, now, Verdict::Bad);
+        round(&mut scheduler, now, BAD);
         assert!(scheduler.is_settled());
-        assert_eq!(scheduler.ready(), [target(1)].into());
+        assert_eq!(ready(&scheduler), [target(1)].into());
     }
 
     #[test]
@@ -310,13 +342,13 @@ mod tests {
         let old = scheduler.start_due(now, 9).remove(0);
         scheduler.set_targets(now, [(target(1), plan(1, 2))].into(), &BTreeSet::new());
         let new = scheduler.start_due(now, 9).remove(0);
-        assert!(!scheduler.finish(now, &old.target, old.ticket, Verdict::Good));
-        assert!(scheduler.finish(now, &new.target, new.ticket, Verdict::Good));
+        assert_eq!(scheduler.finish(now, &old.target, old.ticket, GOOD), None);
+        assert_eq!(scheduler.finish(now, &new.target, new.ticket, GOOD), Some(Health::Ready));
         // A target that is gone takes its running check along.
         let last = scheduler.next_due().unwrap();
         let running = scheduler.start_due(last, 9).remove(0);
         assert!(scheduler.set_targets(last, BTreeMap::new(), &BTreeSet::new()));
-        assert!(!scheduler.finish(last, &running.target, running.ticket, Verdict::Bad));
+        assert_eq!(scheduler.finish(last, &running.target, running.ticket, BAD), None);
         assert_eq!(scheduler.next_due(), None);
     }
 
@@ -341,8 +373,8 @@ mod tests {
                 now += Duration::from_millis(7);
                 if !running.is_empty() {
                     let start = running.remove(0);
-                    let verdict = if good { Verdict::Good } else { Verdict::Bad };
-                    scheduler.finish(now, &start.target, start.ticket, verdict);
+                    let answer = if good { GOOD } else { BAD };
+                    scheduler.finish(now, &start.target, start.ticket, answer);
                 }
             }
             prop_assert!(scheduler.next_due().is_none_or(|at| at <= now + Duration::from_millis(1_100)));
