@@ -56,6 +56,8 @@ impl Config {
             Err(format!("members {:?} does not contain this node, {}", self.members, self.node_id))
         } else if self.federation_id.len() > FEDERATION_ID_BYTES_MAX {
             Err(format!("federation id is longer than {FEDERATION_ID_BYTES_MAX} bytes"))
+        } else if self.limits.checkpoint_entries == 0 {
+            Err("checkpoint_entries must be above zero".into())
         } else if tick.is_zero() || heartbeat_ticks == 0 || election_ticks <= heartbeat_ticks {
             Err(format!("timing {:?} needs 0 < heartbeat_ticks < election_ticks and a tick above zero", self.timing))
         } else {
@@ -110,9 +112,10 @@ pub struct Limits {
     pub log_tail_entries: u64,
     /// Bytes of those entries. All entries above the compaction point are in memory too, so this bounds it.
     pub log_tail_bytes: u64,
-    /// A checkpoint is written once this many entries were applied since the last one.
+    /// A checkpoint is taken at every log index that is a multiple of this, unless the one before is not yet written:
+    /// so all members take theirs in the same places. Above zero, and the same on all members.
     pub checkpoint_entries: u64,
-    /// And at the latest this long after the first of them.
+    /// And at the latest this long after the first entry that is in none.
     pub checkpoint_interval: Duration,
     /// A snapshot whose delivery was not reported within this time counts as failed. 30 s at 1 MiB/s is 30 MiB.
     pub snapshot_report_timeout: Duration,

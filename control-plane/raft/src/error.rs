@@ -152,6 +152,17 @@ pub enum Fatal {
         /// The machine's words.
         reason: String,
     },
+    /// The state machine does not know a committed command.
+    #[error(
+        "log index {log_index} cannot be applied by this version: {reason}; everything before it is applied, nothing is \
+         lost. hint: upgrade this member; it continues from there"
+    )]
+    CannotApply {
+        /// The command's place.
+        log_index: u64,
+        /// The machine's words.
+        reason: String,
+    },
     /// A broken invariant in this node, the raft crate or the state machine.
     #[error("internal error: {0}")]
     Internal(String),

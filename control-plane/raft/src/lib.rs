@@ -35,7 +35,7 @@ pub use config::{Config, Limits, Timing};
 pub use core::{MembershipChange, Role, Status};
 pub use driver::{NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
 pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
-pub use machine::{StateMachine, Transport};
+pub use machine::{CannotApply, Encode, StateMachine, Transport};
 pub use store::StoreError;
 
 pub use raft_proto::eraftpb::{ConfState, Message, MessageType, Snapshot};

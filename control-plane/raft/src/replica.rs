@@ -3,16 +3,18 @@
 //! [`Replica`] applies what the core commits, decides when to write a checkpoint, and leaves to its driver what needs
 //! a disk, a network or a caller.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use bytes::Bytes;
-use raft_proto::eraftpb::Message;
+use raft_proto::eraftpb::{ConfState, Message};
 
 use crate::{
     config::{Limits, Timing},
     core::{Action, Command, Core, Event, Position, Reply, RequestId, Status, Write},
     error::Fatal,
-    machine::StateMachine,
+    machine::{CannotApply, Encode, StateMachine},
     store::Checkpoint,
 };
 
@@ -21,6 +23,8 @@ pub(crate) struct Replica<M> {
     machine: Arc<RwLock<M>>,
     applied: Position,
     checkpoints: CheckpointPolicy,
+    /// A peer waits for the next encoded snapshot.
+    snapshot_wanted: bool,
     actions: Vec<Action>,
 }
 
@@ -31,15 +35,17 @@ pub(crate) enum Output {
     Send(Vec<Message>),
     /// Make this durable, in order with the other writes, then report [`Event::Persisted`].
     Write(Write),
-    /// Save this, then report it with [`Replica::checkpoint_saved`]. Never two at once.
-    Checkpoint(Checkpoint),
+    /// Encode this on another thread and report it with [`Replica::encoded`]; save it, then report it with
+    /// [`Replica::checkpoint_saved`]. Never two at once.
+    Checkpoint(Capture),
     /// Answer a request.
     Reply(RequestId, Reply),
 }
 
 impl<M: StateMachine> Replica<M> {
     pub(crate) fn new(core: Core, machine: Arc<RwLock<M>>, applied: Position, limits: &Limits, timing: Timing) -> Self {
-        Self { core, machine, applied, checkpoints: CheckpointPolicy::new(limits, timing), actions: Vec::new() }
+        let checkpoints = CheckpointPolicy::new(limits, timing);
+        Self { core, machine, applied, checkpoints, snapshot_wanted: false, actions: Vec::new() }
     }
 
     /// Takes in one event; see [`Core::on`].
@@ -66,19 +72,29 @@ impl<M: StateMachine> Replica<M> {
             }
             self.perform(out)?;
         }
-        if self.checkpoints.is_due() {
-            self.checkpoint(out);
+        if self.checkpoints.is_due() || self.snapshot_wanted {
+            self.capture(out);
         }
         Ok(())
     }
 
     /// Asks for a checkpoint of what is applied, unless it is saved already or one is under way.
     pub(crate) fn checkpoint(&mut self, out: &mut Vec<Output>) {
-        if self.checkpoints.begin() {
-            let data = self.snapshot();
-            let conf_state = self.core.conf_state_at(self.applied.log_index);
-            out.push(Output::Checkpoint(Checkpoint { position: self.applied, conf_state, installed: false, data }));
+        if !self.checkpoints.is_clean() {
+            self.capture(out);
         }
+    }
+
+    /// The checkpoint asked for is encoded; a peer that waits for a snapshot need not wait for the disk too.
+    ///
+    /// # Errors
+    /// As [`on`](Self::on).
+    pub(crate) fn encoded(&mut self, checkpoint: Checkpoint, out: &mut Vec<Output>) -> Result<(), Fatal> {
+        if !std::mem::take(&mut self.snapshot_wanted) {
+            return Ok(());
+        }
+        let Checkpoint { position, conf_state, data, .. } = checkpoint;
+        self.on(Event::SnapshotTaken { position, conf_state, data }, out)
     }
 
     /// The checkpoint asked for is durable.
@@ -114,10 +130,12 @@ impl<M: StateMachine> Replica<M> {
                 Action::Write(write) => out.push(Output::Write(write)),
                 Action::Reply(request, reply) => out.push(Output::Reply(request, reply)),
                 Action::Apply { commands, last } => {
-                    self.apply(commands, out);
-                    self.checkpoints.applied(last.log_index.saturating_sub(self.applied.log_index));
+                    self.apply(commands, out)?;
                     self.applied = last;
                     self.core.on(Event::Applied(last), &mut self.actions)?;
+                    if self.checkpoints.applied(last.log_index) {
+                        self.capture(out);
+                    }
                 }
                 Action::Restore(snapshot) => {
                     let metadata = snapshot.get_metadata();
@@ -127,31 +145,59 @@ impl<M: StateMachine> Replica<M> {
                         .restore(snapshot.get_data())
                         .map_err(|reason| Fatal::Restore { log_index: position.log_index, reason })?;
                     self.applied = position;
+                    // What was applied before is part of it, and it is on its way to the disk.
+                    self.checkpoints.installed();
                 }
-                Action::TakeSnapshot => {
-                    let event = Event::SnapshotTaken { position: self.applied, data: self.snapshot() };
-                    self.core.on(event, &mut self.actions)?;
-                }
+                Action::TakeSnapshot => self.snapshot_wanted = true,
             }
         }
         Ok(())
     }
 
-    fn apply(&mut self, commands: Vec<Command>, out: &mut Vec<Output>) {
+    fn apply(&mut self, commands: Vec<Command>, out: &mut Vec<Output>) -> Result<(), Fatal> {
         if commands.is_empty() {
-            return;
+            return Ok(());
         }
         let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
         for Command { log_index, data, request } in commands {
-            let outcome = machine.apply(log_index, &data);
+            let outcome = machine
+                .apply(log_index, &data)
+                .map_err(|CannotApply { reason }| Fatal::CannotApply { log_index, reason })?;
             if let Some(request) = request {
                 out.push(Output::Reply(request, Reply::Proposed(Ok((log_index, outcome)))));
             }
         }
+        Ok(())
     }
 
-    fn snapshot(&self) -> Bytes {
-        self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot().into()
+    /// Takes a snapshot of what is applied, unless the one before is not done yet.
+    fn capture(&mut self, out: &mut Vec<Output>) {
+        if self.checkpoints.begin() {
+            let encode = self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot();
+            let conf_state = self.core.conf_state_at(self.applied.log_index);
+            out.push(Output::Checkpoint(Capture { position: self.applied, conf_state, encode }));
+        }
+    }
+}
+
+/// A snapshot of the state machine, not yet encoded.
+pub(crate) struct Capture {
+    position: Position,
+    conf_state: ConfState,
+    encode: Encode,
+}
+
+impl Capture {
+    /// Takes as long as the state is large.
+    pub(crate) fn encode(self) -> Checkpoint {
+        let Self { position, conf_state, encode } = self;
+        Checkpoint { position, conf_state, installed: false, data: encode().into() }
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
@@ -166,11 +212,12 @@ impl<M> Replica<M> {
     }
 }
 
-/// When to write a checkpoint: after so many entries, or so many ticks after the first of them.
+/// When to take a checkpoint: at every multiple of so many entries, or so many ticks after the first entry in none.
 struct CheckpointPolicy {
-    entries_max: u64,
-    ticks_max: u64,
     entries: u64,
+    ticks_max: u64,
+    /// Entries were applied that are in no checkpoint.
+    dirty: bool,
     ticks: u64,
     under_way: bool,
 }
@@ -179,30 +226,36 @@ impl CheckpointPolicy {
     fn new(limits: &Limits, timing: Timing) -> Self {
         let ticks_max = limits.checkpoint_interval.as_micros() / timing.tick.as_micros().max(1);
         let ticks_max = u64::try_from(ticks_max).unwrap_or(u64::MAX);
-        Self { entries_max: limits.checkpoint_entries, ticks_max, entries: 0, ticks: 0, under_way: false }
+        Self { entries: limits.checkpoint_entries, ticks_max, dirty: false, ticks: 0, under_way: false }
     }
 
     fn tick(&mut self) {
-        self.ticks += u64::from(self.entries > 0);
+        self.ticks += u64::from(self.dirty);
     }
 
-    fn applied(&mut self, entries: u64) {
-        self.entries += entries;
+    /// Whether all members take a checkpoint here.
+    fn applied(&mut self, log_index: u64) -> bool {
+        self.dirty = true;
+        log_index.is_multiple_of(self.entries)
+    }
+
+    fn installed(&mut self) {
+        (self.dirty, self.ticks) = (false, 0);
     }
 
     fn is_due(&self) -> bool {
-        !self.under_way && (self.entries >= self.entries_max || (self.entries > 0 && self.ticks >= self.ticks_max))
+        self.dirty && self.ticks >= self.ticks_max
     }
 
     fn is_clean(&self) -> bool {
-        self.entries == 0 && !self.under_way
+        !self.dirty && !self.under_way
     }
 
     fn begin(&mut self) -> bool {
-        if self.under_way || self.entries == 0 {
+        if self.under_way {
             return false;
         }
-        (self.under_way, self.entries, self.ticks) = (true, 0, 0);
+        (self.under_way, self.dirty, self.ticks) = (true, false, 0);
         true
     }
 

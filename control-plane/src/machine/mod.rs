@@ -19,7 +19,7 @@ use std::{
     time::Instant,
 };
 
-use archipelago_raft::StateMachine;
+use archipelago_raft::{CannotApply, Encode, StateMachine};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -55,7 +55,7 @@ impl Machine {
 impl StateMachine for Machine {
     /// Applies one command; returns an encoded [`Outcome`]. Bytes that are no command are refused, never a panic:
     /// every member refuses them alike.
-    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Result<Vec<u8>, CannotApply> {
         let before = self.state.revision();
         let had_ca = self.state.ca().is_some();
         let outcome = match Command::decode(command) {
@@ -67,11 +67,12 @@ impl StateMachine for Machine {
         if self.state.revision() != before || self.state.ca().is_some() != had_ca {
             self.published.publish(self.state.revision());
         }
-        outcome
+        Ok(outcome)
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        image::encode(&self.state)
+    fn snapshot(&self) -> Encode {
+        let state = self.state.clone();
+        Box::new(move || image::encode(&state))
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {

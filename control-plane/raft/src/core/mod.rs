@@ -18,8 +18,12 @@ mod types;
 mod wire;
 mod write;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+};
 
+use archipelago_base::random::mix;
 use bytes::Bytes;
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use raft_proto::{
@@ -59,6 +63,8 @@ pub(crate) struct Core {
     conf_states: VecDeque<(u64, ConfState)>,
     /// Peers to whom a snapshot is on its way, and the tick at which silence means failure.
     snapshots: BTreeMap<u64, u64>,
+    /// A snapshot was asked for and has not come yet.
+    snapshot_asked: bool,
     applied: Position,
     writes: WriteOrder,
 }
@@ -103,6 +109,7 @@ impl Core {
             limits,
             conf_states,
             snapshots: BTreeMap::new(),
+            snapshot_asked: false,
             applied,
             writes: WriteOrder { term_vote: (term, vote), ..WriteOrder::default() },
         };
@@ -130,8 +137,8 @@ impl Core {
                     self.conf_states.pop_front();
                 }
             }
-            Event::SnapshotTaken { position, data } => {
-                let conf_state = self.conf_state_at(position.log_index);
+            Event::SnapshotTaken { position, conf_state, data } => {
+                self.snapshot_asked = false;
                 self.node.mut_store().offer_snapshot(position, conf_state, data);
             }
             Event::CheckpointDurable { log_index } => self.compact(log_index, out),
@@ -153,7 +160,7 @@ impl Core {
             self.take_ready(out)?;
         }
         self.note_standing(out);
-        if self.node.store().snapshot_wanted() {
+        if self.node.store().snapshot_wanted() && !mem::replace(&mut self.snapshot_asked, true) {
             out.push(Action::TakeSnapshot);
         }
         Ok(())
@@ -205,7 +212,6 @@ impl Core {
                 self.elections += 1;
             }
         }
-        self.abdicate();
         let late: Vec<u64> =
             self.snapshots.iter().filter(|(_, at)| **at <= self.ticks).map(|(peer, _)| *peer).collect();
         for peer in late {
@@ -301,15 +307,6 @@ impl Core {
         }
     }
 
-    /// A leader that finds itself without a vote hands over: the crate lets it go on leading, yet takes no proposals
-    /// from it, so nobody could write. It comes to that when the removal of a node commits after it became leader.
-    fn abdicate(&mut self) {
-        let raft = &self.node.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() && raft.lead_transferee.is_none() {
-            self.transfer(None);
-        }
-    }
-
     fn persisted(&mut self, persisted: Persisted, out: &mut Vec<Action>) {
         let Persisted { number, snapshot, messages } = persisted;
         self.writes.durable = self.writes.durable.max(number);
@@ -401,12 +398,13 @@ impl Core {
 
     /// Hands committed entries out; membership changes among them take effect here.
     fn commit(&mut self, committed: Vec<Entry>, out: &mut Vec<Action>) {
-        let Some(last) = committed.last().map(Position::of) else { return };
+        let mut last = None;
         let mut commands = Vec::new();
         let mut replies = Vec::new();
         for entry in committed {
             let position = Position::of(&entry);
             let waiting = self.proposals.remove(position);
+            last = Some(position);
             match entry.get_entry_type() {
                 EntryType::EntryNormal if entry.get_context() == COMMAND_MARK => {
                     let request = waiting.map(|(_, request)| request);
@@ -426,8 +424,14 @@ impl Core {
                     }
                 }
             }
+            if position.log_index.is_multiple_of(self.limits.checkpoint_entries) {
+                last = None;
+                out.push(Action::Apply { commands: mem::take(&mut commands), last: position });
+            }
         }
-        out.push(Action::Apply { commands, last });
+        if let Some(last) = last {
+            out.push(Action::Apply { commands, last });
+        }
         out.append(&mut replies);
     }
 
@@ -448,6 +452,12 @@ impl Core {
             learners = ?conf_state.learners, outgoing = ?conf_state.voters_outgoing, "membership changed"
         );
         self.conf_states.push_back((entry.index, conf_state.clone()));
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            // Its removal was in the log when it became leader. The crate would let it go on, though it takes no
+            // proposals from it, and panics when it next looks for the leader's own progress.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         Ok(conf_state)
     }
 
@@ -521,7 +531,7 @@ impl Core {
     /// Replaces the crate's own random timeout, which it draws from the thread's generator at every change of role.
     fn set_election_timeout(&mut self) {
         let spread = self.timing.election_ticks as u64;
-        let draw = mix(self.seed ^ mix(self.node.raft.id ^ mix(self.elections))) % spread.max(1);
+        let draw = mix(self.seed ^ mix(self.node.raft.id ^ mix(self.elections + 1))) % spread.max(1);
         let ticks = self.timing.election_ticks + usize::try_from(draw).unwrap_or(0);
         self.node.raft.set_randomized_election_timeout(ticks);
     }
@@ -579,14 +589,6 @@ impl WriteOrder {
         }
         self.hard_state = Some(hard_state);
     }
-}
-
-/// SplitMix64's finaliser: spreads any change of the input over all bits.
-pub(crate) fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 /// Tells a client's entry, even an empty one, from those that Raft makes itself.

@@ -53,7 +53,6 @@ pub(crate) struct RequestId(pub(crate) u64);
 
 /// What happened.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every event is a message, and each lives on the stack once")]
 pub(crate) enum Event {
     /// One tick passed.
     Tick,
@@ -71,8 +70,8 @@ pub(crate) enum Event {
     Persisted(Persisted),
     /// The state machine has applied everything up to here.
     Applied(Position),
-    /// The state machine's state after `position`, answering [`Action::TakeSnapshot`].
-    SnapshotTaken { position: Position, data: Bytes },
+    /// The state machine's state after `position`, answering [`Action::TakeSnapshot`] at any later time.
+    SnapshotTaken { position: Position, conf_state: ConfState, data: Bytes },
     /// A checkpoint at `log_index` is durable.
     CheckpointDurable { log_index: u64 },
     /// Messages to `peer` are being lost.
@@ -88,11 +87,12 @@ pub(crate) enum Action {
     Send(Vec<Message>),
     /// Make this durable, in order with the other writes, then report [`Event::Persisted`].
     Write(Write),
-    /// Apply these, then report [`Event::Applied`] with `last`.
+    /// Apply these, then report [`Event::Applied`] with `last`. None goes beyond a multiple of
+    /// [`Limits::checkpoint_entries`].
     Apply { commands: Vec<Command>, last: Position },
     /// Replace the state machine's state.
     Restore(Snapshot),
-    /// A peer needs a snapshot: report [`Event::SnapshotTaken`].
+    /// A peer needs a snapshot: report [`Event::SnapshotTaken`]. Not asked again until then.
     TakeSnapshot,
     /// Answer a request.
     Reply(RequestId, Reply),

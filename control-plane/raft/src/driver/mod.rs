@@ -3,7 +3,8 @@
 //! - `raft` owns the replica: it takes requests, messages and notices from the mailbox, keeps the ticks, sends, and
 //!   applies. It never waits for a disk.
 //! - `raft-log` makes writes durable. All that queued while one fsync ran share the next (group commit).
-//! - `raft-state` saves checkpoints, so that a large one delays no commit.
+//! - `raft-state` encodes snapshots and saves them as checkpoints, so that a large one delays neither a heartbeat nor a
+//!   commit.
 //!
 //! What a commit costs: on the leader and on each follower one fsync of `log.redb` per group, side by side, since the
 //! leader sends before its own disk is done. An idle cluster commits one write in about one round trip plus one
@@ -34,7 +35,7 @@ use crate::{
     core::{Core, MembershipChange, Persisted, Setup},
     error::{MembershipError, ProposeError, ReadError, StartError},
     machine::{StateMachine, Transport},
-    replica::Replica,
+    replica::{Capture, Replica},
     store::{self, DataDir, Ident, StoreError},
 };
 
@@ -63,7 +64,7 @@ impl Raft {
         let Config { node_id, ref members, ref federation_id, ref data_dir, timing, ref limits } = config;
         let genesis = (!members.is_empty()).then(|| {
             let conf_state = ConfState::from((members.iter().copied(), []));
-            (conf_state, Bytes::from(machine.snapshot()))
+            (conf_state, Bytes::from(machine.snapshot()()))
         });
         let ident = Ident { federation_id: federation_id.clone(), node_id };
         let DataDir { mut log, state, guard } = DataDir::open(data_dir, &ident, genesis)?;
@@ -114,8 +115,10 @@ impl Raft {
         let log_worker = log_worker.map_err(StartError::Thread)?;
         let state_worker = {
             let shared = Arc::clone(&shared);
-            Worker::spawn("raft-state", move |checkpoints: Vec<store::Checkpoint>| {
-                for checkpoint in checkpoints {
+            Worker::spawn("raft-state", move |captures: Vec<Capture>| {
+                for capture in captures {
+                    let checkpoint = capture.encode();
+                    shared.mailbox.notice(Notice::Encoded(checkpoint.clone()));
                     let saved = store::StateStore::save(state.as_ref(), &checkpoint);
                     shared.mailbox.notice(match saved {
                         Ok(()) => Notice::CheckpointSaved { log_index: checkpoint.position.log_index },
@@ -143,6 +146,7 @@ enum Request {
 #[derive(Debug)]
 enum Notice {
     Persisted(Vec<Persisted>),
+    Encoded(store::Checkpoint),
     CheckpointSaved {
         log_index: u64,
     },

@@ -17,8 +17,7 @@ use crate::{
     core::{Event, Reply, RequestId, Role, Write},
     error::{Fatal, MembershipError, ProposeError, ReadError, Stopped},
     machine::{StateMachine, Transport},
-    replica::{Output, Replica},
-    store::Checkpoint,
+    replica::{Capture, Output, Replica},
 };
 
 pub(super) struct Node<M> {
@@ -26,7 +25,7 @@ pub(super) struct Node<M> {
     transport: Box<dyn Transport>,
     shared: Arc<Shared<M>>,
     log: Worker<Write>,
-    state: Worker<Checkpoint>,
+    state: Worker<Capture>,
     callers: HashMap<RequestId, Caller>,
     next_request: u64,
     writes_open: usize,
@@ -66,7 +65,7 @@ impl<M: StateMachine> Node<M> {
         transport: Box<dyn Transport>,
         shared: Arc<Shared<M>>,
         log: Worker<Write>,
-        state: Worker<Checkpoint>,
+        state: Worker<Capture>,
         config: &Config,
     ) -> Self {
         Self {
@@ -169,6 +168,7 @@ impl<M: StateMachine> Node<M> {
                 }
                 Ok(())
             }
+            Notice::Encoded(checkpoint) => self.replica.encoded(checkpoint, &mut self.outputs),
             Notice::CheckpointSaved { log_index } => self.replica.checkpoint_saved(log_index, &mut self.outputs),
             Notice::StoreFailed(error) => Err(Fatal::Store(error)),
             Notice::Unreachable { peer } => self.event(Event::Unreachable { peer }),
@@ -211,7 +211,7 @@ impl<M: StateMachine> Node<M> {
                     self.writes_open += 1;
                     self.log.push(write);
                 }
-                Output::Checkpoint(checkpoint) => self.state.push(checkpoint),
+                Output::Checkpoint(capture) => self.state.push(capture),
                 Output::Reply(request, reply) => self.reply(request, reply),
             }
         }

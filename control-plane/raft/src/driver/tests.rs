@@ -14,21 +14,35 @@ use crate::{
     config::Timing,
     core::Role,
     error::{Fatal, Stopped},
+    machine::{CannotApply, Encode},
 };
 
 /// Counts and remembers every command.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Ledger(Vec<u8>);
+struct Ledger(Vec<u8>, Version);
+
+/// What its binary knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Version {
+    #[default]
+    New,
+    /// From before the command [`LATER`].
+    Old,
+}
 
 impl StateMachine for Ledger {
-    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Result<Vec<u8>, CannotApply> {
         assert_ne!(command, b"panic");
+        if command == LATER && self.1 == Version::Old {
+            return Err(CannotApply { reason: "command 200 is unknown".into() });
+        }
         self.0.extend(command);
-        self.0.len().to_be_bytes().to_vec()
+        Ok(self.0.len().to_be_bytes().to_vec())
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.0.clone()
+    fn snapshot(&self) -> Encode {
+        let bytes = self.0.clone();
+        Box::new(move || bytes)
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
@@ -72,7 +86,12 @@ impl Cluster {
     }
 
     fn start(&self, id: u64) -> Handle {
-        let handle = Raft::start(config(id, &self.members, self.dirs[&id].path()), Ledger::default(), self.hub.clone());
+        self.start_as(id, Version::New)
+    }
+
+    fn start_as(&self, id: u64, version: Version) -> Handle {
+        let machine = Ledger(Vec::new(), version);
+        let handle = Raft::start(config(id, &self.members, self.dirs[&id].path()), machine, self.hub.clone());
         let handle = handle.unwrap();
         self.hub.0.lock().unwrap().insert(id, handle.clone());
         handle
@@ -114,6 +133,9 @@ fn config(id: u64, members: &[u64], dir: &Path) -> Config {
     config.limits.log_tail_entries = 10;
     config
 }
+
+/// The command that only the new version knows.
+const LATER: &[u8] = &[200];
 
 /// A hang is a failure, not a wait: far above what a loaded machine needs.
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -200,6 +222,42 @@ async fn a_state_machine_that_panics_stops_the_node_and_says_so() {
     assert_eq!(within(leader.propose(b"panic".to_vec())).await, Err(ProposeError::Stopped));
     assert!(matches!(within(leader.stopped()).await, Stopped::Failed(Fatal::Internal(_))));
     assert_eq!(leader.read_index().await, Err(ReadError::Stopped));
+}
+
+#[tokio::test]
+async fn an_old_member_stops_before_what_it_does_not_know_and_continues_once_upgraded() {
+    let cluster = Cluster::new(&[1, 2, 3]);
+    cluster.kill(3).await;
+    let old = cluster.start_as(3, Version::Old);
+    let leader = within(async {
+        loop {
+            let leader = cluster.leader().await;
+            if leader.status().node_id != 3 {
+                return leader;
+            }
+            leader.transfer_leadership(Some(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let known = within(leader.propose(vec![1])).await.unwrap().log_index;
+    within(old.wait_applied(known)).await.unwrap();
+    let unknown = within(leader.propose(LATER.to_vec())).await.unwrap().log_index;
+    within(leader.propose(vec![2])).await.unwrap();
+    for again in [false, true] {
+        let old = if again { cluster.start_as(3, Version::Old) } else { old.clone() };
+        let Stopped::Failed(fatal) = within(old.stopped()).await else { panic!("it was not asked to stop") };
+        assert!(matches!(fatal, Fatal::CannotApply { log_index, .. } if log_index == unknown), "{fatal}");
+        let words = fatal.to_string();
+        assert!(words.contains("command 200 is unknown") && words.contains("upgrade this member"), "{words}");
+        assert!(*old.subscribe().borrow() < unknown);
+        assert_eq!(old.with_state(|ledger| ledger.0.clone()), [1], "everything before it, nothing of it or after it");
+        cluster.hub.0.lock().unwrap().remove(&3);
+    }
+    drop(old);
+    let upgraded = cluster.start_as(3, Version::New);
+    within(upgraded.wait_applied(leader.status().applied_index)).await.unwrap();
+    assert_eq!(upgraded.with_state(|ledger| ledger.0.clone()), [1, LATER[0], 2]);
 }
 
 #[tokio::test]

@@ -35,3 +35,9 @@ fn acknowledging_before_the_commit_is_caught() {
 fn forgetting_a_vote_is_caught() {
     caught(Plant::ForgetVote);
 }
+
+#[test]
+fn skipping_an_unknown_command_is_caught() {
+    let why = caught(Plant::SkipUnknown);
+    assert!(why.contains("lost") || why.contains("lacks") || why.contains("another state"), "{why}");
+}

@@ -50,7 +50,7 @@ impl Checker {
 
     /// State machine safety: all nodes apply the same commands at the same places, from `from` on in `history`.
     pub(crate) fn applied(&mut self, node: u64, history: &History, from: usize) -> Result<(), String> {
-        for &(log_index, id) in history.0.get(from..).unwrap_or_default() {
+        for &(log_index, id) in history.applied.get(from..).unwrap_or_default() {
             let known = *self.applied.entry(log_index).or_insert(id);
             if known != id {
                 return Err(format!("node {node} applied {id:x} at {log_index}, another applied {known:x}"));
@@ -62,7 +62,7 @@ impl Checker {
     /// A machine that restored a snapshot must hold exactly the history up to its index.
     pub(crate) fn whole(&self, node: u64, history: &History, applied_index: u64) -> Result<(), String> {
         let expected = self.applied.range(..=applied_index).map(|(log_index, id)| (*log_index, *id));
-        if history.0.iter().copied().eq(expected) {
+        if history.applied.iter().copied().eq(expected) {
             Ok(())
         } else {
             Err(format!("node {node} holds another state at index {applied_index} than was applied"))
@@ -119,7 +119,7 @@ impl Checker {
 
     /// No acknowledged write is missing from a machine that has applied everything.
     pub(crate) fn complete(&self, node: u64, history: &History) -> Result<(), String> {
-        let held: BTreeMap<u64, u64> = history.0.iter().copied().collect();
+        let held: BTreeMap<u64, u64> = history.applied.iter().copied().collect();
         match self.acked.iter().find(|(log_index, (id, _))| held.get(log_index) != Some(id)) {
             Some((log_index, (id, _))) => Err(format!("node {node} lost the acknowledged write {id:x} at {log_index}")),
             None => Ok(()),

@@ -183,13 +183,13 @@ fn only_what_was_synced_is_sure_to_survive() {
             (platter.durable.clone(), platter.unsynced.clone())
         };
         let copy = SimDisk(Arc::new(Mutex::new(Platter { durable, unsynced, ..Platter::default() })));
-        copy.crash(&mut Rng(seed));
+        copy.crash(&mut Rng::new(seed));
         let mut bytes = [0; 4];
         copy.open().read(0, &mut bytes).unwrap();
         assert!(&bytes == b"kept" || &bytes == b"lost");
         lost += u32::from(&bytes == b"kept");
     }
     assert!(lost > 0 && lost < 20);
-    disk.crash(&mut Rng(0));
+    disk.crash(&mut Rng::new(0));
     assert!(file.write(0, b"late").is_err(), "a handle from before the crash is dead");
 }

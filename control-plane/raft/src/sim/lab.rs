@@ -76,7 +76,9 @@ impl Lab {
                         let applied = core.status().applied_index;
                         let term = core.term_of(applied).unwrap();
                         let position = Position { log_index: applied, term };
-                        core.on(Event::SnapshotTaken { position, data: Bytes::from_static(b"state") }, &mut actions)?;
+                        let conf_state = core.conf_state_at(applied);
+                        let data = Bytes::from_static(b"state");
+                        core.on(Event::SnapshotTaken { position, conf_state, data }, &mut actions)?;
                     }
                     Action::Reply(request, reply) => self.replies.push((id, request, reply)),
                 }

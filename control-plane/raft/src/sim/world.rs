@@ -12,12 +12,18 @@ use std::{
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, HardState, Message, MessageType};
 
-use super::{Rng, checker::Checker, disk::SimDisk, machine::History};
+use super::{
+    Rng,
+    checker::Checker,
+    disk::SimDisk,
+    machine::{History, Version},
+};
 use crate::{
     config::{Limits, Timing},
     core::{Core, Event, Fsynced, Position, Reply, RequestId, Role, Setup, Write},
+    error::Fatal,
     machine::StateMachine as _,
-    replica::{Output, Replica},
+    replica::{Capture, Output, Replica},
     store::{self, Checkpoint, GENESIS, LogStore as _, RedbLog, RedbState, StateStore as _, Watched},
 };
 
@@ -33,6 +39,8 @@ pub(crate) enum Plant {
     AckEarly,
     /// Term and vote are not stored.
     ForgetVote,
+    /// A member of an older version skips the commands it does not know.
+    SkipUnknown,
 }
 
 /// What happened in a run.
@@ -46,6 +54,7 @@ pub(crate) struct Stats {
     pub(crate) partitions: u64,
     pub(crate) snapshots_installed: u64,
     pub(crate) membership_changes: u64,
+    pub(crate) stopped_at_unknown: u64,
 }
 
 impl Stats {
@@ -58,6 +67,7 @@ impl Stats {
         self.partitions += other.partitions;
         self.snapshots_installed += other.snapshots_installed;
         self.membership_changes += other.membership_changes;
+        self.stopped_at_unknown += other.stopped_at_unknown;
     }
 }
 
@@ -87,6 +97,7 @@ struct Node {
     live: Option<Live>,
     paused_until: u64,
     stalled_until: u64,
+    version: Version,
 }
 
 /// A running process.
@@ -122,6 +133,7 @@ enum Happening {
     Tick { node: u64, boot: u64 },
     Deliver(Message),
     DiskDone { node: u64, boot: u64 },
+    Encoded { node: u64, boot: u64, capture: Capture },
     CheckpointDone { node: u64, boot: u64, checkpoint: Checkpoint },
     SnapshotReport { node: u64, boot: u64, peer: u64, delivered: bool },
     Client,
@@ -132,7 +144,7 @@ enum Happening {
 
 impl World {
     pub(crate) fn new(seed: u64, plant: Plant) -> Result<Self, String> {
-        let mut rng = Rng(seed ^ 0x51b1_5eed);
+        let mut rng = Rng::new(seed ^ 0x51b1_5eed);
         // One run in four changes its membership: three founders, two nodes that may join. The others are groups of
         // three or five.
         let membership = seed.is_multiple_of(4);
@@ -157,7 +169,14 @@ impl World {
             membership,
             next_op: 0,
         };
+        // One run in five upgrades its members one by one: one of them is still old when the first new command comes.
+        let old = (seed % 5 == 2 || plant == Plant::SkipUnknown).then(|| world.rng.range(1..founders + 1));
         for id in 1..=total {
+            let version = match plant {
+                _ if old != Some(id) => Version::New,
+                Plant::SkipUnknown => Version::OldAndSkips,
+                _ => Version::Old,
+            };
             let node = Node {
                 id,
                 boot: 0,
@@ -166,6 +185,7 @@ impl World {
                 live: None,
                 paused_until: 0,
                 stalled_until: 0,
+                version,
             };
             let genesis = (id <= founders).then(|| ConfState::from((1..=founders, [])));
             initialise(&node, genesis)?;
@@ -193,6 +213,12 @@ impl World {
         for id in self.ids() {
             let node = self.node(id);
             (node.paused_until, node.stalled_until) = (0, 0);
+            let upgrade = node.version == Version::Old;
+            if upgrade {
+                node.version = Version::New;
+                self.crash(id);
+            }
+            let node = self.node(id);
             if node.live.is_none() {
                 self.start(id)?;
             }
@@ -303,14 +329,20 @@ impl World {
                 if paused { Ok(()) } else { self.event(id, Event::Tick) }
             }
             Happening::DiskDone { node, boot } => self.disk_done(node, boot),
+            Happening::Encoded { node: id, boot, capture } => {
+                if self.node(id).boot != boot {
+                    return Ok(());
+                }
+                let checkpoint = capture.encode();
+                let latency = self.disk_latency(id);
+                self.schedule(latency, Happening::CheckpointDone { node: id, boot, checkpoint: checkpoint.clone() });
+                self.with(id, |replica, out| replica.encoded(checkpoint, out))
+            }
             Happening::CheckpointDone { node: id, boot, checkpoint } => {
                 let node = self.node(id);
                 let Some(live) = node.live.as_mut().filter(|_| node.boot == boot) else { return Ok(()) };
                 live.state.save(&checkpoint).map_err(|error| error.to_string())?;
-                let mut out = Vec::new();
-                let saved = live.replica.checkpoint_saved(checkpoint.position.log_index, &mut out);
-                saved.map_err(|fatal| fatal.to_string())?;
-                self.settle(id, out)
+                self.with(id, |replica, out| replica.checkpoint_saved(checkpoint.position.log_index, out))
             }
             Happening::SnapshotReport { node, boot, peer, delivered } => {
                 if self.node(node).boot != boot {
@@ -322,24 +354,60 @@ impl World {
     }
 
     fn event(&mut self, id: u64, event: Event) -> Result<(), String> {
+        self.with(id, |replica, out| replica.on(event, out))
+    }
+
+    /// Lets a node take something in, and performs what it then wants done.
+    fn with(
+        &mut self,
+        id: u64,
+        take_in: impl FnOnce(&mut Replica<History>, &mut Vec<Output>) -> Result<(), Fatal>,
+    ) -> Result<(), String> {
         let mut out = Vec::new();
         let Some(live) = self.node(id).live.as_mut() else { return Ok(()) };
-        live.replica.on(event, &mut out).map_err(|fatal| fatal.to_string())?;
-        self.settle(id, out)
+        match take_in(&mut live.replica, &mut out) {
+            Ok(()) => self.settle(id, out),
+            Err(fatal) => self.stopped(id, &fatal),
+        }
+    }
+
+    /// A node stopped by itself. An old one may, in front of what it does not know; its operator starts it again, and
+    /// may upgrade it first.
+    fn stopped(&mut self, id: u64, fatal: &Fatal) -> Result<(), String> {
+        let node = self.node(id);
+        let unknown = matches!(fatal, Fatal::CannotApply { .. } | Fatal::Restore { .. });
+        let Some(live) = node.live.as_ref().filter(|_| unknown && node.version == Version::Old) else {
+            return Err(format!("node {id}: {fatal}"));
+        };
+        if let Fatal::CannotApply { log_index, .. } = fatal
+            && live.replica.applied_index() >= *log_index
+        {
+            return Err(format!("node {id} counts {log_index} as applied and says that it cannot apply it"));
+        }
+        self.crash(id);
+        self.stats.stopped_at_unknown += 1;
+        if self.rng.chance(50) {
+            self.node(id).version = Version::New;
+        }
+        let back = self.rng.range(10_000..300_000);
+        self.schedule(back, Happening::Restart { node: id });
+        Ok(())
     }
 
     /// Performs what a node wants done after an event, and checks all invariants.
     fn settle(&mut self, id: u64, mut out: Vec<Output>) -> Result<(), String> {
         let Some(live) = self.node(id).live.as_mut() else { return Ok(()) };
-        live.replica.poll(&mut out).map_err(|fatal| fatal.to_string())?;
+        if let Err(fatal) = live.replica.poll(&mut out) {
+            return self.stopped(id, &fatal);
+        }
         for output in out {
             match output {
                 Output::Send(messages) => self.send(id, messages),
                 Output::Write(write) => self.write(id, write)?,
-                Output::Checkpoint(checkpoint) => {
+                Output::Checkpoint(capture) => {
                     let boot = self.node(id).boot;
-                    let latency = self.disk_latency(id);
-                    self.schedule(latency, Happening::CheckpointDone { node: id, boot, checkpoint });
+                    let delay = self.rng.range(50..20_000);
+                    self.schedule(delay, Happening::Encoded { node: id, boot, capture });
                 }
                 Output::Reply(request, reply) => self.reply(id, request, reply)?,
             }
@@ -357,7 +425,7 @@ impl World {
             let machine = Arc::clone(live.replica.machine());
             let history = machine.read().unwrap();
             checker.applied(id, &history, live.checked)?;
-            live.checked = history.0.len();
+            live.checked = history.applied.len();
         }
         let reads = mem::take(&mut live.reads);
         let (ready, waiting): (Vec<_>, _) = reads.into_iter().partition(|(index, _)| *index <= status.applied_index);
@@ -393,7 +461,7 @@ impl World {
             let machine = Arc::clone(live.replica.machine());
             let history = machine.read().unwrap();
             checker.whole(id, &history, snapshot.get_metadata().index)?;
-            live.checked = history.0.len();
+            live.checked = history.applied.len();
         }
         live.queued.push(write);
         if live.writing.is_none() {
@@ -423,7 +491,9 @@ impl World {
         let persisted = store::persist(&mut live.log, &live.state, writes).map_err(|error| error.to_string())?;
         let mut out = Vec::new();
         for persisted in persisted {
-            live.replica.on(Event::Persisted(persisted), &mut out).map_err(|fatal| fatal.to_string())?;
+            if let Err(fatal) = live.replica.on(Event::Persisted(persisted), &mut out) {
+                return self.stopped(id, &fatal);
+            }
         }
         self.begin_writing(id);
         self.settle(id, out)
@@ -486,7 +556,7 @@ impl World {
     fn crash(&mut self, id: u64) {
         let mid_write = self.rng.chance(50);
         let operations = self.rng.range(0..40);
-        let mut rng = Rng(self.rng.next());
+        let mut rng = Rng::new(self.rng.next());
         let node = self.node(id);
         let Some(mut live) = node.live.take() else { return };
         if let Some(writes) = live.writing.take().filter(|_| mid_write) {
@@ -510,9 +580,9 @@ impl World {
         let (mut log, state) = open(node)?;
         let (recovered, data) = store::recover(&mut log, &state).map_err(|error| format!("node {id}: {error}"))?;
         let applied = recovered.applied;
-        let mut machine = History::default();
+        let mut machine = History { version: node.version, ..History::default() };
         machine.restore(&data)?;
-        let checked = machine.0.len();
+        let checked = machine.applied.len();
         let (limits, timing) = (limits(), TIMING);
         let setup = Setup {
             node_id: id,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Happening, Network, Op, Plant, World};
+use super::{super::machine::NEW, Happening, Network, Op, Plant, World};
 use crate::core::{Event, MembershipChange, RequestId, Role};
 
 impl World {
@@ -18,7 +18,9 @@ impl World {
         let id = if self.rng.chance(85) { leaders.get(pick).copied().unwrap_or(any) } else { any };
         self.next_op += 1;
         let op = if self.rng.chance(60) {
-            Op::Write { id: self.next_op | (id << 32) }
+            // New commands come in the second half, once most members know them.
+            let new = if self.now > NEW_COMMANDS_FROM_MICROS && self.rng.chance(20) { NEW } else { 0 };
+            Op::Write { id: self.next_op | (id << 32) | new }
         } else {
             Op::Read { seen: self.checker.seen() }
         };
@@ -115,3 +117,5 @@ impl World {
         Ok(())
     }
 }
+
+const NEW_COMMANDS_FROM_MICROS: u64 = 1_000_000;
