@@ -2,7 +2,7 @@
 //!
 //! | module | what | may block or lock |
 //! | --- | --- | --- |
-//! | [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
+//! | [`authorize`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`worker`], [`proxy`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
 //!
@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod args;
+pub mod authorize;
 pub mod balance;
 pub mod config;
 pub mod control;

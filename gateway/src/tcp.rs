@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_identity::{MeshRole, SpiffeId};
 use archipelago_tunnel::{IncomingRequest, RecvHalf, SendHalf};
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
@@ -14,13 +13,14 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::authorize::{Asked, INGRESS_HOP, authorize};
 use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
 use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
-use crate::proxy::layers::INGRESS_HOP;
 use crate::proxy::record::Reporter;
+use crate::proxy::upstream::{Endpoint, UpstreamError};
 use crate::worker::Worker;
-use crate::worker::view::{Decision, RouteQuery, Target, Tried};
+use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
 pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStream) {
@@ -39,17 +39,13 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
         let Some(decision) = view.decide(&query, &mut NoTrace) else { break };
         let Decision { target, version, .. } = decision;
         match target {
-            Target::Local(endpoint) => match endpoint.connect().await {
+            Target::Local(endpoint) => match connect(&view, &service, &endpoint).await {
                 Ok(upstream) => {
-                    endpoint.judge(Verdict::Answered, live.endpoints.len(), 0, Instant::now());
                     let _in_flight = endpoint.enter();
-                    prepare(&upstream);
                     return splice(&worker, stream, upstream).await;
                 }
                 Err(error) => {
                     tracing::debug!(%service, error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
-                    let ejected = live.endpoints.iter().filter(|e| e.endpoint.ejected(Instant::now())).count();
-                    endpoint.judge(Verdict::Failed, live.endpoints.len(), ejected, Instant::now());
                     tried.endpoints.push(endpoint.address());
                 }
             },
@@ -87,30 +83,34 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
 /// Takes a CONNECT out of a tunnel to an endpoint of this cluster.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     let IncomingRequest { peer, request, responder } = incoming;
-    let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-    let view = worker.view();
-    let found = header(MESH_SERVICE).and_then(|key| view.snapshot.service_by_key(key));
-    let Some((config, live)) = found.and_then(|i| Some((view.snapshot.services.get(i)?, view.services.get(i)?))) else {
-        return responder.reject();
+    let authorized = worker
+        .caller(&peer)
+        .and_then(|caller| authorize(&worker.view().snapshot, &caller.admitted, Asked::by(&request)));
+    let authorized = match authorized {
+        Ok(authorized) => authorized,
+        Err(refusal) => {
+            worker.metrics.refused_stream(refusal);
+            tracing::debug!(peer = %peer.spiffe_id, %refusal, "a TCP connection out of a tunnel is refused");
+            if refusal.is_skew() {
+                return responder.reject();
+            }
+            let mut response = Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+            *response.status_mut() = http::StatusCode::FORBIDDEN;
+            let _ = responder.respond(response).await;
+            return;
+        }
     };
-    let refused = refusal(&worker, &peer, header(MESH_HOP), config.may_reside_in(view.snapshot.own_cluster));
-    if let Some(why) = refused {
-        tracing::debug!(%peer, service = %config.key, why, "TCP connection of a peer refused");
-        let mut response = Response::new(http_body_util::Empty::<bytes::Bytes>::new());
-        *response.status_mut() = http::StatusCode::FORBIDDEN;
-        let _ = responder.respond(response).await;
-        return;
-    }
     let _open = worker.metrics.tcp_connection(Reporter::Destination);
-    let version = header(MESH_VERSION).map(str::to_owned);
+    let version = request.headers().get(MESH_VERSION).and_then(|v: &HeaderValue| v.to_str().ok()).map(Arc::from);
     let mut tried = Tried::default();
-    while let Some(endpoint) =
-        live.pick_endpoint(version.as_deref(), &tried, worker.random(), Instant::now(), &mut NoTrace)
-    {
-        match endpoint.connect().await {
+    loop {
+        let view = worker.view();
+        let decision = view.decide_for_peer(&authorized, &version, &tried, worker.random(), Instant::now());
+        // Nothing of it reached an endpoint: another gateway may try.
+        let Some(Decision { target: Target::Local(endpoint), .. }) = decision else { return responder.reject() };
+        match connect(&view, authorized.service(), &endpoint).await {
             Ok(upstream) => {
                 let _in_flight = endpoint.enter();
-                prepare(&upstream);
                 match responder.accept_connect(Response::new(())).await {
                     Ok((send, recv)) => through_tunnel(&worker, upstream, send, recv).await,
                     Err(error) => {
@@ -122,25 +122,23 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
             }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
-                endpoint.judge(Verdict::Failed, live.endpoints.len(), 0, Instant::now());
                 tried.endpoints.push(endpoint.address());
             }
         }
     }
-    // Nothing of it reached an endpoint: another gateway may try.
-    responder.reject();
 }
 
-fn refusal(worker: &Worker, peer: &SpiffeId, hop: Option<&str>, resides: bool) -> Option<&'static str> {
-    if !matches!(peer.role(), Some(MeshRole::Gateway { .. }))
-        || *peer.trust_domain() != *worker.identity.spiffe_id.trust_domain()
-    {
-        return Some("not a gateway of this trust domain");
+/// A connection to an endpoint, and what that shows of it.
+async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
+    let connected = endpoint.connect().await;
+    let live = view.snapshot.service_by_key(service).and_then(|index| view.services.get(index));
+    if let Some(live) = live {
+        let verdict = if connected.is_ok() { Verdict::Answered } else { Verdict::Failed };
+        live.judge(endpoint, verdict, Instant::now());
     }
-    if hop != Some(INGRESS_HOP) {
-        return Some("passed too many gateways");
-    }
-    (!resides).then_some("residency does not allow this service here")
+    let upstream = connected?;
+    prepare(&upstream);
+    Ok(upstream)
 }
 
 fn connect_request(host: &str, port: u16, service: &str, version: Option<&str>) -> Option<Request<()>> {

@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use archipelago_gateway::control::apply::Change;
+use archipelago_gateway::worker::Limits;
 use archipelago_proto::v1::{self as proto, Protocol};
-use archipelago_tunnel::Cut;
+use archipelago_tunnel::{Cut, PeerState};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -169,8 +170,109 @@ async fn trailers_cross_both_gateways() {
             Some(&b"abc"[..]),
             "{host}"
         );
+        assert!(collected.trailers().is_some_and(|t| !t.contains_key("mesh-source")), "{host}");
         assert_eq!(collected.to_bytes(), "body");
+
+        let trailers = http::HeaderMap::from_iter([
+            (http::HeaderName::from_static("x-checksum"), http::HeaderValue::from_static("abc")),
+            (http::HeaderName::from_static("mesh-source"), http::HeaderValue::from_static("forged")),
+            (http::HeaderName::from_static("mesh_source"), http::HeaderValue::from_static("forged")),
+        ]);
+        let frames = [Ok(Frame::data(Bytes::from_static(b"body"))), Ok(Frame::trailers(trailers))];
+        let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+        let with_trailers = [("x-only", "tokyo"), ("trailer", "x-checksum, mesh-source, mesh_source")];
+        let response =
+            send(mesh.http("paris"), request("POST", host, "/seen-trailers", &with_trailers, body)).await.unwrap();
+        let seen = text(response).await;
+        assert!(seen.contains("x-checksum") && !seen.contains("forged"), "{host}: {seen}");
     }
+}
+
+fn asked(method: &str, uri: &str, service: &str, extra: &[(&'static str, &str)]) -> http::Request<harness::Body> {
+    let mut request = http::Request::builder().method(method).uri(uri).body(harness::empty()).unwrap();
+    for (name, value) in [("mesh-service", service), ("mesh-hop", "1")].iter().chain(extra) {
+        request.headers_mut().insert(*name, http::HeaderValue::from_str(value).unwrap());
+    }
+    request
+}
+
+/// The gateway of a cluster that claims more than it has, at the tunnel of another.
+#[tokio::test]
+async fn a_peer_gets_what_is_exported_and_nothing_else() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let (address, seen) = backend("tokyo").await;
+    let ledger = tcp_backend().await;
+    let services = vec![
+        service("checkout", Protocol::Http1, &["paris", "tokyo"], &[]),
+        // paris exports it, or says so; tokyo runs one and keeps it to itself.
+        service("secret", Protocol::Http1, &["paris"], &[]),
+        service("vault", Protocol::Tcp, &["paris"], &[]),
+        proto::ServiceConfig { tcp_slot: 1, ..service("ledger", Protocol::Tcp, &["tokyo"], &[]) },
+    ];
+    let endpoints = [
+        ("checkout", "tokyo", address, ""),
+        ("secret", "tokyo", address, ""),
+        ("vault", "tokyo", ledger, ""),
+        ("ledger", "tokyo", ledger, ""),
+    ];
+    mesh.configure(services, &endpoints).await;
+    let (_tunnels, tokyo) = mesh.stranger(mesh.authority.gateway("paris", "gw-9"), "tokyo");
+    eventually("the tunnel is up", async || tokyo.state() == PeerState::Up).await;
+
+    let honest = asked(
+        "GET",
+        "http://checkout.shop/headers",
+        "shop/checkout",
+        &[("mesh-source", "forged"), ("mesh_source", "forged"), ("mesh-cluster", "forged")],
+    );
+    let response = tokyo.request(honest).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8_lossy(&body);
+    assert!(body.contains("spiffe://mesh.test/cluster/paris/gateway/gw-9") && !body.contains("forged"), "{body}");
+    let before = seen.requests.load(Ordering::SeqCst);
+
+    for (what, uri, key) in [
+        ("unexported", "http://secret.shop/", "shop/secret"),
+        ("unknown", "http://nothing.shop/", "shop/nothing"),
+        ("a TCP service", "http://ledger.shop/", "shop/ledger"),
+    ] {
+        let error = tokyo.request(asked("GET", uri, key, &[])).await.map(|r| r.status()).unwrap_err();
+        assert!(error.never_processed(), "{what}: {error}");
+    }
+    let looped = tokyo.request(asked("GET", "http://checkout.shop/", "shop/checkout", &[("mesh-hop", "2")])).await;
+    assert_eq!(looped.unwrap().status(), 508);
+    for (what, key) in [("past the proxy", "shop/checkout"), ("unexported", "shop/secret"), ("TCP", "shop/vault")] {
+        let error = tokyo.connect(asked("CONNECT", "checkout.shop:80", key, &[]).map(drop)).await.map(|r| r.0.status());
+        let error = error.unwrap_err();
+        assert!(error.never_processed(), "CONNECT {what}: {error}");
+    }
+    let (response, mut send, mut recv) =
+        tokyo.connect(asked("CONNECT", "ledger.shop:80", "shop/ledger", &[]).map(drop)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    send.finish().await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "read 0 bytes");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), before, "nothing else reached an endpoint");
+}
+
+#[tokio::test]
+async fn an_overloaded_far_gateway_says_that_it_did_nothing() {
+    let limits = Limits { requests_max: 1, drain_timeout: Duration::from_secs(1), ..Limits::default() };
+    let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
+    let (address, seen) = backend("tokyo").await;
+    let services = vec![service("checkout", Protocol::Http1, &["tokyo"], &[])];
+    mesh.configure(services, &[("checkout", "tokyo", address, "")]).await;
+    let (_tunnels, tokyo) = mesh.stranger(mesh.authority.gateway("paris", "gw-9"), "tokyo");
+    eventually("the tunnel is up", async || tokyo.state() == PeerState::Up).await;
+    let request = |path: &str| asked("POST", &format!("http://checkout.shop{path}"), "shop/checkout", &[]);
+    let slow = tokio::spawn({
+        let (tokyo, request) = (tokyo.clone(), request("/delay/600000"));
+        async move { tokyo.request(request).await.map(drop) }
+    });
+    eventually("the slot is taken", async || seen.waiting.load(Ordering::SeqCst) == 1).await;
+    let error = tokyo.request(request("/")).await.map(|r| r.status()).unwrap_err();
+    assert!(error.never_processed(), "{error}");
+    slow.abort();
 }
 
 #[tokio::test]

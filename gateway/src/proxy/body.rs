@@ -15,6 +15,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::headers;
 use super::record::Finish;
 use super::upstream::Lease;
 
@@ -214,11 +215,20 @@ impl Source {
 
 impl Stream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self {
+        let frame = match self {
             Self::Client(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Tunnel(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-        }
+        };
+        frame.map(|frame| frame.map(|frame| frame.map(without_mesh)))
     }
+}
+
+/// Trailers are merged into headers by some receivers: what only gateways may say stays out of both.
+fn without_mesh(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        headers::strip_mesh(trailers);
+    }
+    frame
 }
 
 fn lock(source: &Mutex<Source>) -> std::sync::MutexGuard<'_, Source> {
@@ -244,11 +254,6 @@ enum Kind {
 }
 
 impl ResponseBody {
-    /// No body.
-    pub fn empty() -> Self {
-        Self { kind: Kind::Empty, lease: None, finish: None }
-    }
-
     /// A body of the gateway's own.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self { kind: Kind::Full(bytes.into()), lease: None, finish: None }
@@ -302,6 +307,7 @@ impl Body for ResponseBody {
             Kind::Local(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
             Kind::Tunnel(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
         };
+        let frame = frame.map(|frame| frame.map(without_mesh));
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(finish), Some(data)) = (this.finish.as_mut(), frame.data_ref()) {

@@ -16,9 +16,9 @@ use super::headers::{
     self, MESH_ATTEMPT, MESH_CLUSTER, MESH_DEADLINE_MS, MESH_FAILURE, MESH_HOP, MESH_SERVED_BY, MESH_SERVICE,
     MESH_SOURCE, MESH_VERSION,
 };
-use super::layers::INGRESS_HOP;
 use super::stack::{Call, Failure, Origin, Outcome};
 use super::upstream::Endpoint;
+use crate::authorize::INGRESS_HOP;
 use crate::balance::budget::Purpose;
 use crate::balance::cluster::NoTrace;
 use crate::balance::hash::Key;
@@ -45,8 +45,8 @@ pub async fn forward(call: Box<Call>) -> Outcome {
         let Some(decision) = decide(&call, &view, service, &mut draw, &tried) else {
             return Err(match call.origin {
                 Origin::Client => Failure::NoHealthy,
-                Origin::Peer { .. } if !touched => Failure::NoEndpointHere,
-                Origin::Peer { .. } => Failure::Broken,
+                Origin::Arrived(_) | Origin::Peer(..) if !touched => Failure::NoEndpointHere,
+                Origin::Arrived(_) | Origin::Peer(..) => Failure::Broken,
             });
         };
         call.record.borrow_mut().destination_cluster = Some(
@@ -77,7 +77,7 @@ pub async fn forward(call: Box<Call>) -> Outcome {
         touched |= !failed.never_processed;
         let may_repeat = (failed.never_processed || idempotent) && call.body.can_replay();
         if !may_repeat || attempt >= ATTEMPTS_MAX || !worker.withdraw(failed.purpose) {
-            let unseen_here = matches!(call.origin, Origin::Peer { .. }) && !touched;
+            let unseen_here = !matches!(call.origin, Origin::Client) && !touched;
             return Err(if unseen_here { Failure::NoEndpointHere } else { failed.failure });
         }
         worker.metrics.replay(failed.purpose, failed.reason);
@@ -102,14 +102,8 @@ fn decide(call: &Call, view: &View, service: usize, draw: &mut Option<Key>, trie
     let (config, live) = (view.snapshot.services.get(service)?, view.services.get(service)?);
     let (now, random) = (Instant::now(), call.worker.random());
     match &call.origin {
-        Origin::Peer { version, .. } => {
-            let endpoint = live.pick_endpoint(version.as_deref(), tried, random, now, &mut NoTrace)?;
-            Some(Decision {
-                target: Target::Local(endpoint),
-                version: version.clone(),
-                cluster: view.snapshot.own_cluster?,
-            })
-        }
+        Origin::Arrived(_) => None,
+        Origin::Peer(arrival, authorized) => view.decide_for_peer(authorized, &arrival.version, tried, random, now),
         Origin::Client => {
             let path = call.target.as_ref().map_or("/", |(_, path)| path.as_str());
             let rule = config.rule(&call.parts.method, path, &call.parts.headers)?;
@@ -146,9 +140,11 @@ async fn send_local(
     let identity = &call.worker.identity;
     let (source, cluster, attempt) = match &call.origin {
         Origin::Client => (identity.spiffe_id_value.clone(), identity.cluster_value.clone(), attempt),
-        Origin::Peer { caller, attempt: theirs, .. } => {
-            (caller.source.clone(), caller.cluster_value.clone(), theirs.saturating_add(attempt - 1))
-        }
+        Origin::Arrived(arrival) | Origin::Peer(arrival, _) => (
+            arrival.caller.source.clone(),
+            arrival.caller.cluster_value.clone(),
+            arrival.attempt.saturating_add(attempt - 1),
+        ),
     };
     headers.insert(MESH_SOURCE, source);
     headers.insert(MESH_CLUSTER, cluster);
@@ -164,10 +160,9 @@ async fn send_local(
     let sent = endpoint.send(request, protocol).await;
     let now = Instant::now();
     let verdict = if sent.is_ok() { Verdict::Answered } else { Verdict::Failed };
-    let live = view.services.get(service);
-    let (siblings, ejected) =
-        live.map_or((1, 0), |s| (s.endpoints.len(), s.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count()));
-    endpoint.judge(verdict, siblings, ejected, now);
+    if let Some(live) = view.services.get(service) {
+        live.judge(endpoint, verdict, now);
+    }
     match sent {
         Ok((response, lease)) => {
             endpoint.observe(now.saturating_duration_since(started), now);

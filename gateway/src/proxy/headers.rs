@@ -94,14 +94,19 @@ fn concerns_hop(name: &str) -> bool {
             | "keep-alive"
             | "proxy-connection"
             | "http2-settings"
-    ) || name.starts_with("mesh-")
+    ) || is_mesh(name)
 }
 
-/// Takes away what only gateways may say.
+/// Takes away what only gateways may say; for trailers, which have nothing else to lose.
 pub fn strip_mesh(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with("mesh-")).cloned() {
+    while let Some(name) = headers.keys().find(|name| is_mesh(name.as_str())).cloned() {
         headers.remove(name);
     }
+}
+
+/// CGI, WSGI and their kin show `mesh_source` to an application under the name of `mesh-source`.
+fn is_mesh(name: &str) -> bool {
+    name.strip_prefix("mesh").is_some_and(|rest| rest.starts_with(['-', '_']))
 }
 
 /// `TE: trailers` for the next hop; HTTP/1.1 must also name it in Connection (RFC 9110 §10.1.4).
@@ -181,6 +186,9 @@ mod tests {
             ("mesh-source", "spiffe://forged"),
             ("mesh-hop", "0"),
             ("mesh-anything", "1"),
+            ("mesh_source", "spiffe://forged"),
+            ("mesh_hop", "0"),
+            ("meshes", "kept"),
             ("host", "checkout.shop"),
             ("content-length", "0"),
             ("traceparent", "00-a-b-01"),
@@ -192,7 +200,7 @@ mod tests {
         assert!(strip(&mut headers));
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["content-length", "host", "traceparent", "tracestate", "trailer"]);
+        assert_eq!(left, ["content-length", "host", "meshes", "traceparent", "tracestate", "trailer"]);
     }
 
     #[test]

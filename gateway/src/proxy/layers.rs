@@ -8,21 +8,25 @@ use super::body::ResponseBody;
 use super::headers::{self, MESH_FAILURE};
 use super::record::{Finish, Record};
 use super::stack::{Call, Failure, Origin, Outcome, Stack};
+use crate::authorize::{Asked, Kind, Refusal, authorize};
 use crate::config::Protocol;
 use crate::worker::Worker;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Answers failures, and writes every request down once: answered, failed, or given up by its sender.
 pub async fn record(call: Box<Call>, next: Stack) -> Outcome {
     let (record, body, worker) = (Rc::clone(&call.record), call.body.clone(), Rc::clone(&call.worker));
+    let is_peer = !matches!(call.origin, Origin::Client);
     let mut abandoned = Abandoned { record: Some(Rc::clone(&record)), body: body.clone() };
     let outcome = next.run(call).await;
     abandoned.record = None;
     let response = match outcome {
         Ok(response) => response,
         // The far side tells its peer that nothing was processed; no response may exist.
-        Err(failure @ Failure::NoEndpointHere) => {
+        Err(failure) if is_peer && failure.is_rejection() => {
+            worker.metrics.failure(failure);
             let mut record = record.borrow().clone();
             (record.code, record.flags) = (failure.status().as_u16(), failure.flags());
             drop(Finish::new(record, body, None));
@@ -105,31 +109,24 @@ pub async fn route(mut call: Box<Call>, next: Stack) -> Outcome {
     next.run(call).await
 }
 
-/// Who may ask through a tunnel: a gateway of this trust domain, one hop away, for a service that may reside here.
+/// Who may ask through a tunnel for what: see [`authorize`].
 pub async fn authorise_peer(mut call: Box<Call>, next: Stack) -> Outcome {
-    // That it is a gateway, its being a caller says.
-    let Origin::Peer { caller, .. } = &call.origin else { return Err(Failure::Forbidden("not a peer")) };
-    if !caller.is_ours {
-        return Err(Failure::Forbidden("the peer belongs to another trust domain"));
-    }
-    let value = |name| call.parts.headers.get(name).and_then(|v| v.to_str().ok());
-    if value(headers::MESH_HOP) != Some(INGRESS_HOP) {
-        return Err(Failure::Loop);
-    }
+    let Origin::Arrived(arrival) = call.origin else { return Err(Failure::Refused(Refusal::NotAGateway)) };
     let view = call.worker.view();
-    let key = value(headers::MESH_SERVICE).ok_or(Failure::Forbidden("the request names no service"))?;
-    let service = view
-        .snapshot
-        .service_by_key(key)
-        .and_then(|index| view.snapshot.services.get(index))
-        .ok_or(Failure::NoEndpointHere)?;
-    call.record.borrow_mut().service = Some(service.key.clone());
-    if !service.may_reside_in(view.snapshot.own_cluster) {
-        return Err(Failure::Forbidden("residency does not allow this service here"));
-    }
+    let asked = Asked::new(Kind::Request, &call.parts.headers);
+    // In the books under the name that was asked for, if there is such a service.
+    let named = asked.service.and_then(|key| view.snapshot.service_by_key(key));
+    call.record.borrow_mut().service =
+        named.and_then(|index| view.snapshot.services.get(index)).map(|service| Arc::clone(&service.key));
+    let authorized = authorize(&view.snapshot, &arrival.caller.admitted, asked).map_err(|refusal| {
+        call.worker.metrics.refused_stream(refusal);
+        Failure::Refused(refusal)
+    })?;
+    let value = |name| call.parts.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
     let deadline = value(headers::MESH_DEADLINE_MS).and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     call.deadline = deadline.map(|left| Instant::now() + left.min(call.worker.limits.request_timeout));
-    call.service = Some(service.key.clone());
+    call.service = Some(Arc::clone(authorized.service()));
+    call.origin = Origin::Peer(arrival, authorized);
     let authority = call.parts.uri.authority().cloned().ok_or(Failure::Malformed(headers::Malformed::Authority))?;
     let target = headers::target(&call.parts).map_err(Failure::Malformed)?;
     call.target = Some((authority, target));
@@ -195,6 +192,3 @@ impl Drop for Slot {
         self.0.requests.set(self.0.requests.get().saturating_sub(1));
     }
 }
-
-/// Value of `mesh-hop` on a tunnel: the ingress gateway counts 1, and nobody forwards further.
-pub const INGRESS_HOP: &str = "1";

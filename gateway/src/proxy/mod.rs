@@ -43,7 +43,7 @@ use crate::worker::Worker;
 use body::{Replayable, ResponseBody};
 use headers::{MESH_ATTEMPT, MESH_VERSION};
 use record::{Record, Reporter, Text};
-use stack::{Call, Failure, Last, Origin, Stack, layer};
+use stack::{Arrival, Call, Failure, Last, Origin, Stack, layer};
 
 /// What a client's request passes, outermost first.
 pub fn ingress() -> Stack {
@@ -88,22 +88,22 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     let IncomingRequest { peer, request, mut responder } = incoming;
     let now = Instant::now();
     let (parts, body) = request.into_parts();
-    let Some(caller) = worker.caller(&peer) else {
-        tracing::debug!(peer = %peer, "a peer that is no gateway sent a request");
-        return respond(
-            responder,
-            layers::answer(Failure::Forbidden("only gateways may send requests through a tunnel")),
-        )
-        .await;
+    let caller = match worker.caller(&peer) {
+        Ok(caller) => caller,
+        Err(refusal) => {
+            tracing::debug!(peer = %peer.spiffe_id, %refusal, "a request out of a tunnel is refused");
+            worker.metrics.refused_stream(refusal);
+            return respond(responder, layers::answer(Failure::Refused(refusal))).await;
+        }
     };
-    let mut record = Record::new(Reporter::Destination, Arc::clone(&caller.cluster), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, Some(&*peer))));
+    let mut record = Record::new(Reporter::Destination, Arc::clone(caller.admitted.cluster()), now);
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, Some(&peer.spiffe_id))));
     let number = |headers: &HeaderMap| headers.get(MESH_ATTEMPT)?.to_str().ok()?.parse().ok();
-    let origin = Origin::Peer {
+    let origin = Origin::Arrived(Arrival {
         version: parts.headers.get(MESH_VERSION).and_then(|v| v.to_str().ok()).map(Arc::from),
         attempt: number(&parts.headers).unwrap_or(1),
         caller,
-    };
+    });
     let outcome = worker.far_side.run(call(&worker, parts, Replayable::tunnel(body, now), origin, record));
     tokio::pin!(outcome);
     // The client went away at the other end: dropping the call cancels the backend's request.
@@ -114,7 +114,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     };
     match outcome {
         Ok(response) => respond(responder, response).await,
-        Err(Failure::NoEndpointHere) => responder.reject(),
+        Err(failure) if failure.is_rejection() => responder.reject(),
         Err(failure) => respond(responder, layers::answer(failure)).await,
     }
 }

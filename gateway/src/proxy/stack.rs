@@ -13,6 +13,7 @@ use http::{Response, StatusCode, request};
 
 use super::body::{Replayable, ResponseBody};
 use super::record::Record;
+use crate::authorize::{Authorized, Refusal};
 use crate::worker::{Caller, Worker};
 
 /// One request on its way through this gateway. Layers hand it on in a box: otherwise each of their futures would hold and move
@@ -44,15 +45,21 @@ pub struct Call {
 pub enum Origin {
     /// A client of this cluster.
     Client,
-    /// Another gateway.
-    Peer {
-        /// Who it is.
-        caller: Rc<Caller>,
-        /// Only endpoints of this version.
-        version: Option<Arc<str>>,
-        /// Attempt number at the ingress.
-        attempt: u32,
-    },
+    /// Another gateway, whose request has not been judged yet: it goes nowhere.
+    Arrived(Arrival),
+    /// Another gateway, and the proof that it may ask for what it asks for.
+    Peer(Arrival, Authorized),
+}
+
+/// What a request out of a tunnel brings with it.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Who sent it.
+    pub caller: Rc<Caller>,
+    /// Only endpoints of this version.
+    pub version: Option<Arc<str>>,
+    /// Attempt number at the ingress.
+    pub attempt: u32,
 }
 
 /// Why a gateway answers itself.
@@ -79,12 +86,19 @@ pub enum Failure {
     /// The exchange broke, and could not be repeated.
     Broken,
     /// A peer may not ask for this.
-    Forbidden(&'static str),
-    /// Passed too many gateways.
-    Loop,
+    Refused(Refusal),
 }
 
 impl Failure {
+    /// True when a peer should hear that its request was never processed, so that it may send it elsewhere whatever it is.
+    pub fn is_rejection(self) -> bool {
+        match self {
+            Self::NoEndpointHere | Self::Overloaded => true,
+            Self::Refused(refusal) => refusal.is_skew(),
+            _ => false,
+        }
+    }
+
     /// The status that the client gets.
     pub fn status(self) -> StatusCode {
         match self {
@@ -94,8 +108,8 @@ impl Failure {
             Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Broken => StatusCode::BAD_GATEWAY,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::Loop => StatusCode::LOOP_DETECTED,
+            Self::Refused(Refusal::Hops) => StatusCode::LOOP_DETECTED,
+            Self::Refused(_) => StatusCode::FORBIDDEN,
         }
     }
 
@@ -111,8 +125,8 @@ impl Failure {
             Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
             Self::Timeout => "timeout",
             Self::Broken => "upstream-broken",
-            Self::Forbidden(_) => "forbidden",
-            Self::Loop => "loop",
+            Self::Refused(Refusal::Hops) => "loop",
+            Self::Refused(_) => "forbidden",
         }
     }
 
@@ -126,8 +140,8 @@ impl Failure {
             Self::NoHealthy | Self::NoEndpointHere => "UH",
             Self::Timeout => "UT",
             Self::Broken => "UF,URX",
-            Self::Forbidden(_) => "UAEX",
-            Self::Loop => "LR",
+            Self::Refused(Refusal::Hops) => "LR",
+            Self::Refused(_) => "UAEX",
         }
     }
 
@@ -143,8 +157,7 @@ impl Failure {
             Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
             Self::Timeout => "the service did not answer in time".to_owned(),
             Self::Broken => "the service broke the exchange before it answered".to_owned(),
-            Self::Forbidden(why) => why.to_owned(),
-            Self::Loop => "the request passed too many gateways".to_owned(),
+            Self::Refused(refusal) => refusal.to_string(),
         }
     }
 }

@@ -16,6 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
+use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
 use crate::proxy::guard::Violation;
 use crate::proxy::record::{Done, Reporter};
@@ -30,6 +31,7 @@ pub struct GatewayMetrics {
     failures: Family<[(&'static str, &'static str); 1], Counter>,
     violations: Family<[(&'static str, &'static str); 1], Counter>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
+    refused_streams: Family<[(&'static str, &'static str); 1], Counter>,
     connections: Family<[(&'static str, &'static str); 1], Gauge>,
     refused_connections: Counter,
     tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -52,6 +54,7 @@ impl GatewayMetrics {
             failures: Family::default(),
             violations: Family::default(),
             verdicts: Family::default(),
+            refused_streams: Family::default(),
             connections: Family::default(),
             refused_connections: Counter::default(),
             tcp_connections: Family::default(),
@@ -70,6 +73,11 @@ impl GatewayMetrics {
             this.violations.clone(),
         );
         registry.register("mesh_gateway_detector_verdicts", "Changes of a peer's state", this.verdicts.clone());
+        registry.register(
+            "mesh_gateway_refused_streams",
+            "Streams of other gateways that the authoriser refused",
+            this.refused_streams.clone(),
+        );
         registry.register("mesh_gateway_connections", "Connections open", this.connections.clone());
         registry.register(
             "mesh_gateway_connections_refused",
@@ -177,6 +185,11 @@ impl WorkerMetrics {
             Violation::Chunk => "chunk",
         };
         self.shared.violations.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// A stream out of a tunnel that may not be forwarded.
+    pub fn refused_stream(&self, refusal: Refusal) {
+        self.shared.refused_streams.get_or_create(&[("reason", refusal.reason())]).inc();
     }
 
     /// A peer changed its state.

@@ -13,9 +13,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use archipelago_identity::{LiveCredential, MeshRole, SpiffeId};
+use archipelago_identity::tls::PeerCertificate;
+use archipelago_identity::{LiveCredential, SpiffeId};
 use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::{BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, Tunnels};
 use http::{HeaderValue, Method};
@@ -24,6 +25,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::authorize::{self, AdmittedPeer, Refusal};
 use crate::balance::budget::{Budget, Purpose};
 use crate::balance::hash;
 use crate::config::{Published, Snapshot};
@@ -72,27 +74,26 @@ impl Identity {
 /// Another gateway as the sender of requests, with the header values that all of them share.
 #[derive(Debug)]
 pub struct Caller {
-    /// Who it proved to be.
-    pub spiffe_id: Arc<SpiffeId>,
-    /// Its cluster.
-    pub cluster: Arc<str>,
+    /// Proof that it may tunnel to us, by the current snapshot.
+    pub admitted: AdmittedPeer,
     /// `mesh-source`.
     pub source: HeaderValue,
     /// `mesh-cluster`.
     pub cluster_value: HeaderValue,
-    /// True when it belongs to our trust domain.
-    pub is_ours: bool,
+    /// One value per connection.
+    certificate: Arc<PeerCertificate>,
 }
 
 impl Caller {
-    fn new(peer: &Arc<SpiffeId>, own: &SpiffeId) -> Option<Self> {
-        let Some(MeshRole::Gateway { cluster, .. }) = peer.role() else { return None };
-        Some(Self {
-            source: HeaderValue::from_str(&peer.to_string()).ok()?,
-            cluster_value: HeaderValue::from_str(&cluster).ok()?,
-            cluster: cluster.into(),
-            is_ours: peer.trust_domain() == own.trust_domain(),
-            spiffe_id: Arc::clone(peer),
+    fn new(peer: &Arc<PeerCertificate>, snapshot: &Snapshot) -> Result<Self, Refusal> {
+        let admitted = authorize::admit(snapshot, peer, SystemTime::now())?;
+        // An SPIFFE id and a cluster's name are always fit for a header.
+        let value = |text: &str| HeaderValue::from_str(text).map_err(|_| Refusal::NotAGateway);
+        Ok(Self {
+            source: value(&peer.spiffe_id.to_string())?,
+            cluster_value: value(admitted.cluster())?,
+            admitted,
+            certificate: Arc::clone(peer),
         })
     }
 }
@@ -220,19 +221,22 @@ impl Worker {
         hash::mix(next)
     }
 
-    /// What requests of the gateway `peer` have in common; `None` when `peer` is no gateway.
-    pub fn caller(&self, peer: &Arc<SpiffeId>) -> Option<Rc<Caller>> {
+    /// What requests of the gateway `peer` have in common.
+    ///
+    /// # Errors
+    /// Why the current snapshot does not let it tunnel to us.
+    pub fn caller(&self, peer: &Arc<PeerCertificate>) -> Result<Rc<Caller>, Refusal> {
         let mut callers = self.callers.borrow_mut();
-        if let Some(known) = callers.iter().find(|caller| Arc::ptr_eq(&caller.spiffe_id, peer)) {
-            return Some(Rc::clone(known));
+        if let Some(known) = callers.iter().find(|caller| Arc::ptr_eq(&caller.certificate, peer)) {
+            return Ok(Rc::clone(known));
         }
-        let caller = Rc::new(Caller::new(peer, &self.identity.spiffe_id)?);
+        let caller = Rc::new(Caller::new(peer, &self.view.borrow().snapshot)?);
         // One per connection; those of connections that ended are forgotten together.
         if callers.len() >= CALLERS_MAX {
             callers.clear();
         }
         callers.push(Rc::clone(&caller));
-        Some(caller)
+        Ok(caller)
     }
 
     /// An admission slot, if one is free.
@@ -282,6 +286,8 @@ impl Worker {
         let mut random = || self.random();
         let view = self.live.borrow_mut().view(snapshot, peers, Some(&previous), Instant::now(), &mut random);
         self.view.replace(Rc::new(view));
+        // They were admitted by the snapshot before.
+        self.callers.borrow_mut().clear();
         self.publish_health();
     }
 

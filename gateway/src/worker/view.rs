@@ -14,10 +14,12 @@ use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::{PeerHandle, PeerState};
 use http::HeaderValue;
 
-use crate::balance::cluster::{self, Availability, Trace};
+use crate::authorize::Authorized;
+use crate::balance::cluster::{self, Availability, NoTrace, Trace};
 use crate::balance::failback::Failback;
 use crate::balance::hash::{Key, Sequence};
 use crate::balance::load::{self, PeakEwma};
+use crate::balance::outlier::Verdict;
 use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::proxy::upstream::Endpoint;
 
@@ -149,6 +151,24 @@ impl View {
         Some(Decision { target, version, cluster: index })
     }
 
+    /// Chooses an endpoint here for what came through a tunnel; `None`: none is left.
+    pub fn decide_for_peer(
+        &self,
+        authorized: &Authorized,
+        version: &Option<Arc<str>>,
+        tried: &Tried,
+        random: u64,
+        now: Instant,
+    ) -> Option<Decision> {
+        let live = self.services.get(self.snapshot.service_by_key(authorized.service())?)?;
+        let endpoint = live.pick_endpoint(version.as_deref(), tried, random, now, &mut NoTrace)?;
+        Some(Decision {
+            target: Target::Local(endpoint),
+            version: version.clone(),
+            cluster: self.snapshot.own_cluster?,
+        })
+    }
+
     fn availability(
         &self,
         config: &Service,
@@ -204,7 +224,7 @@ impl ServiceView {
 
     /// An endpoint here: two at random, the cheaper one; those sitting out, and then those that nobody has checked yet,
     /// only when nothing else is left.
-    pub fn pick_endpoint(
+    fn pick_endpoint(
         &self,
         version: Option<&str>,
         tried: &Tried,
@@ -230,6 +250,12 @@ impl ServiceView {
             }
         }
         None
+    }
+
+    /// Takes what an attempt at an endpoint of this service showed. At most half of the endpoints sit out at a time.
+    pub fn judge(&self, endpoint: &Endpoint, verdict: Verdict, now: Instant) {
+        let ejected = self.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count();
+        endpoint.judge(verdict, self.endpoints.len(), ejected, now);
     }
 
     /// The next draw for a request without a sticky key.

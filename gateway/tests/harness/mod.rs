@@ -11,7 +11,9 @@ use archipelago_gateway::control::apply::{Change, Update};
 use archipelago_gateway::worker::Limits;
 use archipelago_gateway::{Gateway, Settings};
 use archipelago_identity::testing::TestAuthority;
+use archipelago_identity::{LiveCredential, SpiffeId};
 use archipelago_proto::v1::{self as proto, config_resource::Body as Resource};
+use archipelago_tunnel::{Peer, PeerHandle, TunnelConfig, Tunnels};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -26,15 +28,25 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// One gateway per cluster.
 pub(crate) struct Mesh {
-    authority: TestAuthority,
+    pub(crate) authority: TestAuthority,
     dir: tempfile::TempDir,
     pub(crate) gateways: BTreeMap<String, Gateway>,
     tcp_bases: BTreeMap<String, u16>,
+    limits: Limits,
     revision: u64,
 }
 
 impl Mesh {
     pub(crate) async fn start(clusters: &[&str]) -> Self {
+        let limits = Limits {
+            request_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(3),
+            ..Limits::default()
+        };
+        Self::start_with(clusters, limits).await
+    }
+
+    pub(crate) async fn start_with(clusters: &[&str], limits: Limits) -> Self {
         static LOGS: std::sync::Once = std::sync::Once::new();
         if std::env::var_os("ARCHIPELAGO_LOG").is_some() {
             LOGS.call_once(|| archipelago_base::logging::init("test"));
@@ -44,6 +56,7 @@ impl Mesh {
             dir: tempfile::tempdir().unwrap(),
             gateways: BTreeMap::new(),
             tcp_bases: BTreeMap::new(),
+            limits,
             revision: 0,
         };
         for cluster in clusters {
@@ -88,12 +101,24 @@ impl Mesh {
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             state_dir,
             workers: 2,
-            limits: Limits {
-                request_timeout: Duration::from_secs(10),
-                drain_timeout: Duration::from_secs(3),
-                ..Limits::default()
-            },
+            limits: self.limits,
         }
+    }
+
+    /// Somebody else with a certificate of the mesh, whose only peer is the first worker of the gateway of `cluster`.
+    pub(crate) fn stranger(&self, credential: LiveCredential, cluster: &str) -> (Tunnels, PeerHandle) {
+        let local = "127.0.0.1:0".parse().unwrap();
+        let (tunnels, _incoming) = Tunnels::bind(TunnelConfig::new("stranger", "gw", credential, local)).unwrap();
+        let peer = Peer {
+            cluster: cluster.to_owned(),
+            gateway: "gw-1".to_owned(),
+            spiffe_id: SpiffeId::gateway(self.authority.trust_domain(), cluster, "gw-1"),
+            addresses: vec![self.gateways[cluster].addresses().tunnel[0].parse().unwrap()],
+        };
+        let name = peer.name();
+        tunnels.set_peers(vec![peer]);
+        let handle = tunnels.peer(&name).unwrap();
+        (tunnels, handle)
     }
 
     /// Gives every gateway the same services, and each its own endpoints; returns once all workers of all gateways serve it.
@@ -267,6 +292,10 @@ async fn answer(
     let mut parts = path.trim_start_matches('/').split('/');
     let response = match (parts.next(), parts.next()) {
         (Some("headers"), _) => full(format!("{:?}", request.headers())),
+        (Some("seen-trailers"), _) => {
+            let collected = request.into_body().collect().await.map_err(std::io::Error::other)?;
+            full(format!("{:?}", collected.trailers()))
+        }
         (Some("echo"), _) => Response::new(request.into_body().map_err(std::io::Error::other).boxed_unsync()),
         (Some("count"), _) => {
             let mut bytes = 0;
@@ -292,6 +321,7 @@ async fn answer(
         (Some("trailers"), _) => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", HeaderValue::from_static("abc"));
+            trailers.insert("mesh-source", HeaderValue::from_static("forged"));
             let frames = [Ok(Frame::data(Bytes::from_static(b"body"))), Ok(Frame::trailers(trailers))];
             let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync());
             response.headers_mut().insert("trailer", HeaderValue::from_static("x-checksum"));

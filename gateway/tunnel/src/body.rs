@@ -229,7 +229,7 @@ impl MessageReader {
     }
 
     fn violated(&mut self, error: ProtocolError) -> TunnelError {
-        tracing::debug!(%error, peer = %self.inbox.conn().peer_id(), "protocol violation on a request stream");
+        tracing::debug!(%error, peer = %self.inbox.conn().peer().spiffe_id, "protocol violation on a request stream");
         match error.scope {
             Scope::Connection => self.inbox.conn().close(error.code, error.what),
             Scope::Stream => self.inbox.stop(error.code),

@@ -10,7 +10,7 @@ use crate::{
     transport::varint,
     tunnels::Core,
 };
-use archipelago_identity::SpiffeId;
+use archipelago_identity::tls::PeerCertificate;
 use bytes::BytesMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use quinn::ConnectionError;
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc, watch};
 pub(crate) struct Conn {
     quinn: quinn::Connection,
     role: Role,
-    peer_id: Arc<SpiffeId>,
+    peer: Arc<PeerCertificate>,
     core: Arc<Core>,
     /// Set once, by the peer's SETTINGS.
     settings: watch::Sender<Option<Settings>>,
@@ -62,12 +62,12 @@ pub(crate) enum Role {
 
 impl Conn {
     /// Takes over an established connection: says SETTINGS and starts reading control, health and beats.
-    pub(crate) fn start(quinn: quinn::Connection, role: Role, peer_id: SpiffeId, core: &Arc<Core>) -> Arc<Self> {
+    pub(crate) fn start(quinn: quinn::Connection, role: Role, peer: PeerCertificate, core: &Arc<Core>) -> Arc<Self> {
         let (control, commands) = mpsc::channel(2);
         let conn = Arc::new(Self {
             quinn,
             role,
-            peer_id: Arc::new(peer_id),
+            peer: Arc::new(peer),
             core: core.clone(),
             settings: watch::Sender::new(None),
             detector: Mutex::new(None),
@@ -91,8 +91,8 @@ impl Conn {
         &self.quinn
     }
 
-    pub(crate) fn peer_id(&self) -> &Arc<SpiffeId> {
-        &self.peer_id
+    pub(crate) fn peer(&self) -> &Arc<PeerCertificate> {
+        &self.peer
     }
 
     pub(crate) fn settings(&self) -> watch::Receiver<Option<Settings>> {
@@ -268,7 +268,8 @@ impl Conn {
         let _ = stream.set_priority(CONTROL_PRIORITY);
         let settings = Settings {
             field_section_bytes_max: Some(64 * 1024),
-            extended_connect: true,
+            // Only plain CONNECT is served.
+            extended_connect: false,
             datagrams: true,
             mesh: Some(Mesh { version: MESH_VERSION, incarnation: self.core.incarnation() }),
         };
@@ -321,7 +322,7 @@ impl Conn {
                 Some(result) = readers.next(), if !readers.is_empty() => {
                     if let Err(error) = result {
                         let error: ProtocolError = error;
-                        tracing::debug!(peer = %self.peer_id, %error, "connection closed for a protocol violation");
+                        tracing::debug!(peer = %self.peer.spiffe_id, %error, "connection closed for a protocol violation");
                         self.close(error.code, error.what);
                         return;
                     }
@@ -443,7 +444,7 @@ impl Conn {
 impl fmt::Debug for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conn")
-            .field("peer", &self.peer_id.to_string())
+            .field("peer", &self.peer.spiffe_id.to_string())
             .field("role", &self.role)
             .finish_non_exhaustive()
     }

@@ -35,6 +35,7 @@ mod ticker;
 mod tunnels;
 
 pub use body::TunnelBody;
+pub use codec::fields::Protocol as ExtendedConnect;
 pub use config::{Peer, PeerName, TunnelConfig, TunnelLimits};
 pub use connect::{RecvHalf, SendHalf};
 pub use detector::DetectorConfig;

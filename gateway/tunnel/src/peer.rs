@@ -11,7 +11,7 @@ use crate::{
     tunnels::Core,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
-use archipelago_identity::{Credential, SpiffeId};
+use archipelago_identity::{Credential, SpiffeId, tls::IdentityError};
 use quinn::{ConnectError, ConnectionError, crypto::rustls::NoInitialCipherSuite};
 use std::{
     collections::HashMap,
@@ -273,9 +273,10 @@ impl Peering {
         let address = *addresses.get(worker).ok_or(DialError::NoAddress)?;
         let config = transport::client_config(&self.core.config().credential, &self.spiffe_id, self.core.transport())?;
         let connection = self.core.endpoint().connect_with(config, address, SERVER_NAME)?.await?;
+        let peer = transport::peer_certificate(&connection)?;
         // A TLS 1.3 client is done before the server has seen its certificate: only SETTINGS prove that we are welcome.
         let role = Role::Dialled(Arc::downgrade(self));
-        let conn = Conn::start(connection, role, self.spiffe_id.clone(), &self.core);
+        let conn = Conn::start(connection, role, peer, &self.core);
         let mut closing = Closing(Some(conn.clone()));
         let mut settings = conn.settings();
         tokio::select! {
@@ -352,6 +353,8 @@ enum DialError {
     Handshake(#[from] ConnectionError),
     #[error("TLS configuration does not fit QUIC")]
     Tls(#[from] NoInitialCipherSuite),
+    #[error("the peer's certificate cannot be read")]
+    Certificate(#[from] IdentityError),
 }
 
 /// Lets the last requests of `conn` end, then closes it.

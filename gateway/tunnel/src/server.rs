@@ -8,15 +8,14 @@ use crate::{
     error::TunnelError,
     pump::Pump,
     stream::{Inbox, Outbox},
-    transport::varint,
+    transport::{self, varint},
     tunnels::Core,
 };
-use archipelago_identity::{MeshRole, SpiffeId, tls};
+use archipelago_identity::{MeshRole, tls::PeerCertificate};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Method, Request, Response};
 use http_body::Body;
-use rustls::pki_types::CertificateDer;
 use std::{
     convert::Infallible,
     error::Error,
@@ -48,8 +47,8 @@ impl Incoming {
 /// A request, whose body may still be arriving.
 #[derive(Debug)]
 pub struct IncomingRequest {
-    /// Who sent it, as its certificate says; one value for all requests of a connection.
-    pub peer: Arc<SpiffeId>,
+    /// The certificate of whoever sent it; one value for all requests of a connection.
+    pub peer: Arc<PeerCertificate>,
     /// The request; its URI carries scheme and authority. For CONNECT the body is empty: the data comes by
     /// [`Responder::accept_connect`].
     pub request: Request<TunnelBody>,
@@ -117,7 +116,9 @@ impl Responder {
 
 impl fmt::Debug for Responder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Responder").field("peer", &self.outbox.conn().peer_id().to_string()).finish_non_exhaustive()
+        f.debug_struct("Responder")
+            .field("peer", &self.outbox.conn().peer().spiffe_id.to_string())
+            .finish_non_exhaustive()
     }
 }
 
@@ -154,8 +155,8 @@ async fn greet(core: Arc<Core>, incoming: quinn::Incoming, permit: OwnedSemaphor
         Err(_) => return core.count_refused(),
     };
     drop(permit);
-    let peer_id = match authorize(&core, &connection) {
-        Ok(peer_id) => peer_id,
+    let peer = match authorize(&core, &connection) {
+        Ok(peer) => peer,
         Err(reason) => {
             core.count_refused();
             tracing::info!(%remote, reason, "tunnel refused");
@@ -163,18 +164,15 @@ async fn greet(core: Arc<Core>, incoming: quinn::Incoming, permit: OwnedSemaphor
             return;
         }
     };
-    let conn = Conn::start(connection, Role::Accepted, peer_id, &core);
+    let conn = Conn::start(connection, Role::Accepted, peer, &core);
     core.accepted(&conn);
     serve(&core, conn).await;
 }
 
 /// Only gateways of our trust domain tunnel to us.
-fn authorize(core: &Core, connection: &quinn::Connection) -> Result<SpiffeId, String> {
-    let certificates = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or("no client certificate")?;
-    let peer_id = tls::peer_spiffe_id(&certificates).map_err(|error| error.to_string())?;
+fn authorize(core: &Core, connection: &quinn::Connection) -> Result<PeerCertificate, String> {
+    let peer = transport::peer_certificate(connection).map_err(|error| error.to_string())?;
+    let peer_id = &peer.spiffe_id;
     let ours = core.config().credential.current();
     if peer_id.trust_domain() != ours.spiffe_id.trust_domain() {
         return Err(format!("{peer_id} is not of trust domain {}", ours.spiffe_id.trust_domain()));
@@ -182,10 +180,10 @@ fn authorize(core: &Core, connection: &quinn::Connection) -> Result<SpiffeId, St
     if !matches!(peer_id.role(), Some(MeshRole::Gateway { .. })) {
         return Err(format!("{peer_id} is not a gateway"));
     }
-    if core.connections_of(&peer_id) >= core.config().limits.connections_per_peer {
+    if core.connections_of(peer_id) >= core.config().limits.connections_per_peer {
         return Err(format!("{peer_id} has too many connections"));
     }
-    Ok(peer_id)
+    Ok(peer)
 }
 
 /// Reads request heads and hands the requests out. One task for all streams of a connection: a head mostly arrives with
@@ -256,7 +254,7 @@ impl Arriving {
             Err(_) => return self.outbox.reset(Code::REQUEST_CANCELLED),
         };
         let Self { outbox, reader, in_flight } = self;
-        let peer = Arc::clone(outbox.conn().peer_id());
+        let peer = Arc::clone(outbox.conn().peer());
         let is_tunnel = head.method() == Method::CONNECT;
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };

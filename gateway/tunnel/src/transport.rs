@@ -5,12 +5,16 @@ use crate::{
     error::BindError,
     socket::{CutSet, CutSocket},
 };
-use archipelago_identity::{LiveCredential, SpiffeId, tls};
+use archipelago_identity::{
+    LiveCredential, SpiffeId,
+    tls::{self, IdentityError, PeerCertificate},
+};
 use quinn::{
     AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime,
     TransportConfig, VarInt,
     crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
 };
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -50,6 +54,15 @@ pub(crate) fn client_config(
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(transport.clone());
     Ok(config)
+}
+
+/// The certificate that the other side proved to hold.
+pub(crate) fn peer_certificate(connection: &quinn::Connection) -> Result<PeerCertificate, IdentityError> {
+    let certificates = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(IdentityError::NoCertificate)?;
+    tls::peer_certificate(&certificates)
 }
 
 /// Transport parameters, both directions. Reasons are with [`TunnelLimits`] or here.

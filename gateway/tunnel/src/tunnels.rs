@@ -271,7 +271,7 @@ impl Core {
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         self.accepted_list().push(Arc::downgrade(conn));
         for peering in self.peers.load().values() {
-            if peering.spiffe_id() == &**conn.peer_id() {
+            if *peering.spiffe_id() == conn.peer().spiffe_id {
                 peering.hint();
             }
         }
@@ -281,7 +281,7 @@ impl Core {
     }
 
     pub(crate) fn connections_of(&self, peer: &SpiffeId) -> usize {
-        self.live_accepted().iter().filter(|conn| &**conn.peer_id() == peer).count()
+        self.live_accepted().iter().filter(|conn| conn.peer().spiffe_id == *peer).count()
     }
 
     pub(crate) fn count_refused(&self) {
@@ -334,7 +334,7 @@ impl Core {
         }
         if !cut.clusters.is_empty() || !cut.peers.is_empty() {
             for conn in self.live_accepted() {
-                if let Some(MeshRole::Gateway { cluster, name }) = conn.peer_id().role()
+                if let Some(MeshRole::Gateway { cluster, name }) = conn.peer().spiffe_id.role()
                     && cut.covers(&PeerName { cluster, gateway: name })
                 {
                     addresses.insert(conn.quinn().remote_address());

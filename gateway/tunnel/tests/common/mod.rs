@@ -195,7 +195,7 @@ async fn answer(incoming: IncomingRequest, report: mpsc::Sender<String>) {
             responder.reject();
             Ok(())
         }
-        "/peer" => responder.respond(Response::new(body(peer.to_string().into_bytes()))).await,
+        "/peer" => responder.respond(Response::new(body(peer.spiffe_id.to_string().into_bytes()))).await,
         path => {
             let count = path.strip_prefix("/bytes/").and_then(|count| count.parse().ok()).unwrap_or(0usize);
             let response = Response::builder().header("content-length", count).body(body(pattern(0, count)));

@@ -1,0 +1,235 @@
+//! Who may ask this gateway for what, through a tunnel: one rule for every kind of stream, without I/O.
+//!
+//! Nothing that came through a tunnel reaches an endpoint without an [`Authorized`], which only [`authorize`] makes, which wants
+//! the [`AdmittedPeer`] that only [`admit`] makes. [`admit`] is also asked when a gateway connects, and about every open connection
+//! when the configuration changes, so that whoever loses its place loses its connections too.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use archipelago_identity::MeshRole;
+use archipelago_identity::tls::PeerCertificate;
+use archipelago_tunnel::ExtendedConnect;
+use http::{HeaderMap, HeaderName, Method, Request};
+
+use crate::config::{Protocol, Snapshot};
+use crate::proxy::headers::{MESH_HOP, MESH_SERVICE};
+
+/// Proof that a gateway of a declared cluster is at the other end, by the snapshot it was made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmittedPeer {
+    cluster: Arc<str>,
+}
+
+impl AdmittedPeer {
+    /// The cluster that it belongs to.
+    pub fn cluster(&self) -> &Arc<str> {
+        &self.cluster
+    }
+}
+
+/// Proof that one stream may be forwarded to endpoints of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorized {
+    service: Arc<str>,
+}
+
+impl Authorized {
+    /// "namespace/name" of the service.
+    pub fn service(&self) -> &Arc<str> {
+        &self.service
+    }
+}
+
+/// What a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A request with a response.
+    Request,
+    /// Bytes both ways: CONNECT.
+    Connect,
+    /// Another protocol inside a stream (RFC 9220). Not offered, and nothing fits it.
+    ExtendedConnect,
+}
+
+/// What a peer asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The stream's kind.
+    pub kind: Kind,
+    /// Gateways passed so far, as the peer says.
+    pub hop: Option<&'a str>,
+    /// "namespace/name", as the peer says.
+    pub service: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// What the head of a request asks for.
+    pub fn by<B>(request: &'a Request<B>) -> Self {
+        let extended = request.extensions().get::<ExtendedConnect>().is_some();
+        let kind = match *request.method() {
+            Method::CONNECT if extended => Kind::ExtendedConnect,
+            Method::CONNECT => Kind::Connect,
+            _ => Kind::Request,
+        };
+        Self::new(kind, request.headers())
+    }
+
+    /// The same, of a request that has been taken apart.
+    pub fn new(kind: Kind, headers: &'a HeaderMap) -> Self {
+        let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        Self { kind, hop: value(MESH_HOP), service: value(MESH_SERVICE) }
+    }
+}
+
+/// Why a peer, or one stream of it, is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// This gateway has no configuration that could say who belongs to the federation.
+    #[error("this gateway has no configuration yet")]
+    NoConfiguration,
+    /// The certificate is of another trust domain.
+    #[error("the peer belongs to another trust domain")]
+    TrustDomain,
+    /// The certificate is not a gateway's.
+    #[error("the peer is not a gateway")]
+    NotAGateway,
+    /// Its cluster is not (or no longer) part of the federation.
+    #[error("the peer's cluster is not declared")]
+    UndeclaredCluster,
+    /// Its certificate was revoked.
+    #[error("the peer's certificate was revoked")]
+    Revoked,
+    /// Its certificate ran out.
+    #[error("the peer's certificate ran out")]
+    Expired,
+    /// The stream passed another gateway before the peer, or does not say.
+    #[error("the request passed too many gateways")]
+    Hops,
+    /// No service is named.
+    #[error("the request names no service")]
+    NoService,
+    /// The service is unknown here.
+    #[error("this gateway does not know the service")]
+    UnknownService,
+    /// This cluster keeps the service to itself, or does not have it.
+    #[error("this cluster does not export the service")]
+    NotExported,
+    /// Residency keeps the service out of this cluster.
+    #[error("residency does not allow this service here")]
+    Residency,
+    /// A request for a TCP service, a byte stream for an HTTP service, or a kind of stream that is not offered.
+    #[error("the service is not of this kind")]
+    Kind,
+}
+
+impl Refusal {
+    /// Every one, for tests and for metrics that begin at zero.
+    pub const ALL: [Self; 12] = [
+        Self::NoConfiguration,
+        Self::TrustDomain,
+        Self::NotAGateway,
+        Self::UndeclaredCluster,
+        Self::Revoked,
+        Self::Expired,
+        Self::Hops,
+        Self::NoService,
+        Self::UnknownService,
+        Self::NotExported,
+        Self::Residency,
+        Self::Kind,
+    ];
+
+    /// Label of metrics: a closed set.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoConfiguration => "no_configuration",
+            Self::TrustDomain => "trust_domain",
+            Self::NotAGateway => "not_a_gateway",
+            Self::UndeclaredCluster => "undeclared_cluster",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::Hops => "hops",
+            Self::NoService => "no_service",
+            Self::UnknownService => "unknown_service",
+            Self::NotExported => "not_exported",
+            Self::Residency => "residency",
+            Self::Kind => "kind",
+        }
+    }
+
+    /// True where an honest peer whose configuration is a moment older or newer asks the same: it is told that nothing was processed,
+    /// and tries elsewhere. Whoever is told anything else has no business here.
+    pub fn is_skew(self) -> bool {
+        match self {
+            Self::NoConfiguration | Self::UnknownService | Self::NotExported | Self::Residency | Self::Kind => true,
+            Self::TrustDomain
+            | Self::NotAGateway
+            | Self::UndeclaredCluster
+            | Self::Revoked
+            | Self::Expired
+            | Self::Hops
+            | Self::NoService => false,
+        }
+    }
+}
+
+/// May the holder of this certificate, proven in a handshake, keep a tunnel with us? Asked of both who dials us and whom we dial.
+///
+/// # Errors
+/// Why not.
+pub fn admit(snapshot: &Snapshot, peer: &PeerCertificate, now: SystemTime) -> Result<AdmittedPeer, Refusal> {
+    if snapshot.trust_domain.is_empty() {
+        return Err(Refusal::NoConfiguration);
+    }
+    if peer.spiffe_id.trust_domain().as_str() != snapshot.trust_domain {
+        return Err(Refusal::TrustDomain);
+    }
+    let Some(MeshRole::Gateway { cluster, .. }) = peer.spiffe_id.role() else { return Err(Refusal::NotAGateway) };
+    let declared = snapshot.clusters.binary_search_by(|known| (*known.name).cmp(cluster.as_str()));
+    let declared = declared.ok().and_then(|index| snapshot.clusters.get(index)).ok_or(Refusal::UndeclaredCluster)?;
+    if snapshot.revoked(&peer.spiffe_id, unix_seconds(peer.not_before)) {
+        return Err(Refusal::Revoked);
+    }
+    if now >= peer.not_after {
+        return Err(Refusal::Expired);
+    }
+    Ok(AdmittedPeer { cluster: Arc::clone(&declared.name) })
+}
+
+/// May a stream of an admitted peer be forwarded to endpoints here?
+///
+/// # Errors
+/// Why not.
+pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) -> Result<Authorized, Refusal> {
+    if asked.hop != Some(INGRESS_HOP) {
+        return Err(Refusal::Hops);
+    }
+    let key = asked.service.ok_or(Refusal::NoService)?;
+    let index = snapshot.service_by_key(key).ok_or(Refusal::UnknownService)?;
+    let service = snapshot.services.get(index).ok_or(Refusal::UnknownService)?;
+    if !snapshot.own_cluster.is_some_and(|own| service.exporters.contains(&own)) {
+        return Err(Refusal::NotExported);
+    }
+    if !service.may_reside_in(snapshot.own_cluster) {
+        return Err(Refusal::Residency);
+    }
+    match (asked.kind, service.protocol) {
+        (Kind::Request, Protocol::Http1 | Protocol::H2c) | (Kind::Connect, Protocol::Tcp) => {}
+        (Kind::Request, Protocol::Tcp)
+        | (Kind::Connect, Protocol::Http1 | Protocol::H2c)
+        | (Kind::ExtendedConnect, _) => return Err(Refusal::Kind),
+    }
+    Ok(Authorized { service: Arc::clone(&service.key) })
+}
+
+fn unix_seconds(at: SystemTime) -> i64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Value of `mesh-hop` on a tunnel: the ingress gateway counts 1, and nobody forwards further.
+pub const INGRESS_HOP: &str = "1";
+
+#[cfg(test)]
+#[path = "authorize_tests.rs"]
+mod tests;
