@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
     "archipelago/v1/identity.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 8] = [
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",
+    "archipelago/log/v1/log.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,6 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Ordered maps: equal messages encode to equal bytes, which the config versions rely on.
         .btree_map(".")
         .bytes(".archipelago.v1.ConfigResource.version")
+        .bytes(".archipelago.log.v1.ResourceWrite.canonical")
+        .bytes(".archipelago.log.v1.StoredResource.canonical")
         .compile_fds(descriptors)?;
     Ok(())
 }

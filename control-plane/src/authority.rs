@@ -78,7 +78,7 @@ impl AuthorityHolder {
     pub(crate) async fn follow(self: Arc<Self>, consensus: Arc<Consensus>, stopping: CancellationToken) {
         let mut revisions = consensus.published.subscribe();
         loop {
-            if let Some(ca) = consensus.read(|state| state.ca().cloned()) {
+            if let Some(ca) = consensus.read(|state| state.ca().map(|ca| CaInit::clone(ca))) {
                 self.use_ca(ca);
                 // An authority never changes within this version; rotation will arrive as another command.
                 return;

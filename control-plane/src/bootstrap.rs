@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use crate::{
     authority::issue_with_new_key,
     ca::{self, Authority, CaError},
-    machine::command::CaInit,
+    machine::{command::CaInit, format},
 };
 
 /// What to found.
@@ -96,6 +96,14 @@ struct ControlPlaneFile<'a> {
 /// # Errors
 /// See [`BootstrapError`].
 pub fn bootstrap(plan: &Plan) -> Result<(), BootstrapError> {
+    bootstrap_at(plan, format::CURRENT)
+}
+
+/// As [`bootstrap`], with members that all know the log format `founded_format`.
+///
+/// # Errors
+/// See [`BootstrapError`].
+pub fn bootstrap_at(plan: &Plan, founded_format: u32) -> Result<(), BootstrapError> {
     let mut ids: Vec<u64> = plan.members.iter().map(|member| member.id).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -110,7 +118,8 @@ pub fn bootstrap(plan: &Plan) -> Result<(), BootstrapError> {
     }
 
     let now = OffsetDateTime::now_utc();
-    let genesis = ca::found(&plan.trust_domain, &ids, now)?;
+    let mut genesis = ca::found(&plan.trust_domain, &ids, now)?;
+    genesis.ca.founded_format = founded_format;
     let federation = FederationFile {
         federation: format!("{:032x}", rand::random::<u128>()),
         trust_domain: plan.trust_domain.to_string(),

@@ -63,8 +63,9 @@ impl Compiler {
         if let Some(federation) = cache.federation.as_ref().filter(|_| !stale) {
             return Arc::clone(federation);
         }
-        let (revision, federation) = self.consensus.read(|state| (state.revision(), state.federation()));
+        let (version, federation) = self.consensus.federation();
         let federation = Arc::new(federation);
+        let revision = version.revision;
         *cache = Cache { revision, federation: Some(Arc::clone(&federation)), clusters: BTreeMap::new() };
         federation
     }

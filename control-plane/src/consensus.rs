@@ -7,12 +7,17 @@ use std::{
 };
 
 use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
+use archipelago_model::{
+    admit::Resources,
+    compile::{FederationState, GatewayRecord},
+    version::Version,
+};
 use archipelago_proto::v1::{ProposeRequest, ReadIndexRequest, members_client::MembersClient};
 use archipelago_raft::{ProposeError, RaftHandle, ReadError};
 use archipelago_rpc::grpc;
 use prost::Message;
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::{Mutex, MutexGuard, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,10 +25,13 @@ use tonic::{Status, transport::Channel};
 
 use crate::{
     machine::{
-        Machine, Published, State,
-        command::{Action, Answer, Command, Outcome, RefusalKind, Refused},
+        Machine, State,
+        command::{self, Action, Command, Outcome},
+        convert, format,
     },
     metrics::Metrics,
+    policy::Policy,
+    published::Published,
 };
 
 /// This member's view of the replicated state, and its way to the leader.
@@ -34,7 +42,10 @@ pub(crate) struct Consensus {
     pub(crate) published: Arc<Published>,
     pub(crate) peers: Peers,
     pub(crate) metrics: Arc<Metrics>,
+    policy: Policy,
     writes: Semaphore,
+    admissions: Semaphore,
+    admitting: Mutex<()>,
     /// Since when this member has known no leader.
     leaderless: watch::Sender<Option<Instant>>,
 }
@@ -53,7 +64,10 @@ impl Consensus {
             published,
             peers,
             metrics,
+            policy: Policy::default(),
             writes: Semaphore::new(WRITES_MAX),
+            admissions: Semaphore::new(ADMISSIONS_MAX),
+            admitting: Mutex::default(),
             leaderless: watch::Sender::new(None),
         }
     }
@@ -87,6 +101,42 @@ impl Consensus {
         }
     }
 
+    /// A copy of the applied state, which costs nothing to take: for whatever takes longer than a look.
+    pub(crate) fn state(&self) -> State {
+        self.read(State::clone)
+    }
+
+    /// The resources of `state` as values.
+    pub(crate) fn resources(&self, state: &State) -> Arc<Resources> {
+        self.policy.values(state.resources())
+    }
+
+    /// What the policy compiler reads.
+    pub(crate) fn federation(&self) -> (Version, FederationState) {
+        let state = self.state();
+        let (trust_domain, bundle_der) = match state.ca() {
+            Some(ca) => (ca.trust_domain.clone(), vec![ca.root_der.clone()]),
+            None => (String::new(), Vec::new()),
+        };
+        let gateways = state.gateways().iter().map(|(key, gateway)| {
+            let addresses = convert::addresses(&gateway.addresses);
+            (key.clone(), GatewayRecord { spiffe_id: gateway.spiffe_id.clone(), addresses })
+        });
+        let reports = state
+            .reports()
+            .iter()
+            .map(|(cluster, services)| (cluster.clone(), services.iter().map(convert::service_report).collect()));
+        let federation = FederationState {
+            trust_domain,
+            bundle_der,
+            resources: Resources::clone(&self.resources(&state)),
+            reports: reports.collect(),
+            gateways: gateways.collect(),
+            tcp_slots: state.tcp_slots().map(|(name, slot)| (name.clone(), slot)).collect(),
+        };
+        (state.version(), federation)
+    }
+
     /// Commits a command exactly once and returns its outcome, refusals included.
     ///
     /// The same bytes are proposed again after every leader change, so the command must carry a request id or be
@@ -106,24 +156,76 @@ impl Consensus {
         deadline: Instant,
     ) -> Result<Outcome, CommitError> {
         let _slot = self.writes.try_acquire().map_err(|_| CommitError::Overloaded)?;
+        if let Err(refused) = self.read(|state| state.check(&action)) {
+            return Ok(refused);
+        }
+        self.require_format(&action)?;
         let command = Command {
+            format_version: format::required(&action),
             request_id: request_id.to_owned(),
             actor: actor.to_owned(),
             proposed_unix_ms: unix_ms(),
             action: Some(action),
+        };
+        let done = self.ask_leader(&Question::Commit(command.encode_to_vec()), deadline).await?;
+        // So that a read from this member sees the write; others wait by ReadIndex.
+        let _ = timeout(FOLLOW_TIMEOUT, self.raft.wait_applied(done.log_index)).await;
+        Outcome::decode(done.outcome.as_slice()).map_err(|_| CommitError::Incompatible)
+    }
+
+    /// Whether an entry that another member made may stand in the log: one that some member cannot apply stops that member.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check_entry(&self, entry: &[u8]) -> Result<(), String> {
+        let (supported, agreed) =
+            self.raft.with_state(|machine| (machine.supported(), machine.state().format_version()));
+        let command = command::decode(entry, supported).map_err(|error| error.to_string())?;
+        match command.action {
+            Some(action) if format::permits(agreed, &action) => Ok(()),
+            _ => Err(format!("the federation has agreed on log format {agreed}, and the entry needs a later one")),
         }
-        .encode_to_vec();
+    }
+
+    fn require_format(&self, action: &Action) -> Result<(), CommitError> {
+        let agreed = self.read(State::format_version);
+        if format::permits(agreed, action) {
+            return Ok(());
+        }
+        Err(CommitError::Format { feature: format::feature(action), required: format::required(action), agreed })
+    }
+
+    /// Waits for the turn to judge a write of resources at this member.
+    pub(crate) async fn admission_turn(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>, CommitError> {
+        let _waiting = self.admissions.try_acquire().map_err(|_| CommitError::Overloaded)?;
+        timeout_at(deadline, self.admitting.lock()).await.map_err(|_| CommitError::Overloaded)
+    }
+
+    /// Returns once this member has applied everything that was committed before the call.
+    pub(crate) async fn barrier(&self) -> Result<(), CommitError> {
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let confirmed = self.ask_leader(&Question::ReadIndex, deadline).await?;
+        match timeout_at(deadline, self.raft.wait_applied(confirmed.log_index)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(CommitError::Stopped),
+            Err(_) => {
+                Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last: "this member did not catch up".to_owned() })
+            }
+        }
+    }
+
+    /// Puts one question to whoever leads, again and again over changes of leader, until `deadline`.
+    async fn ask_leader(&self, question: &Question, deadline: Instant) -> Result<Led, CommitError> {
         let mut hint = None;
         let mut last = String::from("no leader is known");
         let mut attempt = 0;
         loop {
-            let step = timeout_at(deadline, self.propose_once(&command, hint)).await;
-            match step {
-                Ok(Ok((log_index, outcome))) => {
-                    // So that a read from this member sees the write; others wait by ReadIndex.
-                    let _ = timeout(FOLLOW_TIMEOUT, self.raft.wait_applied(log_index)).await;
-                    return Outcome::decode(outcome.as_slice()).map_err(|_| CommitError::Incompatible);
-                }
+            let asked = match hint.filter(|id| *id != self.node_id) {
+                Some(id) => timeout_at(deadline, self.ask_member(id, question)).await,
+                None => timeout_at(deadline, self.ask_here(question)).await,
+            };
+            match asked {
+                Ok(Ok(led)) => return Ok(led),
                 Ok(Err(Attempt::Fatal(error))) => return Err(error),
                 Ok(Err(Attempt::Elsewhere(next))) => hint = next,
                 Ok(Err(Attempt::Again(why))) => {
@@ -138,91 +240,71 @@ impl Consensus {
         }
     }
 
-    async fn propose_once(&self, command: &[u8], hint: Option<u64>) -> Result<(u64, Vec<u8>), Attempt> {
-        let remote = hint.filter(|id| *id != self.node_id);
-        let Some(id) = remote else {
-            return match self.raft.propose(command.to_vec()).await {
-                Ok(proposed) => Ok((proposed.log_index, proposed.outcome)),
+    async fn ask_here(&self, question: &Question) -> Result<Led, Attempt> {
+        match question {
+            Question::Commit(command) => match self.raft.propose(command.clone()).await {
+                Ok(proposed) => Ok(Led { log_index: proposed.log_index, outcome: proposed.outcome }),
                 Err(ProposeError::NotLeader { hint }) => Err(Attempt::elsewhere(hint, self.node_id)),
                 Err(ProposeError::TooLarge { bytes, bytes_max }) => {
                     Err(Attempt::Fatal(CommitError::TooLarge { bytes, bytes_max }))
                 }
                 Err(ProposeError::Stopped) => Err(Attempt::Fatal(CommitError::Stopped)),
                 Err(error @ (ProposeError::Lost | ProposeError::Overloaded)) => Err(Attempt::Again(error.to_string())),
-            };
-        };
-        let again = |status: Status| Attempt::Again(format!("member {id}: {}", status.message()));
-        let mut client = self.peers.client(id).await.map_err(again)?;
-        let mut request = tonic::Request::new(ProposeRequest { command: command.to_vec() });
-        request.set_timeout(ATTEMPT_TIMEOUT);
-        let answer = match timeout(ATTEMPT_TIMEOUT, client.propose(request)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
-                return Err(Attempt::Fatal(CommitError::Refused(status.message().to_owned())));
-            }
-            Ok(Err(status)) => return Err(again(status)),
-            Err(_) => return Err(Attempt::Again(format!("member {id} did not answer"))),
-        };
-        match answer.not_leader_hint {
-            Some(next) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
-            None => Ok((answer.log_index, answer.outcome)),
-        }
-    }
-
-    /// Returns once this member has applied everything that was committed before the call.
-    pub(crate) async fn barrier(&self) -> Result<(), CommitError> {
-        let deadline = Instant::now() + COMMIT_TIMEOUT;
-        let mut hint = None;
-        let mut attempt = 0;
-        let mut last = String::from("no leader is known");
-        loop {
-            match timeout_at(deadline, self.read_index_once(hint)).await {
-                Ok(Ok(index)) => {
-                    return match timeout_at(deadline, self.raft.wait_applied(index)).await {
-                        Ok(Ok(())) => Ok(()),
-                        Ok(Err(_)) => Err(CommitError::Stopped),
-                        Err(_) => Err(CommitError::NoLeader {
-                            waited: COMMIT_TIMEOUT,
-                            last: "this member did not catch up".to_owned(),
-                        }),
-                    };
-                }
-                Ok(Err(Attempt::Fatal(error))) => return Err(error),
-                Ok(Err(Attempt::Elsewhere(next))) => hint = next,
-                Ok(Err(Attempt::Again(why))) => {
-                    last = why;
-                    hint = None;
-                }
-                Err(_) => return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last }),
-            }
-            if !pause(&mut attempt, deadline, hint.is_some()).await {
-                return Err(CommitError::NoLeader { waited: COMMIT_TIMEOUT, last });
-            }
-        }
-    }
-
-    async fn read_index_once(&self, hint: Option<u64>) -> Result<u64, Attempt> {
-        let remote = hint.filter(|id| *id != self.node_id);
-        let Some(id) = remote else {
-            return match timeout(ATTEMPT_TIMEOUT, self.raft.read_index()).await {
-                Ok(Ok(index)) => Ok(index),
+            },
+            Question::ReadIndex => match timeout(ATTEMPT_TIMEOUT, self.raft.read_index()).await {
+                Ok(Ok(log_index)) => Ok(Led { log_index, outcome: Vec::new() }),
                 Ok(Err(ReadError::NotLeader { hint })) => Err(Attempt::elsewhere(hint, self.node_id)),
                 Ok(Err(ReadError::Stopped)) => Err(Attempt::Fatal(CommitError::Stopped)),
                 Ok(Err(error @ (ReadError::Timeout | ReadError::Overloaded))) => Err(Attempt::Again(error.to_string())),
                 Err(_) => Err(Attempt::Again("no majority confirmed the leader in time".to_owned())),
-            };
-        };
-        let again = |status: Status| Attempt::Again(format!("member {id}: {}", status.message()));
-        let mut client = self.peers.client(id).await.map_err(again)?;
-        let answer = match timeout(ATTEMPT_TIMEOUT, client.read_index(ReadIndexRequest {})).await {
-            Ok(answer) => answer.map_err(again)?.into_inner(),
-            Err(_) => return Err(Attempt::Again(format!("member {id} did not answer"))),
-        };
-        match answer.not_leader_hint {
-            Some(next) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
-            None => Ok(answer.log_index),
+            },
         }
     }
+
+    async fn ask_member(&self, id: u64, question: &Question) -> Result<Led, Attempt> {
+        let again = |status: Status| Attempt::Again(format!("member {id}: {}", status.message()));
+        let mut client = self.peers.client(id).await.map_err(again)?;
+        let asked = async {
+            match question {
+                Question::Commit(command) => {
+                    let mut request = tonic::Request::new(ProposeRequest { command: command.clone() });
+                    request.set_timeout(ATTEMPT_TIMEOUT);
+                    let answer = client.propose(request).await?.into_inner();
+                    let led = Led { log_index: answer.log_index, outcome: answer.outcome };
+                    Ok((led, answer.not_leader_hint))
+                }
+                Question::ReadIndex => {
+                    let answer = client.read_index(ReadIndexRequest {}).await?.into_inner();
+                    Ok::<_, Status>((Led { log_index: answer.log_index, outcome: Vec::new() }, answer.not_leader_hint))
+                }
+            }
+        };
+        match timeout(ATTEMPT_TIMEOUT, asked).await {
+            Ok(Ok((led, None))) => Ok(led),
+            Ok(Ok((_, Some(next)))) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
+            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                Err(Attempt::Fatal(CommitError::Refused(status.message().to_owned())))
+            }
+            Ok(Err(status)) => Err(again(status)),
+            Err(_) => Err(Attempt::Again(format!("member {id} did not answer"))),
+        }
+    }
+}
+
+/// What only the leader can answer.
+enum Question {
+    /// Commit this entry.
+    Commit(Vec<u8>),
+    /// Up to where must a linearizable read have applied?
+    ReadIndex,
+}
+
+/// The leader's answer.
+struct Led {
+    /// Of the committed entry, or of the newest before a read.
+    log_index: u64,
+    /// Encoded, of a committed entry.
+    outcome: Vec<u8>,
 }
 
 /// What came of one try.
@@ -341,6 +423,8 @@ pub(crate) enum CommitError {
     Stopped,
     #[error("{0}")]
     Refused(String),
+    #[error("{feature} needs log format {required}, and this federation has agreed on {agreed}")]
+    Format { feature: &'static str, required: u32, agreed: u32 },
     #[error("the leader answered what this version does not understand")]
     Incompatible,
 }
@@ -352,30 +436,9 @@ impl From<CommitError> for Status {
             CommitError::NoLeader { .. } | CommitError::Stopped => Self::unavailable(text),
             CommitError::Overloaded => Self::resource_exhausted(text),
             CommitError::TooLarge { .. } | CommitError::Refused(_) => Self::invalid_argument(text),
+            CommitError::Format { .. } => Self::failed_precondition(text),
             CommitError::Incompatible => Self::internal(text),
         }
-    }
-}
-
-/// A refusal by the state machine as the status that tells the caller what to do next.
-pub(crate) fn refusal_status(refused: &Refused) -> Status {
-    let text = refused.reasons.join("\n");
-    match refused.kind() {
-        RefusalKind::Malformed | RefusalKind::Inconsistent => Status::invalid_argument(text),
-        RefusalKind::NotFound => Status::not_found(text),
-        RefusalKind::Conflict => Status::already_exists(text),
-        RefusalKind::TokenUnknown => Status::unauthenticated(text),
-        RefusalKind::TokenUsed | RefusalKind::TokenExpired => Status::permission_denied(text),
-        RefusalKind::Full => Status::resource_exhausted(text),
-    }
-}
-
-/// The answer of an outcome, refusals as a status.
-pub(crate) fn answer(outcome: Outcome) -> Result<(u64, Answer), Status> {
-    match outcome.answer {
-        Some(Answer::Refused(refused)) => Err(refusal_status(&refused)),
-        Some(answer) => Ok((outcome.revision, answer)),
-        None => Err(CommitError::Incompatible.into()),
     }
 }
 
@@ -403,13 +466,15 @@ pub(crate) fn unix_ms() -> i64 {
 }
 
 /// A client waits this long at most: more than one failed election (1.2 s) and a slow disk together.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One try at one member; longer than a commit over a slow disk, short enough to try another leader.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Many failed elections. A member that is cut off alone would serve old configuration for ever; when all are cut off,
 /// streams begin anew this often, which costs a bookmark each.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(10);
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Writes of resources waiting to be judged: a hundred a second at worst, so that the last still has its turn in time.
+const ADMISSIONS_MAX: usize = 256;
 /// Writes waiting at this member; at 2,000 commits a second, half a second of work.
 const WRITES_MAX: usize = 1_024;
 /// Above the largest command (8 MiB) with its envelope.

@@ -3,7 +3,8 @@
 //! - [`machine`]: what is replicated, and how commands change it. Pure.
 //! - [`ca`]: the sealed authority and the certificates it issues.
 //! - [`bootstrap`]: founding a federation.
-//! - `consensus`: writing and reading linearizably from any member.
+//! - `consensus`: writing and reading linearizably from any member; `published`, `policy`: the applied state, watched and parsed.
+//! - `refusal`: words for what the state machine refuses.
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
 //! - `net`: Raft between members.
 //!
@@ -18,8 +19,12 @@ mod audit;
 mod authority;
 mod config;
 mod consensus;
+mod digest;
 mod metrics;
 mod net;
+mod policy;
+mod published;
+mod refusal;
 mod server;
 mod sessions;
 

@@ -169,13 +169,15 @@ impl Collector for Scraped {
         let status = context.consensus.raft.status();
         let (gateways, agents) = context.sessions.local_counts();
         let leads = status.leader == Some(context.consensus.node_id);
+        let version = context.consensus.published.version();
         let gauges = [
             ("raft_term", "Newest Raft term known here", status.term),
             ("raft_is_leader", "1 while this member leads", u64::from(leads)),
             ("raft_has_leader", "1 while this member knows a leader", u64::from(status.leader.is_some())),
             ("raft_commit_index", "Highest log index known to be committed", status.commit),
             ("raft_applied_index", "Highest log index applied here", status.applied_index),
-            ("revision", "Global revision applied here", context.consensus.published.revision()),
+            ("revision", "Policy revision applied here", version.revision),
+            ("fleet_version", "Fleet version applied here", version.fleet),
             ("gateway_sessions", "Gateways connected to this member", gateways as u64),
             ("agent_sessions", "Agents connected to this member", agents as u64),
             (

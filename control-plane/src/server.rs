@@ -40,11 +40,13 @@ use crate::{
     consensus::{Consensus, Peers},
     describe,
     machine::{
-        Machine, Published,
+        Machine,
         command::{Action, CaInit},
+        format,
     },
     metrics::{Metrics, Scraped},
     net::{LateHandle, Network, PeerTransport, RaftService},
+    published::Published,
     sessions::Sessions,
 };
 
@@ -267,7 +269,7 @@ async fn start_raft(
         checkpoint_entries: args.snapshot_entries.min(Limits::default().checkpoint_entries),
         ..Limits::default()
     };
-    let (machine, published) = Machine::new();
+    let (machine, published) = Published::machine(format::CURRENT);
     // Reading the disk may take seconds.
     let raft = tokio::task::spawn_blocking(move || Raft::start(config, machine, transport))
         .await

@@ -39,7 +39,7 @@ async fn every_member_writes_and_reads_what_any_other_acknowledged() {
     let mut client = ResourcesClient::new(control_plane.channel(leader).await.unwrap());
     let document = |text: &str| vec![Document { file: "f.yaml".into(), text: text.into() }];
     let dry =
-        ApplyRequest { documents: document(&cluster("lima", "sa-west")), dry_run: true, request_id: String::new() };
+        ApplyRequest { documents: document(&cluster("lima", "sa-west")), dry_run: true, ..ApplyRequest::default() };
     assert_eq!(client.apply(dry).await.unwrap().into_inner().changes[0].what, "created");
     assert!(control_plane.get(1, "lima").await.unwrap().resources.is_empty(), "a dry run changes nothing");
 
@@ -48,9 +48,9 @@ async fn every_member_writes_and_reads_what_any_other_acknowledged() {
     assert!(refused.problems.iter().any(|problem| problem.starts_with("test.yaml:4:")), "{:?}", refused.problems);
 
     let key = |name: &str| ResourceKey { kind: "Cluster".into(), namespace: String::new(), name: name.into() };
-    let missing = DeleteRequest { keys: vec![key("atlantis")], request_id: String::new() };
+    let missing = DeleteRequest { keys: vec![key("atlantis")], ..DeleteRequest::default() };
     assert_eq!(client.delete(missing).await.unwrap().into_inner().problems, ["Cluster atlantis does not exist"]);
-    let delete = DeleteRequest { keys: vec![key("rome")], request_id: String::new() };
+    let delete = DeleteRequest { keys: vec![key("rome")], ..DeleteRequest::default() };
     assert_eq!(client.delete(delete).await.unwrap().into_inner().changes[0].what, "deleted");
     let unknown = GetRequest { kind: "Clutser".into(), ..GetRequest::default() };
     let status = client.get(unknown).await.unwrap_err();

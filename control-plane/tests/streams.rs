@@ -226,7 +226,7 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
         archipelago_proto::v1::ResourceKey { kind: "Cluster".into(), namespace: String::new(), name: "tokyo".into() };
     let mut resources =
         archipelago_proto::v1::resources_client::ResourcesClient::new(control_plane.channel(3).await.unwrap());
-    let delete = archipelago_proto::v1::DeleteRequest { keys: vec![key], request_id: String::new() };
+    let delete = archipelago_proto::v1::DeleteRequest { keys: vec![key], ..Default::default() };
     let deleted = resources.delete(delete).await.unwrap().into_inner();
     assert_eq!(deleted.problems, Vec::<String>::new());
     first.follow_to(deleted.revision).await;

@@ -167,7 +167,7 @@ impl Client {
 
     /// Commits documents; problems in the answer mean that nothing changed.
     pub(crate) async fn apply(&self, documents: Vec<v1::Document>, dry_run: bool) -> Outcome<v1::ApplyResponse> {
-        let request = v1::ApplyRequest { documents, dry_run, request_id: request_id() };
+        let request = v1::ApplyRequest { documents, dry_run, request_id: request_id(), ..Default::default() };
         self.call(|channel| {
             let request = request.clone();
             async move {
@@ -182,7 +182,7 @@ impl Client {
 
     /// Deletes resources.
     pub(crate) async fn delete(&self, keys: Vec<v1::ResourceKey>) -> Outcome<v1::ApplyResponse> {
-        let request = v1::DeleteRequest { keys, request_id: request_id() };
+        let request = v1::DeleteRequest { keys, request_id: request_id(), ..Default::default() };
         self.call(|channel| {
             let request = request.clone();
             async move { v1::resources_client::ResourcesClient::new(channel).delete(request).await }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
-use archipelago_proto::v1::{AgentDirective, AgentMessage, ServiceReport, agent_control_server::AgentControl};
+use archipelago_proto::v1::{AgentDirective, AgentMessage, agent_control_server::AgentControl};
 use archipelago_rpc::grpc;
 use tokio::{
     sync::mpsc,
@@ -16,9 +16,10 @@ use super::Context;
 use crate::{
     consensus::cut_off,
     machine::{
-        command::{Action, Answer, ReportExports},
-        strip_counts,
+        command::{Action, Answer, ReportExports, ReportedService},
+        convert,
     },
+    refusal,
 };
 
 pub(super) struct AgentService(pub(super) Arc<Context>);
@@ -70,7 +71,7 @@ async fn serve(
     };
     tokio::pin!(cut_off);
     let mut silent_at = Instant::now() + SILENCE_MAX;
-    let mut latest: Option<Vec<ServiceReport>> = None;
+    let mut latest: Option<Vec<ReportedService>> = None;
     let mut retry: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -87,7 +88,7 @@ async fn serve(
                 if changed.is_err() {
                     return None;
                 }
-                let revision = *revisions.borrow_and_update();
+                let revision = revisions.borrow_and_update().revision;
                 if !matches!(timeout(SEND_TIMEOUT, directives.send(Ok(AgentDirective { revision }))).await, Ok(Ok(()))) {
                     return None;
                 }
@@ -102,7 +103,7 @@ async fn serve(
                         )));
                     }
                     guard.report(message.services.clone());
-                    latest = Some(identity_facts(message.services));
+                    latest = Some(convert::reported(message.services));
                 }
                 Ok(None) => return None,
                 Err(status) => {
@@ -124,19 +125,19 @@ async fn serve(
     }
 }
 
-fn differs(context: &Context, cluster: &str, services: &Vec<ServiceReport>) -> bool {
+fn differs(context: &Context, cluster: &str, services: &Vec<ReportedService>) -> bool {
     context.consensus.read(|state| match state.reports().get(cluster) {
-        Some(known) => known != services,
+        Some(known) => **known != *services,
         None => !services.is_empty() && !state.is_deleted_cluster(cluster),
     })
 }
 
-async fn report(context: &Context, cluster: &str, actor: &str, services: &[ServiceReport]) -> bool {
+async fn report(context: &Context, cluster: &str, actor: &str, services: &[ReportedService]) -> bool {
     let action = Action::ReportExports(ReportExports { cluster: cluster.to_owned(), services: services.to_vec() });
     match context.consensus.commit("", actor, action).await {
         Ok(outcome) => {
             if let Some(Answer::Refused(refused)) = outcome.answer {
-                tracing::warn!(cluster, reason = refused.reasons.join("; "), "the agent's report is refused");
+                tracing::warn!(cluster, reason = refusal::text(&refused), "the agent's report is refused");
                 return false;
             }
             true
@@ -146,14 +147,6 @@ async fn report(context: &Context, cluster: &str, actor: &str, services: &[Servi
             false
         }
     }
-}
-
-/// The report as the state machine keeps it: without counts, sorted, each service once.
-fn identity_facts(mut services: Vec<ServiceReport>) -> Vec<ServiceReport> {
-    services.iter_mut().for_each(strip_counts);
-    services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    services.dedup_by(|a, b| (&a.namespace, &a.name) == (&b.namespace, &b.name));
-    services
 }
 
 async fn at(time: Option<Instant>) {

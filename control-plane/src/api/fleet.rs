@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Context, members::ask_status, operator, services};
+use crate::machine::{command::Role, convert};
 use crate::sessions::{GatewayView, gateway_key, progress::judge};
 
 pub(super) struct FleetService(pub(super) Arc<Context>);
@@ -132,29 +133,23 @@ impl Context {
         let agents = self.sessions.agents();
         let mut names = BTreeSet::new();
         let mut declared = BTreeMap::new();
-        let (revision, registered, reported, agent_tokens_used) = self.consensus.read(|state| {
-            for resource in state.resources().values() {
-                if let Resource::Cluster(cluster) = resource {
-                    let spec = (cluster.spec.region.clone(), cluster.spec.drained);
-                    declared.insert(cluster.metadata.name.clone(), spec);
-                }
+        let state = self.consensus.state();
+        for resource in self.consensus.resources(&state).values() {
+            if let Resource::Cluster(cluster) = resource {
+                let spec = (cluster.spec.region.clone(), cluster.spec.drained);
+                declared.insert(cluster.metadata.name.clone(), spec);
             }
-            names.extend(state.gateways().keys().map(|(cluster, _)| cluster.clone()));
-            names.extend(state.reports().keys().cloned());
-            (
-                state.revision(),
-                state.gateways().clone(),
-                state.reports().keys().cloned().collect::<BTreeSet<_>>(),
-                state
-                    .tokens()
-                    .values()
-                    .filter(|token| token.used.is_some())
-                    .map(|token| (token.cluster.clone(), token.role))
-                    .collect::<BTreeSet<_>>(),
-            )
-        });
+        }
+        names.extend(state.gateways().keys().map(|(cluster, _)| cluster.clone()));
+        names.extend(state.reports().keys().cloned());
+        let (revision, registered, reported) = (state.revision(), state.gateways(), state.reports());
+        let agent_tokens_used: BTreeSet<&str> = state
+            .tokens()
+            .values()
+            .filter(|token| token.used_unix_ms.is_some() && token.role == i32::from(Role::Agent))
+            .map(|token| token.cluster.as_str())
+            .collect();
         names.extend(declared.keys().cloned());
-        let agent_role = i32::from(archipelago_proto::v1::JoinRole::Agent);
         let clusters = names
             .into_iter()
             .map(|name| {
@@ -168,7 +163,7 @@ impl Context {
                     .collect();
                 let agent_state = if agents.contains_key(&name) {
                     "connected"
-                } else if reported.contains(&name) || agent_tokens_used.contains(&(name.clone(), agent_role)) {
+                } else if reported.contains_key(&name) || agent_tokens_used.contains(name.as_str()) {
                     "disconnected"
                 } else {
                     "pending"
@@ -203,7 +198,7 @@ fn gateway_status(
         name: gateway.to_owned(),
         cluster: cluster.to_owned(),
         state: "disconnected".to_owned(),
-        addresses: Some(record.addresses.clone()),
+        addresses: Some(convert::addresses(&record.addresses)),
         workers: record.workers,
         ..GatewayStatus::default()
     };

@@ -24,7 +24,9 @@ use crate::{
     machine::{
         Gateway,
         command::{Action, Answer, RegisterGateway},
+        convert,
     },
+    refusal,
     sessions::{Ask, GatewayGuard, gateway_key},
 };
 
@@ -84,7 +86,7 @@ impl Session {
         let offer = Offer::new(std::mem::take(&mut hello.versions));
         let record = Gateway {
             spiffe_id: spiffe_id.to_string(),
-            addresses: hello.addresses.clone().unwrap_or_default(),
+            addresses: convert::addresses_of(hello.addresses.clone().unwrap_or_default()),
             workers: hello.workers,
         };
         let (cluster, gateway) = (hello.cluster.clone(), hello.gateway.clone());
@@ -251,10 +253,10 @@ impl Session {
     /// Records the gateway in the replicated registry, unless it stands there as it is.
     fn registration(&self) -> Option<oneshot::Receiver<bool>> {
         let key = (self.cluster.clone(), self.gateway.clone());
-        let needed = self
-            .context
-            .consensus
-            .read(|state| !state.is_deleted_cluster(&self.cluster) && state.gateways().get(&key) != Some(&self.record));
+        let needed = self.context.consensus.read(|state| {
+            !state.is_deleted_cluster(&self.cluster)
+                && state.gateways().get(&key).map(|known| &**known) != Some(&self.record)
+        });
         if !needed || !self.guard.is_newest() {
             return None;
         }
@@ -273,7 +275,7 @@ impl Session {
             let committed = match consensus.commit("", &actor, action).await {
                 Ok(outcome) => match outcome.answer {
                     Some(Answer::Refused(refused)) => {
-                        tracing::warn!(gateway, reason = refused.reasons.join("; "), "gateway not registered");
+                        tracing::warn!(gateway, reason = refusal::text(&refused), "gateway not registered");
                         false
                     }
                     _ => true,

@@ -5,15 +5,21 @@ use std::sync::Arc;
 use archipelago_identity::{MeshRole, SpiffeId};
 use archipelago_proto::v1::{JoinRequest, JoinRole, RenewRequest, SvidResponse, identity_server::Identity};
 use archipelago_rpc::grpc;
+use data_encoding::HEXLOWER;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::{
     bootstrap::OPERATOR_LIFE,
-    ca::{CaError, CertificateRequest, hex, sha256},
-    consensus::{CommitError, answer},
-    machine::command::{Action, Answer, TokenConsume},
+    ca::{CaError, CertificateRequest},
+    consensus::CommitError,
+    digest::sha256,
+    machine::{
+        command::{Action, Answer, TokenConsume},
+        convert,
+    },
+    refusal::answer,
 };
 
 pub(super) struct IdentityService(pub(super) Arc<Context>);
@@ -62,10 +68,10 @@ impl IdentityService {
         };
         // All that can be refused is refused before the token is spent.
         let csr = CertificateRequest::parse(&csr_der).map_err(ca_status)?;
-        let spiffe_id = match JoinRole::try_from(token.role) {
-            Ok(JoinRole::Agent) => SpiffeId::agent(&self.0.trust_domain, &token.cluster, &token.name),
-            Ok(JoinRole::Gateway) => SpiffeId::gateway(&self.0.trust_domain, &token.cluster, &token.name),
-            Ok(JoinRole::Unspecified) | Err(_) => return Err(Status::internal("the token has no role")),
+        let spiffe_id = match convert::role(token.role) {
+            JoinRole::Agent => SpiffeId::agent(&self.0.trust_domain, &token.cluster, &token.name),
+            JoinRole::Gateway => SpiffeId::gateway(&self.0.trust_domain, &token.cluster, &token.name),
+            JoinRole::Unspecified => return Err(Status::internal("the token has no role")),
         };
         csr.expect(&spiffe_id).map_err(|error| {
             Status::permission_denied(format!("wrong cluster, role or name for this join token: {error}"))
@@ -78,8 +84,8 @@ impl IdentityService {
             public_key_sha256: public_key_sha256.to_vec(),
         });
         // Without an id of the client's, the key is the id: a retry is for the same key, or it is another request.
-        let request_id = if request_id.is_empty() { hex(&public_key_sha256) } else { request_id };
-        let actor = format!("token:{}", hex(&secret_sha256));
+        let request_id = if request_id.is_empty() { HEXLOWER.encode(&public_key_sha256) } else { request_id };
+        let actor = format!("token:{}", HEXLOWER.encode(&secret_sha256));
         let outcome = self.0.consensus.commit(&request_id, &actor, action).await?;
         let (_, Answer::Consumed(_)) = answer(outcome)? else {
             return Err(CommitError::Incompatible.into());

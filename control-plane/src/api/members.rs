@@ -22,7 +22,9 @@ pub(super) struct MembersService(pub(super) Arc<Context>);
 impl Members for MembersService {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeResponse>, Status> {
         self.member(&request)?;
-        let response = match self.0.consensus.raft.propose(request.into_inner().command).await {
+        let command = request.into_inner().command;
+        self.0.consensus.check_entry(&command).map_err(Status::invalid_argument)?;
+        let response = match self.0.consensus.raft.propose(command).await {
             Ok(proposed) => {
                 ProposeResponse { log_index: proposed.log_index, outcome: proposed.outcome, not_leader_hint: None }
             }

@@ -1,21 +1,34 @@
 //! `Resources`: apply, delete, get.
+//!
+//! Admission is done here, by the member that proposes: on the state as of a barrier, which the command names. When another
+//! write of resources comes in between, the state machine says so, and everything is judged again.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 use archipelago_model::{
-    admit,
-    document::Document,
+    admit::{self, Resources as Values},
+    document::{Document, Problem},
     resource::{Kind, Resource},
 };
 use archipelago_proto::v1::{
-    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, resources_server::Resources,
+    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, precondition,
+    resources_server::Resources,
 };
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{Context, operator, or_random};
 use crate::{
-    consensus::{CommitError, refusal_status},
-    machine::command::{Action, Answer, ApplyResources, Outcome, RefusalKind, ResourceText},
+    consensus::{COMMIT_TIMEOUT, CommitError, Consensus},
+    machine::{
+        Key, State,
+        command::{
+            Action, Answer, ApplyResources, Conflict, Expect, Outcome, Precondition, RefusalCode, Refused,
+            ResourceWrite,
+        },
+        convert,
+    },
+    refusal,
 };
 
 pub(super) struct ResourcesService(pub(super) Arc<Context>);
@@ -25,107 +38,248 @@ impl Resources for ResourcesService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let begun = Instant::now();
         let actor = operator(&request)?.to_string();
-        let ApplyRequest { documents, dry_run, request_id } = request.into_inner();
-        let consensus = &self.0.consensus;
-        // Admission must see what any member has acknowledged, or `apply` twice in a row could refuse the second.
-        consensus.barrier().await?;
-        if !dry_run && let Some(outcome) = consensus.read(|state| state.remembered(&actor, &request_id)) {
-            return respond(outcome, begun);
-        }
-        let (revision, current) = consensus.read(|state| (state.revision(), state.resources().clone()));
-        let documents: Vec<Document> =
+        let ApplyRequest { documents, dry_run, request_id, preconditions } = request.into_inner();
+        let documents: Arc<[Document]> =
             documents.into_iter().map(|document| Document { file: document.file, text: document.text }).collect();
-        // Parsing may take a while on a large or hostile file; streams must not wait for it.
-        let admitted = tokio::task::spawn_blocking(move || admit::admit(&documents, &current))
-            .await
-            .map_err(|_| Status::internal("the documents could not be judged"))?;
-        let resources = match admitted {
-            Ok(resources) => resources,
-            Err(problems) => {
-                let problems = problems.iter().map(ToString::to_string).collect();
-                return Ok(Response::new(ApplyResponse { revision, problems, ..ApplyResponse::default() }));
+        let preconditions = expectations(preconditions)?;
+        let write = Write { consensus: &self.0.consensus, actor: &actor, begun };
+        if dry_run {
+            return write.preview(documents, &preconditions).await;
+        }
+        let judge = |state: &State| {
+            let (documents, current) = (Arc::clone(&documents), self.0.consensus.resources(state));
+            async move {
+                Ok(judged(documents, current).await?.map(|resources| {
+                    let upserts = resources.iter().map(|resource| ResourceWrite {
+                        key: Some(convert::resource_key_of(resource.key())),
+                        canonical: resource.to_json().into(),
+                    });
+                    ApplyResources { upserts: upserts.collect(), ..ApplyResources::default() }
+                }))
             }
         };
-        if dry_run {
-            let changes = consensus.read(|state| {
-                resources
-                    .iter()
-                    .map(|resource| preview(state.meta(&resource.key()).map(|meta| &*meta.json), resource))
-                    .collect()
-            });
-            return Ok(Response::new(ApplyResponse { revision, changes, ..ApplyResponse::default() }));
-        }
-        let upserts = resources.iter().map(|resource| ResourceText { json: resource.to_json() }).collect();
-        let action = Action::ApplyResources(ApplyResources { upserts, deletes: Vec::new() });
-        let outcome = consensus.commit(&or_random(request_id), &actor, action).await?;
-        respond(outcome, begun)
+        write.commit(request_id, preconditions.clone(), judge).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ApplyResponse>, Status> {
         let begun = Instant::now();
         let actor = operator(&request)?.to_string();
-        let DeleteRequest { keys, request_id } = request.into_inner();
-        for key in &keys {
-            parse_kind(&key.kind)?;
-        }
-        let action = Action::ApplyResources(ApplyResources { upserts: Vec::new(), deletes: keys });
-        let outcome = self.0.consensus.commit(&or_random(request_id), &actor, action).await?;
-        respond(outcome, begun)
+        let DeleteRequest { keys, request_id, preconditions } = request.into_inner();
+        let known: Vec<_> = keys.iter().map(known_key).collect::<Result<_, _>>()?;
+        let preconditions = expectations(preconditions)?;
+        let write = Write { consensus: &self.0.consensus, actor: &actor, begun };
+        let judge = |state: &State| {
+            let (known, keys, before) = (known.clone(), keys.clone(), self.0.consensus.resources(state));
+            async move {
+                let mut after = Values::clone(&before);
+                for key in &known {
+                    after.remove(key);
+                }
+                let mut problems = admit::check(&after);
+                if !problems.is_empty() {
+                    // What was wrong before is not this deletion's fault.
+                    let before = admit::check(&before);
+                    problems.retain(|problem| !before.contains(problem));
+                }
+                if problems.is_empty() {
+                    let deletes = keys.into_iter().map(convert::key_of).collect();
+                    Ok(Ok(ApplyResources { deletes, ..ApplyResources::default() }))
+                } else {
+                    Ok(Err(problems))
+                }
+            }
+        };
+        write.commit(request_id, preconditions, judge).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         operator(&request)?;
         let GetRequest { kind, namespace, name, stale } = request.into_inner();
-        let kind = if kind.is_empty() { None } else { Some(parse_kind(&kind)?) };
+        if !kind.is_empty() {
+            parse_kind(&kind)?;
+        }
         if !stale {
             self.0.consensus.barrier().await?;
         }
-        let response = self.0.consensus.read(|state| {
-            let resources = state
-                .resources()
-                .keys()
-                .filter(|key| kind.is_none_or(|kind| key.kind == kind))
-                .filter(|key| namespace.is_empty() || key.namespace == namespace)
-                .filter(|key| name.is_empty() || key.name == name)
-                .filter_map(|key| state.meta(key).map(|meta| (key, meta)))
-                .map(|(key, meta)| v1::Resource {
-                    kind: key.kind.to_string(),
-                    namespace: key.namespace.clone(),
-                    name: key.name.clone(),
-                    json: meta.json.clone(),
-                    created_revision: meta.created_revision,
-                    modified_revision: meta.modified_revision,
-                })
-                .collect();
-            GetResponse { revision: state.revision(), resources }
-        });
+        let state = self.0.consensus.state();
+        let resources = state
+            .resources()
+            .iter()
+            .filter(|(key, _)| kind.is_empty() || key.kind == kind)
+            .filter(|(key, _)| namespace.is_empty() || key.namespace == namespace)
+            .filter(|(key, _)| name.is_empty() || key.name == name)
+            .map(|(key, stored)| v1::Resource {
+                kind: key.kind.clone(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                json: String::from_utf8_lossy(&stored.canonical).into_owned(),
+                created_revision: stored.created_revision,
+                modified_revision: stored.modified_revision,
+            })
+            .collect();
+        Ok(Response::new(GetResponse { revision: state.revision(), resources }))
+    }
+}
+
+/// One write on its way.
+struct Write<'a> {
+    consensus: &'a Consensus,
+    actor: &'a str,
+    begun: Instant,
+}
+
+impl Write<'_> {
+    /// Judges and commits, again when other writes come in between.
+    ///
+    /// `judge` makes the command from the state, or says what is wrong.
+    async fn commit<J, F>(
+        &self,
+        request_id: String,
+        preconditions: Vec<Precondition>,
+        judge: J,
+    ) -> Result<Response<ApplyResponse>, Status>
+    where
+        J: Fn(&State) -> F,
+        F: Future<Output = Result<Result<ApplyResources, Vec<String>>, Status>>,
+    {
+        let request_id = or_random(request_id);
+        let deadline = self.begun + COMMIT_TIMEOUT;
+        // One at a time here: writers of one member would else refuse each other in turns, and judge n² times.
+        let _turn = self.consensus.admission_turn(deadline).await?;
+        loop {
+            // Admission must see what any member has acknowledged, or `apply` twice in a row could refuse the second.
+            self.consensus.barrier().await?;
+            let state = self.consensus.state();
+            if let Some(outcome) = state.remembered(self.actor, &request_id) {
+                return self.respond(outcome);
+            }
+            if let Some(conflicts) = conflicts(&state, &preconditions) {
+                return Ok(self.response(&state, ApplyResponse { conflicts, ..ApplyResponse::default() }));
+            }
+            let command = match judge(&state).await? {
+                Ok(command) => command,
+                Err(problems) => {
+                    return Ok(self.response(&state, ApplyResponse { problems, ..ApplyResponse::default() }));
+                }
+            };
+            let action = Action::ApplyResources(ApplyResources {
+                admitted_revision: Some(state.policy_revision()),
+                preconditions: preconditions.clone(),
+                ..command
+            });
+            let outcome = self.consensus.commit(&request_id, self.actor, action).await?;
+            let stale = matches!(
+                &outcome.answer,
+                Some(Answer::Refused(refused)) if refused.code() == RefusalCode::AdmissionStale
+            );
+            if !stale || Instant::now() >= deadline {
+                return self.respond(outcome);
+            }
+        }
+    }
+
+    async fn preview(
+        &self,
+        documents: Arc<[Document]>,
+        preconditions: &[Precondition],
+    ) -> Result<Response<ApplyResponse>, Status> {
+        self.consensus.barrier().await?;
+        let state = self.consensus.state();
+        if let Some(conflicts) = conflicts(&state, preconditions) {
+            return Ok(self.response(&state, ApplyResponse { conflicts, ..ApplyResponse::default() }));
+        }
+        let response = match judged(documents, self.consensus.resources(&state)).await? {
+            Ok(resources) => {
+                let changes = resources.iter().map(|resource| change(&state, resource)).collect();
+                ApplyResponse { changes, ..ApplyResponse::default() }
+            }
+            Err(problems) => ApplyResponse { problems, ..ApplyResponse::default() },
+        };
+        Ok(self.response(&state, response))
+    }
+
+    fn response(&self, state: &State, response: ApplyResponse) -> Response<ApplyResponse> {
+        Response::new(ApplyResponse { revision: state.revision(), ..response })
+    }
+
+    fn respond(&self, outcome: Outcome) -> Result<Response<ApplyResponse>, Status> {
+        let commit_micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut response = ApplyResponse { revision: outcome.revision, commit_micros, ..ApplyResponse::default() };
+        match outcome.answer {
+            Some(Answer::Applied(applied)) => {
+                response.changes = applied.changes.into_iter().map(convert::change).collect();
+            }
+            Some(Answer::Refused(refused)) => match refused.code() {
+                // What the operator must change in his files comes back as problems.
+                RefusalCode::ResourceNotFound | RefusalCode::ResourcesFull => {
+                    response.problems = refusal::text(&refused).lines().map(str::to_owned).collect();
+                }
+                RefusalCode::Precondition => {
+                    let Refused { conflicts, .. } = refused;
+                    response.conflicts = conflicts.into_iter().map(convert::conflict).collect();
+                }
+                _ => return Err(refusal::status(&refused)),
+            },
+            Some(Answer::Done(_) | Answer::Consumed(_)) | None => return Err(CommitError::Incompatible.into()),
+        }
         Ok(Response::new(response))
     }
 }
 
-fn respond(outcome: Outcome, begun: Instant) -> Result<Response<ApplyResponse>, Status> {
-    let commit_micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let mut response = ApplyResponse { revision: outcome.revision, commit_micros, ..ApplyResponse::default() };
-    match outcome.answer {
-        Some(Answer::Applied(applied)) => response.changes = applied.changes,
-        // What the operator must change in his files comes back as problems; a reused request id is his client's fault.
-        Some(Answer::Refused(refused)) if refused.kind() != RefusalKind::Conflict => {
-            response.problems = refused.reasons;
-        }
-        Some(Answer::Refused(refused)) => return Err(refusal_status(&refused)),
-        Some(Answer::Done(_) | Answer::Consumed(_)) | None => return Err(CommitError::Incompatible.into()),
-    }
-    Ok(Response::new(response))
+/// Judges documents beside what is there; apart from the runtime's threads, since a large or hostile file takes a while.
+async fn judged(
+    documents: Arc<[Document]>,
+    current: Arc<Values>,
+) -> Result<Result<Vec<Resource>, Vec<String>>, Status> {
+    let admitted = tokio::task::spawn_blocking(move || admit::admit(&documents, &current))
+        .await
+        .map_err(|_| Status::internal("the documents could not be judged"))?;
+    Ok(admitted.map_err(|problems| problems.iter().map(Problem::to_string).collect()))
 }
 
-fn preview(current: Option<&str>, resource: &Resource) -> Change {
-    let what = match current {
+/// What a client expects, each resource once.
+fn expectations(preconditions: Vec<v1::Precondition>) -> Result<Vec<Precondition>, Status> {
+    let mut expected = BTreeMap::new();
+    for v1::Precondition { key, expect } in preconditions {
+        let (Some(key), Some(expect)) = (key, expect) else {
+            return Err(Status::invalid_argument("a precondition names a resource and what is expected of it"));
+        };
+        let expect = match expect {
+            precondition::Expect::Revision(revision) => Expect::Revision(revision),
+            precondition::Expect::Absent(true) => Expect::Absent(true),
+            precondition::Expect::Absent(false) => {
+                return Err(Status::invalid_argument("`absent` is true, or the precondition names a revision"));
+            }
+        };
+        let key = Key::from(convert::key_of(key));
+        if expected.insert(key.clone(), expect).is_some_and(|before| before != expect) {
+            return Err(Status::invalid_argument(format!("two preconditions contradict each other about {key}")));
+        }
+    }
+    let expected = expected.into_iter();
+    Ok(expected.map(|(key, expect)| Precondition { key: Some(key.into()), expect: Some(expect) }).collect())
+}
+
+/// Preconditions that fail already: nothing need be judged, and the log stays as it is.
+fn conflicts(state: &State, preconditions: &[Precondition]) -> Option<Vec<v1::Conflict>> {
+    let conflicts = state.conflicts(preconditions);
+    (!conflicts.is_empty())
+        .then(|| conflicts.into_iter().map(|conflict: Conflict| convert::conflict(conflict)).collect())
+}
+
+fn change(state: &State, resource: &Resource) -> Change {
+    let key = resource.key();
+    let what = match state.resources().get(&Key::from(&key)) {
         None => "created",
-        Some(json) if json == resource.to_json() => "unchanged",
+        Some(stored) if *stored.canonical == *resource.to_json().as_bytes() => "unchanged",
         Some(_) => "updated",
     };
-    let key = resource.key();
     Change { kind: key.kind.to_string(), namespace: key.namespace, name: key.name, what: what.to_owned() }
+}
+
+fn known_key(key: &v1::ResourceKey) -> Result<archipelago_model::resource::ResourceKey, Status> {
+    let kind = parse_kind(&key.kind)?;
+    Ok(archipelago_model::resource::ResourceKey { kind, namespace: key.namespace.clone(), name: key.name.clone() })
 }
 
 fn parse_kind(kind: &str) -> Result<Kind, Status> {

@@ -7,16 +7,17 @@ use archipelago_proto::v1::{
     tokens_server::Tokens,
 };
 use archipelago_rpc::enrol::JoinToken;
+use data_encoding::HEXLOWER;
 use tonic::{Request, Response, Status};
 
 use super::{Context, operator, or_random};
 use crate::{
-    ca::{hex, sha256},
-    consensus::answer,
+    digest::sha256,
     machine::{
         command::{Action, TokenCreate},
-        label_problem, role_name,
+        convert, label_problem, role_name,
     },
+    refusal::answer,
 };
 
 pub(super) struct TokensService(pub(super) Arc<Context>);
@@ -26,14 +27,12 @@ impl Tokens for TokensService {
     async fn create(&self, request: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
         let actor = operator(&request)?.to_string();
         let CreateTokenRequest { cluster, role, name, ttl_ms, request_id } = request.into_inner();
-        let role_known = matches!(JoinRole::try_from(role), Ok(JoinRole::Agent | JoinRole::Gateway));
-        if !role_known {
-            return Err(Status::invalid_argument("a token is for an agent or for a gateway"));
-        }
-        let name = match (JoinRole::try_from(role), name) {
-            (Ok(JoinRole::Agent), name) if name.is_empty() => "agent".to_owned(),
-            (_, name) => name,
+        let (role, name) = match (JoinRole::try_from(role), name) {
+            (Ok(JoinRole::Agent), name) if name.is_empty() => (JoinRole::Agent, "agent".to_owned()),
+            (Ok(role @ (JoinRole::Agent | JoinRole::Gateway)), name) => (role, name),
+            _ => return Err(Status::invalid_argument("a token is for an agent or for a gateway")),
         };
+        let role = i32::from(convert::role_of(role));
         if let Some(problem) = label_problem("cluster", &cluster).or(label_problem(role_name(role), &name)) {
             return Err(Status::invalid_argument(problem));
         }
@@ -86,12 +85,12 @@ impl Tokens for TokensService {
         self.0.consensus.barrier().await?;
         let tokens = self.0.consensus.read(|state| {
             let info = |(secret, token): (&[u8; 32], &crate::machine::Token)| TokenInfo {
-                id: hex(secret).chars().take(8).collect(),
+                id: HEXLOWER.encode(secret).chars().take(8).collect(),
                 cluster: token.cluster.clone(),
-                role: token.role,
+                role: convert::role(token.role).into(),
                 name: token.name.clone(),
                 expires_unix: token.expires_unix_ms / 1_000,
-                used_unix: token.used.as_ref().map_or(0, |used| used.unix_ms / 1_000),
+                used_unix: token.used_unix_ms.map_or(0, |used| used / 1_000),
             };
             state.tokens().iter().map(info).collect()
         });

@@ -1,7 +1,9 @@
 //! Founding an authority: done once, by `bootstrap`, on the operator's machine.
 
 use archipelago_identity::{SpiffeId, TrustDomain};
+use archipelago_proto::log::v1::{CaInit, WrappedKey};
 use aws_lc_rs::signature::EcdsaKeyPair;
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, GeneralSubtree, IsCa, KeyUsagePurpose,
     NameConstraints, SanType, SerialNumber,
@@ -13,7 +15,6 @@ use super::{
     issue::{CaError, SigningKey, issuer_context, member_context, root_context, serial},
     seal::SealKey,
 };
-use crate::machine::command::{CaInit, WrappedKey};
 
 /// What [`found`] makes.
 #[derive(Debug)]
@@ -56,6 +57,7 @@ pub fn found(trust_domain: &TrustDomain, members: &[u64], now: OffsetDateTime) -
         root_der: root_certificate.der().to_vec(),
         issuer_der: issuer_certificate.der().to_vec(),
         data_keys,
+        ..CaInit::default()
     };
     Ok(Genesis { ca, seal_keys })
 }
@@ -73,7 +75,7 @@ fn authority_params(
     name.push(DnType::OrganizationName, "Archipelago");
     // The serial in the name keeps two authorities of one trust domain apart in path building.
     let number = serial()?;
-    name.push(DnType::CommonName, format!("{trust_domain} {kind} {}", super::hex(&number[..4])));
+    name.push(DnType::CommonName, format!("{trust_domain} {kind} {}", HEXLOWER.encode(&number[..4])));
     params.distinguished_name = name;
     params.serial_number = Some(SerialNumber::from_slice(&number));
     params.not_before = now - super::issue::BACKDATE;

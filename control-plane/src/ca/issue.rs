@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use archipelago_identity::{SpiffeId, TrustDomain};
+use archipelago_proto::log::v1::CaInit;
 use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair},
 };
+use data_encoding::HEXLOWER;
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData,
     SanType, SerialNumber, SignatureAlgorithm, SubjectPublicKeyInfo,
@@ -22,11 +24,8 @@ use x509_parser::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    seal::{KEY_BYTES, SealError, SealKey},
-    sha256,
-};
-use crate::machine::command::CaInit;
+use super::seal::{KEY_BYTES, SealError, SealKey};
+use crate::digest::sha256;
 
 /// An authority whose issuing key is open in memory.
 pub struct Authority {
@@ -339,11 +338,11 @@ pub(super) fn member_context(trust_domain: &str, member: u64) -> String {
 }
 
 pub(super) fn root_context(root_der: &[u8]) -> String {
-    format!("archipelago root key 1 {}", super::hex(&sha256(root_der)))
+    format!("archipelago root key 1 {}", HEXLOWER.encode(&sha256(root_der)))
 }
 
 pub(super) fn issuer_context(issuer_der: &[u8]) -> String {
-    format!("archipelago issuer key 1 {}", super::hex(&sha256(issuer_der)))
+    format!("archipelago issuer key 1 {}", HEXLOWER.encode(&sha256(issuer_der)))
 }
 
 /// A verifier's clock may be this far behind.

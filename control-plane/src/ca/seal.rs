@@ -6,10 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use archipelago_proto::log::v1::Sealed;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
-
-use crate::machine::command::Sealed;
 
 /// A 256-bit key that seals others. Kept by one member in a file, or in memory as the data key.
 pub struct SealKey {

@@ -1,348 +1,289 @@
 //! How commands change the state. Pure: the result depends on the state and the command alone.
+//!
+//! Nothing here reads what a resource says: it was admitted by the proposer, on the revision that the command names.
 
-use archipelago_model::{
-    admit,
-    resource::{Kind, Resource, ResourceKey},
-};
-use archipelago_proto::v1;
+use std::{collections::BTreeSet, sync::Arc};
+
 use prost::Message;
 
 use super::{
     command::{
-        Action, Answer, Applied, ApplyResources, CaInit, Command, Consumed, Done, Outcome, RecordIssued, RefusalKind,
-        Refused, RegisterGateway, ReportExports, TokenConsume, TokenCreate,
+        Action, Answer, Applied, ApplyResources, CaInit, Change, ChangeKind, Command, Conflict, Done, Expect, Outcome,
+        Precondition, RaiseFormat, RecordIssued, RefusalCode, Refused,
     },
     dedup::{Remembered, RequestKey},
-    names::label_problem,
-    state::{Gateway, Meta, State, Token, TokenUse},
+    state::{Key, State, Stored},
 };
-use crate::ca::sha256;
+use crate::digest::sha256;
 
 impl State {
     /// Applies one command and returns its encoded [`Outcome`]; a request id seen before returns the outcome of then.
     pub(super) fn apply(&mut self, command: Command) -> Vec<u8> {
-        let Command { request_id, actor, proposed_unix_ms, action } = command;
+        let Command { request_id, actor, proposed_unix_ms, action, .. } = command;
         let Some(action) = action else {
-            return Outcome::refused(self.revision, RefusalKind::Malformed, "a command without an action")
-                .encode_to_vec();
+            return self.refused(Refusal::of(RefusalCode::Malformed)).encode_to_vec();
         };
-        if request_id.len() > REQUEST_ID_BYTES_MAX {
-            let reason = format!("a request id is at most {REQUEST_ID_BYTES_MAX} bytes");
-            return Outcome::refused(self.revision, RefusalKind::Malformed, reason).encode_to_vec();
-        }
         if request_id.is_empty() {
             return self.perform(action, proposed_unix_ms).encode_to_vec();
         }
-        let key = RequestKey { actor, request_id };
-        let fingerprint = fingerprint(&action);
-        if let Some(remembered) = self.dedup.get(&key) {
-            if remembered.fingerprint == fingerprint {
-                return remembered.outcome.clone();
-            }
-            let reason = format!("request id {:?} was already used for a different request", key.request_id);
-            return Outcome::refused(self.revision, RefusalKind::Conflict, reason).encode_to_vec();
+        if request_id.len() > REQUEST_ID_BYTES_MAX {
+            let refusal = Refusal::full(RefusalCode::Malformed, REQUEST_ID_BYTES_MAX);
+            return self.refused(refusal).encode_to_vec();
         }
-        let outcome = self.perform(action, proposed_unix_ms).encode_to_vec();
-        self.dedup.insert(key, Remembered { fingerprint, outcome: outcome.clone() });
+        let fingerprint = fingerprint(&action);
+        let key = RequestKey { actor, request_id };
+        if let Some(remembered) = self.dedup.get(&key) {
+            if remembered.fingerprint != fingerprint {
+                let refusal = Refusal::of(RefusalCode::RequestIdReused).about(&key.request_id);
+                return self.refused(refusal).encode_to_vec();
+            }
+            return match self.refuse_retry(&action, proposed_unix_ms) {
+                Ok(()) => remembered.outcome.clone(),
+                Err(refusal) => self.refused(refusal).encode_to_vec(),
+            };
+        }
+        let outcome = self.perform(action, proposed_unix_ms);
+        let admit_again = matches!(
+            &outcome.answer,
+            Some(Answer::Refused(refused)) if refused.code() == RefusalCode::AdmissionStale
+        );
+        let outcome = outcome.encode_to_vec();
+        // The proposer admits again and tries again, under the same id.
+        if !admit_again {
+            self.dedup.insert(key, Remembered { fingerprint, outcome: outcome.clone() });
+        }
         outcome
+    }
+
+    /// What the state as it is would refuse anyway. Only reports and registrations: they come by themselves and again and
+    /// again, so that a refused one must not cost a log entry.
+    ///
+    /// # Errors
+    /// The outcome that proposing `action` would have.
+    pub fn check(&self, action: &Action) -> Result<(), Outcome> {
+        let checked = match action {
+            Action::ReportExports(report) => self.check_report(report),
+            Action::RegisterGateway(register) => self.check_registration(register),
+            _ => Ok(()),
+        };
+        checked.map_err(|refusal| self.refused(refusal))
     }
 
     fn perform(&mut self, action: Action, now_unix_ms: i64) -> Outcome {
         let result = match action {
-            Action::ApplyResources(apply) => self.apply_resources(apply),
-            Action::ReportExports(report) => self.report_exports(report),
+            Action::ApplyResources(apply) => self.apply_resources(apply, now_unix_ms),
+            Action::ReportExports(report) => self.report_exports(report, now_unix_ms),
             Action::RegisterGateway(gateway) => self.register_gateway(gateway),
             Action::CaInit(ca) => self.ca_init(ca),
             Action::TokenCreate(token) => self.token_create(token, now_unix_ms),
             Action::TokenConsume(token) => self.token_consume(&token, now_unix_ms),
             Action::RecordIssued(records) => Ok(self.record_issued(records)),
+            Action::RaiseFormat(raise) => Ok(self.raise_format(raise)),
+            Action::RaiseRestoreEpoch(_) => Ok(self.raise_restore_epoch()),
         };
-        let answer = result
-            .unwrap_or_else(|refusal| Answer::Refused(Refused { kind: refusal.kind.into(), reasons: refusal.reasons }));
-        Outcome { revision: self.revision, answer: Some(answer) }
+        match result {
+            Ok(answer) => Outcome { revision: self.revision, answer: Some(answer) },
+            Err(refusal) => self.refused(refusal),
+        }
     }
 
-    fn apply_resources(&mut self, apply: ApplyResources) -> Result<Answer, Refusal> {
-        let mut candidate = self.resources.clone();
-        let mut changes = Vec::new();
-        let mut texts = Vec::new();
-        let mut problems = Vec::new();
-        for text in apply.upserts {
-            match Resource::from_json(&text.json) {
-                Ok(resource) => {
-                    let key = resource.key();
-                    let json = resource.to_json();
-                    let what = match self.meta.get(&key) {
-                        None => "created",
-                        Some(meta) if meta.json == json => "unchanged",
-                        Some(_) => "updated",
-                    };
-                    changes.push(change(&key, what));
-                    candidate.insert(key.clone(), resource);
-                    texts.push((key, json, what));
-                }
-                Err(error) => problems.push(error.to_string()),
+    fn refused(&self, refusal: Refusal) -> Outcome {
+        Outcome { revision: self.revision, answer: Some(Answer::Refused(refusal.0)) }
+    }
+
+    /// Whether a repeated request may have its first answer still.
+    fn refuse_retry(&self, action: &Action, now_unix_ms: i64) -> Result<(), Refusal> {
+        match action {
+            Action::TokenConsume(consume) => self.refuse_spent_retry(consume, now_unix_ms),
+            Action::TokenCreate(create) => self.refuse_deleted(&create.cluster),
+            _ => Ok(()),
+        }
+    }
+
+    fn apply_resources(&mut self, apply: ApplyResources, now_unix_ms: i64) -> Result<Answer, Refusal> {
+        let ApplyResources { upserts, deletes, admitted_revision, preconditions } = apply;
+        self.refuse_conflicts(&preconditions)?;
+        if admitted_revision.is_some_and(|seen| self.policy_revision > seen) {
+            return Err(Refusal::of(RefusalCode::AdmissionStale));
+        }
+        let mut upserted = Vec::with_capacity(upserts.len());
+        for write in upserts {
+            let key = Key::from(write.key.ok_or(Refusal::of(RefusalCode::Malformed))?);
+            upserted.push((key, write.canonical));
+        }
+        let new: BTreeSet<&Key> =
+            upserted.iter().map(|(key, _)| key).filter(|key| !self.resources.contains_key(*key)).collect();
+        let mut deleted = BTreeSet::new();
+        let mut missing = Vec::new();
+        for key in deletes.into_iter().map(Key::from) {
+            let exists = self.resources.contains_key(&key) || new.contains(&key);
+            if !exists || deleted.contains(&key) {
+                missing.push(key.into());
+            } else {
+                deleted.insert(key);
             }
         }
-        if !problems.is_empty() {
-            return Err(Refusal { kind: RefusalKind::Malformed, reasons: problems });
+        if !missing.is_empty() {
+            let mut refusal = Refusal::of(RefusalCode::ResourceNotFound);
+            refusal.0.missing = missing;
+            return Err(refusal);
         }
-        let mut deletes = Vec::new();
-        for named in apply.deletes {
-            let key = named.kind.parse::<Kind>().ok().map(|kind| ResourceKey {
-                kind,
-                namespace: named.namespace.clone(),
-                name: named.name.clone(),
-            });
-            match key.filter(|key| candidate.remove(key).is_some()) {
-                Some(key) => {
-                    changes.push(change(&key, "deleted"));
-                    deletes.push(key);
-                }
-                None => problems.push(format!("{} does not exist", display_key(&named))),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(Refusal { kind: RefusalKind::NotFound, reasons: problems });
-        }
-        if candidate.len() > RESOURCES_MAX {
-            return Err(Refusal::one(
-                RefusalKind::Full,
-                format!("a federation holds at most {RESOURCES_MAX} resources"),
-            ));
-        }
-        // The documents were admitted against the state one member had; another write may have come in between.
-        let contradictions = admit::check(&candidate);
-        if !contradictions.is_empty() {
-            return Err(Refusal { kind: RefusalKind::Inconsistent, reasons: contradictions });
+        if self.resources.len() + new.len() > RESOURCES_MAX + deleted.len() {
+            return Err(Refusal::full(RefusalCode::ResourcesFull, RESOURCES_MAX));
         }
 
-        if changes.iter().all(|change| change.what == "unchanged") {
-            return Ok(Answer::Applied(Applied { changes }));
-        }
-        self.revision += 1;
-        self.resources = candidate;
-        for (key, json, what) in texts {
-            if key.kind == Kind::Cluster {
-                self.deleted_clusters.remove(&key.name);
-            }
-            if what == "unchanged" {
+        let next = self.revision + 1;
+        let mut changes = Vec::with_capacity(upserted.len() + deleted.len());
+        for (key, canonical) in upserted {
+            let before = self.resources.get(&key);
+            let kind = match before {
+                None => ChangeKind::Created,
+                Some(stored) if stored.canonical == canonical => ChangeKind::Unchanged,
+                Some(_) => ChangeKind::Updated,
+            };
+            changes.push(Change { key: Some(key.clone().into()), kind: kind.into() });
+            if kind == ChangeKind::Unchanged {
                 continue;
             }
-            let created_revision = self.meta.get(&key).map_or(self.revision, |meta| meta.created_revision);
-            self.meta.insert(key, Meta { json, created_revision, modified_revision: self.revision });
-        }
-        for key in deletes {
-            self.meta.remove(&key);
-            if key.kind == Kind::Cluster {
-                self.forget_cluster(key.name);
+            let created_revision = before.map_or(next, |stored| stored.created_revision);
+            if kind == ChangeKind::Created {
+                self.resource_created(&key, now_unix_ms);
             }
+            self.resources.insert(key, Arc::new(Stored { canonical, created_revision, modified_revision: next }));
+        }
+        for key in deleted {
+            self.resources.remove(&key);
+            self.resource_deleted(&key, now_unix_ms);
+            changes.push(Change { key: Some(key.into()), kind: ChangeKind::Deleted.into() });
+        }
+        if changes.iter().any(|change| change.kind() != ChangeKind::Unchanged) {
+            self.revision = next;
+            self.policy_revision = next;
         }
         Ok(Answer::Applied(Applied { changes }))
     }
 
-    /// Takes a deleted cluster out of the registry, so that nobody waits for its gateways or sends it traffic.
-    fn forget_cluster(&mut self, cluster: String) {
-        self.gateways.retain(|(of, _), _| *of != cluster);
-        self.reports.remove(&cluster);
-        self.deleted_clusters.insert(cluster);
-    }
-
-    fn report_exports(&mut self, report: ReportExports) -> Result<Answer, Refusal> {
-        let ReportExports { cluster, mut services } = report;
-        if let Some(problem) = label_problem("cluster", &cluster) {
-            return Err(Refusal::one(RefusalKind::Malformed, problem));
-        }
-        if self.deleted_clusters.contains(&cluster) {
-            return Err(Refusal::one(RefusalKind::NotFound, format!("cluster {cluster} was deleted")));
-        }
-        if services.len() > SERVICES_PER_CLUSTER_MAX {
-            let reason = format!("cluster {cluster} reports more than {SERVICES_PER_CLUSTER_MAX} services");
-            return Err(Refusal::one(RefusalKind::Full, reason));
-        }
-        for service in &mut services {
-            let problem = label_problem("namespace", &service.namespace).or(label_problem("service", &service.name));
-            if let Some(problem) = problem {
-                return Err(Refusal::one(RefusalKind::Malformed, problem));
+    /// Which of `preconditions` do not hold.
+    #[must_use]
+    pub fn conflicts(&self, preconditions: &[Precondition]) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
+        for Precondition { key, expect } in preconditions {
+            let key = Key::from(key.clone().unwrap_or_default());
+            let current_revision = self.resources.get(&key).map_or(0, |stored| stored.modified_revision);
+            let holds = match expect {
+                Some(Expect::Revision(revision)) => current_revision == *revision,
+                Some(Expect::Absent(absent)) => (current_revision == 0) == *absent,
+                None => false,
+            };
+            if !holds {
+                conflicts.push(Conflict { key: Some(key.into()), current_revision });
             }
-            strip_counts(service);
         }
-        services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        services.dedup_by(|a, b| (&a.namespace, &a.name) == (&b.namespace, &b.name));
-        if self.reports.get(&cluster) == Some(&services)
-            || (services.is_empty() && !self.reports.contains_key(&cluster))
-        {
-            return Ok(Answer::Done(Done {}));
-        }
-        for service in services.iter().filter(|service| service.protocol() == v1::Protocol::Tcp) {
-            self.assign_tcp_slot(&service.namespace, &service.name);
-        }
-        self.revision += 1;
-        self.reports.insert(cluster, services);
-        Ok(Answer::Done(Done {}))
+        conflicts
     }
 
-    /// Slots are dense and never reused: a client that kept an address must not reach another service.
-    fn assign_tcp_slot(&mut self, namespace: &str, name: &str) {
-        let key = (namespace.to_owned(), name.to_owned());
-        let next = self.tcp_slots.len();
-        if next >= TCP_SLOTS_MAX || self.tcp_slots.contains_key(&key) {
-            return;
+    fn refuse_conflicts(&self, preconditions: &[Precondition]) -> Result<(), Refusal> {
+        let conflicts = self.conflicts(preconditions);
+        if conflicts.is_empty() {
+            return Ok(());
         }
-        if let Ok(slot) = u32::try_from(next) {
-            self.tcp_slots.insert(key, slot);
+        let mut refusal = Refusal::of(RefusalCode::Precondition);
+        refusal.0.conflicts = conflicts;
+        Err(refusal)
+    }
+
+    /// Two kinds mean something to the state itself, by their name alone.
+    fn resource_created(&mut self, key: &Key, now_unix_ms: i64) {
+        match key.kind.as_str() {
+            CLUSTER => self.cluster_declared(&key.name),
+            SERVICE_EXPORT => {
+                self.slots.operator_exports(&(key.namespace.clone(), key.name.clone()), true, now_unix_ms);
+            }
+            _ => {}
         }
     }
 
-    fn register_gateway(&mut self, register: RegisterGateway) -> Result<Answer, Refusal> {
-        let RegisterGateway { cluster, name, spiffe_id, addresses, workers } = register;
-        if let Some(problem) = label_problem("cluster", &cluster).or(label_problem("gateway", &name)) {
-            return Err(Refusal::one(RefusalKind::Malformed, problem));
+    fn resource_deleted(&mut self, key: &Key, now_unix_ms: i64) {
+        match key.kind.as_str() {
+            CLUSTER => self.forget_cluster(&key.name, now_unix_ms),
+            SERVICE_EXPORT => {
+                self.slots.operator_exports(&(key.namespace.clone(), key.name.clone()), false, now_unix_ms);
+            }
+            _ => {}
         }
-        if self.deleted_clusters.contains(&cluster) {
-            return Err(Refusal::one(RefusalKind::NotFound, format!("cluster {cluster} was deleted")));
-        }
-        let gateway = Gateway { spiffe_id, addresses: addresses.unwrap_or_default(), workers };
-        let key = (cluster, name);
-        if self.gateways.get(&key) == Some(&gateway) {
-            return Ok(Answer::Done(Done {}));
-        }
-        if self.gateways.len() >= GATEWAYS_MAX && !self.gateways.contains_key(&key) {
-            return Err(Refusal::one(RefusalKind::Full, format!("a federation holds at most {GATEWAYS_MAX} gateways")));
-        }
-        self.revision += 1;
-        self.gateways.insert(key, gateway);
-        Ok(Answer::Done(Done {}))
     }
 
     fn ca_init(&mut self, ca: CaInit) -> Result<Answer, Refusal> {
-        match &self.ca {
+        match self.ca.as_deref() {
             Some(present) if *present == ca => Ok(Answer::Done(Done {})),
-            Some(_) => Err(Refusal::one(RefusalKind::Conflict, "this federation already has another authority")),
+            Some(_) => Err(Refusal::of(RefusalCode::OtherAuthority)),
             None => {
+                self.format_version = self.format_version.max(ca.founded_format);
                 self.revision += 1;
-                self.ca = Some(ca);
+                self.ca = Some(Arc::new(ca));
                 Ok(Answer::Done(Done {}))
             }
         }
     }
 
-    fn token_create(&mut self, create: TokenCreate, now_unix_ms: i64) -> Result<Answer, Refusal> {
-        let secret = secret_key(&create.secret_sha256)?;
-        let problem = label_problem("cluster", &create.cluster).or(label_problem(role_name(create.role), &create.name));
-        if let Some(problem) = problem {
-            return Err(Refusal::one(RefusalKind::Malformed, problem));
-        }
-        if self.tokens.contains_key(&secret) {
-            return Err(Refusal::one(RefusalKind::Conflict, "a token with this secret exists"));
-        }
-        self.tokens.retain(|_, token| token.expires_unix_ms.saturating_add(TOKEN_RETENTION_MS) > now_unix_ms);
-        if self.tokens.len() >= TOKENS_MAX {
-            return Err(Refusal::one(RefusalKind::Full, format!("at most {TOKENS_MAX} tokens are kept")));
-        }
-        let TokenCreate { cluster, role, name, ttl_ms, .. } = create;
-        let expires_unix_ms = now_unix_ms.saturating_add(ttl_ms.max(0));
-        self.tokens.insert(secret, Token { cluster, role, name, expires_unix_ms, used: None });
-        Ok(Answer::Done(Done {}))
-    }
-
-    fn token_consume(&mut self, consume: &TokenConsume, now_unix_ms: i64) -> Result<Answer, Refusal> {
-        let secret = secret_key(&consume.secret_sha256)?;
-        let Some(token) = self.tokens.get_mut(&secret) else {
-            return Err(Refusal::one(RefusalKind::TokenUnknown, "this join token is unknown here"));
-        };
-        if let Some(used) = &token.used {
-            let reason = format!("this join token was already used by {} at {}", used.by, utc(used.unix_ms));
-            return Err(Refusal::one(RefusalKind::TokenUsed, reason));
-        }
-        if now_unix_ms >= token.expires_unix_ms {
-            let reason = format!("this join token expired at {}", utc(token.expires_unix_ms));
-            return Err(Refusal::one(RefusalKind::TokenExpired, reason));
-        }
-        let by = format!("/cluster/{}/{}/{}", token.cluster, role_name(token.role), token.name);
-        token.used = Some(TokenUse { unix_ms: now_unix_ms, by });
-        Ok(Answer::Consumed(Consumed { cluster: token.cluster.clone(), role: token.role, name: token.name.clone() }))
-    }
-
     fn record_issued(&mut self, records: RecordIssued) -> Answer {
-        self.issued.extend(records.certificates);
-        let excess = self.issued.len().saturating_sub(ISSUED_MAX);
-        self.issued.drain(..excess);
+        self.issued.extend(records.certificates.into_iter().map(Arc::new));
+        while self.issued.len() > ISSUED_MAX {
+            self.issued.pop_front();
+        }
+        Answer::Done(Done {})
+    }
+
+    fn raise_format(&mut self, raise: RaiseFormat) -> Answer {
+        self.format_version = self.format_version.max(raise.format_version);
+        Answer::Done(Done {})
+    }
+
+    fn raise_restore_epoch(&mut self) -> Answer {
+        self.restore_epoch += 1;
+        self.revision += 1;
         Answer::Done(Done {})
     }
 }
 
 /// Why a command changed nothing.
-struct Refusal {
-    kind: RefusalKind,
-    reasons: Vec<String>,
-}
+#[derive(Debug)]
+pub(super) struct Refusal(Refused);
 
 impl Refusal {
-    fn one(kind: RefusalKind, reason: impl Into<String>) -> Self {
-        Self { kind, reasons: vec![reason.into()] }
+    pub(super) fn of(code: RefusalCode) -> Self {
+        Self(Refused { code: code.into(), ..Refused::default() })
+    }
+
+    /// A bound is reached.
+    pub(super) fn full(code: RefusalCode, bound: usize) -> Self {
+        Self(Refused { code: code.into(), bound: u64::try_from(bound).unwrap_or(u64::MAX), ..Refused::default() })
+    }
+
+    pub(super) fn about(self, subject: &str) -> Self {
+        Self(Refused { subject: subject.to_owned(), ..self.0 })
+    }
+
+    pub(super) fn at(self, unix_ms: i64) -> Self {
+        Self(Refused { at_unix_ms: unix_ms, ..self.0 })
     }
 }
 
-/// Word for a role in SPIFFE paths and messages.
-pub(crate) fn role_name(role: i32) -> &'static str {
-    match v1::JoinRole::try_from(role) {
-        Ok(v1::JoinRole::Agent) => "agent",
-        Ok(v1::JoinRole::Gateway) => "gateway",
-        Ok(v1::JoinRole::Unspecified) | Err(_) => "unspecified",
-    }
-}
-
-/// Drops what is soft state: counts live in the agent's session.
-pub(crate) fn strip_counts(service: &mut v1::ServiceReport) {
-    service.ready = 0;
-    service.total = 0;
-    service.unknown = 0;
-    service.last_failure = None;
-    service.versions.sort();
-    service.versions.dedup();
-}
-
-/// RFC 3339 text of a Unix time in milliseconds.
-fn utc(unix_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(unix_ms).map_or_else(|_| format!("{unix_ms} ms"), |at| at.to_string())
-}
-
-fn secret_key(sha256: &[u8]) -> Result<[u8; 32], Refusal> {
-    <[u8; 32]>::try_from(sha256)
-        .map_err(|_| Refusal::one(RefusalKind::Malformed, "the hash of a token's secret has 32 bytes"))
-}
-
+/// Over what the client asked for; what the proposer's admission read may differ between two tries.
 fn fingerprint(action: &Action) -> [u8; 32] {
     let mut bytes = Vec::new();
-    action.encode(&mut bytes);
+    match action {
+        Action::ApplyResources(apply) => {
+            Action::ApplyResources(ApplyResources { admitted_revision: None, ..apply.clone() }).encode(&mut bytes);
+        }
+        other => other.encode(&mut bytes),
+    }
     sha256(&bytes)
 }
 
-fn change(key: &ResourceKey, what: &str) -> v1::Change {
-    v1::Change {
-        kind: key.kind.to_string(),
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        what: what.to_owned(),
-    }
-}
-
-fn display_key(key: &v1::ResourceKey) -> String {
-    if key.namespace.is_empty() {
-        format!("{} {}", key.kind, key.name)
-    } else {
-        format!("{} {}/{}", key.kind, key.namespace, key.name)
-    }
-}
-
+pub(super) const CLUSTER: &str = "Cluster";
+pub(super) const SERVICE_EXPORT: &str = "ServiceExport";
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 100_000;
-const SERVICES_PER_CLUSTER_MAX: usize = 10_000;
-const GATEWAYS_MAX: usize = 100_000;
-/// TCP ports 16000 and up of a gateway; beyond this the range would run into the ephemeral ports (32768).
-const TCP_SLOTS_MAX: usize = 16_000;
-const TOKENS_MAX: usize = 10_000;
-/// A used or expired token stays listed for a week, so that `token list` and refusals can say what became of it.
-const TOKEN_RETENTION_MS: i64 = 7 * 24 * 3_600 * 1_000;
+/// A thousand gateways that renew twice a day fill it in five days.
 const ISSUED_MAX: usize = 10_000;

@@ -1,12 +1,16 @@
 //! Outcomes of recent requests, so that a retry gets the answer of the first try and commits nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use imbl::OrdMap;
 
 /// A window over the last requests, bounded in number and in bytes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Dedup {
-    outcomes: BTreeMap<RequestKey, Remembered>,
-    order: VecDeque<RequestKey>,
+    /// With the place of each in `order`.
+    outcomes: OrdMap<RequestKey, (u64, Arc<Remembered>)>,
+    order: OrdMap<u64, RequestKey>,
+    next: u64,
     bytes: usize,
 }
 
@@ -28,28 +32,41 @@ pub(super) struct Remembered {
 
 impl Dedup {
     pub(super) fn get(&self, key: &RequestKey) -> Option<&Remembered> {
-        self.outcomes.get(key)
+        self.outcomes.get(key).map(|(_, remembered)| &**remembered)
     }
 
     /// Remembers an outcome and forgets the oldest ones beyond the bounds.
     pub(super) fn insert(&mut self, key: RequestKey, remembered: Remembered) {
         self.bytes += cost(&key, &remembered);
-        if let Some(old) = self.outcomes.insert(key.clone(), remembered) {
+        let place = self.next;
+        self.next += 1;
+        if let Some((before, old)) = self.outcomes.insert(key.clone(), (place, Arc::new(remembered))) {
             self.bytes -= cost(&key, &old);
-        } else {
-            self.order.push_back(key);
+            self.order.remove(&before);
         }
+        self.order.insert(place, key);
         while self.order.len() > OUTCOMES_MAX || (self.bytes > BYTES_MAX && self.order.len() > 1) {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(gone) = self.outcomes.remove(&oldest) {
-                self.bytes -= cost(&oldest, &gone);
+            let Some((oldest, key)) = self.order.get_min().cloned() else { break };
+            self.order.remove(&oldest);
+            if let Some((_, gone)) = self.outcomes.remove(&key) {
+                self.bytes -= cost(&key, &gone);
             }
         }
     }
 
     /// Oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&RequestKey, &Remembered)> {
-        self.order.iter().filter_map(|key| self.outcomes.get_key_value(key))
+        self.order
+            .values()
+            .filter_map(|key| self.outcomes.get_key_value(key))
+            .map(|(key, (_, remembered))| (key, &**remembered))
+    }
+}
+
+/// Places count from another beginning after a restore; what follows what is all that matters.
+impl PartialEq for Dedup {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
     }
 }
 

@@ -1,21 +1,25 @@
-//! The state as bytes: `magic | sha256(body) | body`, body being one prost message.
+//! The state as bytes: `magic | sha256(body) | body`, body being one [`Image`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use archipelago_model::resource::Resource;
-use archipelago_proto::v1;
+use archipelago_proto::log::v1::{self as log, Envelope, Image, StoredOutcome, StoredResource, StoredToken, TcpSlot};
 use prost::Message;
 
 use super::{
-    command::{CaInit, IssuedRecord},
+    apply::SERVICE_EXPORT,
+    command::{RegisterGateway, ReportExports},
     dedup::{Dedup, Remembered, RequestKey},
-    state::{Gateway, Meta, State, Token, TokenUse},
+    fleet::tcp_services,
+    format,
+    slots::{Slot, Slots, WantChange},
+    state::{DeletedCluster, Gateway, State, Stored, Token},
+    tokens::Tokens,
 };
-use crate::ca::sha256;
+use crate::digest::sha256;
 
 /// Encodes the whole state. Equal states give equal bytes: every map in it is ordered.
 pub(super) fn encode(state: &State) -> Vec<u8> {
-    let body = Image::from(state).encode_to_vec();
+    let body = image(state).encode_to_vec();
     let mut bytes = Vec::with_capacity(MAGIC.len() + 32 + body.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&sha256(&body));
@@ -23,17 +27,28 @@ pub(super) fn encode(state: &State) -> Vec<u8> {
     bytes
 }
 
-/// The inverse of [`encode`].
+/// The inverse of [`encode`], for formats up to `supported`.
 ///
 /// # Errors
-/// The bytes are not a state image, or are damaged.
-pub(super) fn decode(bytes: &[u8]) -> Result<State, ImageError> {
+/// The bytes are no state image, are damaged, or hold what this version does not know.
+pub(super) fn decode(bytes: &[u8], supported: u32) -> Result<State, ImageError> {
+    if bytes.starts_with(MAGIC_BEFORE_FORMATS) {
+        return Err(ImageError::BeforeFormats);
+    }
     let body = bytes.strip_prefix(MAGIC).ok_or(ImageError::Foreign)?;
     let (hash, body) = body.split_at_checked(32).ok_or(ImageError::Foreign)?;
     if sha256(body) != hash {
         return Err(ImageError::Damaged);
     }
-    State::try_from(Image::decode(body)?)
+    let Envelope { format_version } = Envelope::decode(body)?;
+    if format_version > supported {
+        return Err(ImageError::Format { format_version, supported });
+    }
+    let image = Image::decode(body)?;
+    if image.encoded_len() != body.len() {
+        return Err(ImageError::Field);
+    }
+    state(image)
 }
 
 /// Why bytes are no state.
@@ -41,253 +56,186 @@ pub(super) fn decode(bytes: &[u8]) -> Result<State, ImageError> {
 pub(super) enum ImageError {
     #[error("not a snapshot of this control plane's state")]
     Foreign,
+    #[error(
+        "the state was written by a version from before log formats, which cannot be upgraded: found a new federation"
+    )]
+    BeforeFormats,
     #[error("the snapshot is damaged: its hash does not match")]
     Damaged,
+    #[error(
+        "the state is of format {format_version}, this version knows formats up to {supported}: run a newer version"
+    )]
+    Format { format_version: u32, supported: u32 },
+    #[error("the state holds what this version does not know: run a newer version")]
+    Field,
     #[error("the snapshot cannot be decoded: {0}")]
     Decode(#[from] prost::DecodeError),
     #[error("the snapshot holds what is not valid: {0}")]
-    Invalid(String),
+    Invalid(&'static str),
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Image {
-    #[prost(uint64, tag = "1")]
-    revision: u64,
-    #[prost(message, repeated, tag = "2")]
-    resources: Vec<ResourceImage>,
-    #[prost(string, repeated, tag = "3")]
-    deleted_clusters: Vec<String>,
-    #[prost(message, repeated, tag = "4")]
-    reports: Vec<ReportImage>,
-    #[prost(message, repeated, tag = "5")]
-    gateways: Vec<GatewayImage>,
-    #[prost(message, repeated, tag = "6")]
-    tcp_slots: Vec<SlotImage>,
-    #[prost(message, optional, tag = "7")]
-    ca: Option<CaInit>,
-    #[prost(message, repeated, tag = "8")]
-    tokens: Vec<TokenImage>,
-    #[prost(message, repeated, tag = "9")]
-    issued: Vec<IssuedRecord>,
-    #[prost(message, repeated, tag = "10")]
-    outcomes: Vec<OutcomeImage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ResourceImage {
-    #[prost(string, tag = "1")]
-    json: String,
-    #[prost(uint64, tag = "2")]
-    created_revision: u64,
-    #[prost(uint64, tag = "3")]
-    modified_revision: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ReportImage {
-    #[prost(string, tag = "1")]
-    cluster: String,
-    #[prost(message, repeated, tag = "2")]
-    services: Vec<v1::ServiceReport>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GatewayImage {
-    #[prost(string, tag = "1")]
-    cluster: String,
-    #[prost(string, tag = "2")]
-    name: String,
-    #[prost(string, tag = "3")]
-    spiffe_id: String,
-    #[prost(message, optional, tag = "4")]
-    addresses: Option<v1::GatewayAddresses>,
-    #[prost(uint32, tag = "5")]
-    workers: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SlotImage {
-    #[prost(string, tag = "1")]
-    namespace: String,
-    #[prost(string, tag = "2")]
-    name: String,
-    #[prost(uint32, tag = "3")]
-    slot: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TokenImage {
-    #[prost(bytes = "vec", tag = "1")]
-    secret_sha256: Vec<u8>,
-    #[prost(string, tag = "2")]
-    cluster: String,
-    #[prost(int32, tag = "3")]
-    role: i32,
-    #[prost(string, tag = "4")]
-    name: String,
-    #[prost(int64, tag = "5")]
-    expires_unix_ms: i64,
-    #[prost(message, optional, tag = "6")]
-    used: Option<UseImage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct UseImage {
-    #[prost(int64, tag = "1")]
-    unix_ms: i64,
-    #[prost(string, tag = "2")]
-    by: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct OutcomeImage {
-    #[prost(string, tag = "1")]
-    actor: String,
-    #[prost(string, tag = "2")]
-    request_id: String,
-    #[prost(bytes = "vec", tag = "3")]
-    fingerprint: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    outcome: Vec<u8>,
-}
-
-impl From<&State> for Image {
-    fn from(state: &State) -> Self {
-        Self {
-            revision: state.revision,
-            resources: state
-                .meta
-                .values()
-                .map(|meta| ResourceImage {
-                    json: meta.json.clone(),
-                    created_revision: meta.created_revision,
-                    modified_revision: meta.modified_revision,
-                })
-                .collect(),
-            deleted_clusters: state.deleted_clusters.iter().cloned().collect(),
-            reports: state
-                .reports
-                .iter()
-                .map(|(cluster, services)| ReportImage { cluster: cluster.clone(), services: services.clone() })
-                .collect(),
-            gateways: state
-                .gateways
-                .iter()
-                .map(|((cluster, name), gateway)| GatewayImage {
-                    cluster: cluster.clone(),
-                    name: name.clone(),
-                    spiffe_id: gateway.spiffe_id.clone(),
-                    addresses: Some(gateway.addresses.clone()),
-                    workers: gateway.workers,
-                })
-                .collect(),
-            tcp_slots: state
-                .tcp_slots
-                .iter()
-                .map(|((namespace, name), slot)| SlotImage {
-                    namespace: namespace.clone(),
-                    name: name.clone(),
-                    slot: *slot,
-                })
-                .collect(),
-            ca: state.ca.clone(),
-            tokens: state
-                .tokens
-                .iter()
-                .map(|(secret, token)| TokenImage {
-                    secret_sha256: secret.to_vec(),
-                    cluster: token.cluster.clone(),
-                    role: token.role,
-                    name: token.name.clone(),
-                    expires_unix_ms: token.expires_unix_ms,
-                    used: token.used.as_ref().map(|used| UseImage { unix_ms: used.unix_ms, by: used.by.clone() }),
-                })
-                .collect(),
-            issued: state.issued.iter().cloned().collect(),
-            outcomes: state
-                .dedup
-                .iter()
-                .map(|(key, remembered)| OutcomeImage {
-                    actor: key.actor.clone(),
-                    request_id: key.request_id.clone(),
-                    fingerprint: remembered.fingerprint.to_vec(),
-                    outcome: remembered.outcome.clone(),
-                })
-                .collect(),
-        }
+fn image(state: &State) -> Image {
+    let State {
+        format_version,
+        restore_epoch,
+        revision,
+        fleet,
+        policy_revision,
+        resources,
+        deleted_clusters,
+        reports,
+        gateways,
+        slots,
+        ca,
+        tokens,
+        issued,
+        dedup,
+    } = state;
+    Image {
+        format_version: *format_version,
+        restore_epoch: *restore_epoch,
+        revision: *revision,
+        fleet: *fleet,
+        policy_revision: *policy_revision,
+        resources: resources
+            .iter()
+            .map(|(key, stored)| StoredResource {
+                key: Some(key.clone().into()),
+                canonical: stored.canonical.clone(),
+                created_revision: stored.created_revision,
+                modified_revision: stored.modified_revision,
+            })
+            .collect(),
+        deleted_clusters: deleted_clusters
+            .iter()
+            .map(|(cluster, deleted)| log::DeletedCluster {
+                cluster: cluster.clone(),
+                deleted_unix_ms: deleted.deleted_unix_ms,
+                recreated: deleted.recreated,
+            })
+            .collect(),
+        reports: reports
+            .iter()
+            .map(|(cluster, services)| ReportExports { cluster: cluster.clone(), services: services.to_vec() })
+            .collect(),
+        gateways: gateways
+            .iter()
+            .map(|((cluster, name), gateway)| RegisterGateway {
+                cluster: cluster.clone(),
+                name: name.clone(),
+                spiffe_id: gateway.spiffe_id.clone(),
+                addresses: Some(gateway.addresses.clone()),
+                workers: gateway.workers,
+            })
+            .collect(),
+        tcp_slots: slots
+            .held()
+            .map(|((namespace, name), slot)| TcpSlot {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                slot: slot.slot,
+                cluster: slot.cluster.clone(),
+                freed_unix_ms: slot.freed_unix_ms,
+            })
+            .collect(),
+        ca: ca.as_deref().cloned(),
+        tokens: tokens
+            .all()
+            .iter()
+            .map(|(secret, token)| StoredToken {
+                secret_sha256: secret.to_vec(),
+                cluster: token.cluster.clone(),
+                role: token.role,
+                name: token.name.clone(),
+                expires_unix_ms: token.expires_unix_ms,
+                used_unix_ms: token.used_unix_ms,
+            })
+            .collect(),
+        issued: issued.iter().map(|record| (**record).clone()).collect(),
+        outcomes: dedup
+            .iter()
+            .map(|(key, remembered)| StoredOutcome {
+                actor: key.actor.clone(),
+                request_id: key.request_id.clone(),
+                fingerprint: remembered.fingerprint.to_vec(),
+                outcome: remembered.outcome.clone(),
+            })
+            .collect(),
     }
 }
 
-impl TryFrom<Image> for State {
-    type Error = ImageError;
-
-    fn try_from(image: Image) -> Result<Self, ImageError> {
-        let mut resources = BTreeMap::new();
-        let mut meta = BTreeMap::new();
-        for stored in image.resources {
-            let resource = Resource::from_json(&stored.json).map_err(|error| ImageError::Invalid(error.to_string()))?;
-            let key = resource.key();
-            resources.insert(key.clone(), resource);
-            meta.insert(
-                key,
-                Meta {
-                    json: stored.json,
-                    created_revision: stored.created_revision,
-                    modified_revision: stored.modified_revision,
-                },
-            );
-        }
-        let mut tokens = BTreeMap::new();
-        for token in image.tokens {
-            let secret = hash(&token.secret_sha256)?;
-            let used = token.used.map(|used| TokenUse { unix_ms: used.unix_ms, by: used.by });
-            tokens.insert(
-                secret,
-                Token {
-                    cluster: token.cluster,
-                    role: token.role,
-                    name: token.name,
-                    expires_unix_ms: token.expires_unix_ms,
-                    used,
-                },
-            );
-        }
-        let mut dedup = Dedup::default();
-        for outcome in image.outcomes {
-            let fingerprint = hash(&outcome.fingerprint)?;
-            let key = RequestKey { actor: outcome.actor, request_id: outcome.request_id };
-            dedup.insert(key, Remembered { fingerprint, outcome: outcome.outcome });
-        }
-        Ok(Self {
-            revision: image.revision,
-            resources,
-            meta,
-            deleted_clusters: image.deleted_clusters.into_iter().collect::<BTreeSet<_>>(),
-            reports: image.reports.into_iter().map(|report| (report.cluster, report.services)).collect(),
-            gateways: image
-                .gateways
-                .into_iter()
-                .map(|gateway| {
-                    let record = Gateway {
-                        spiffe_id: gateway.spiffe_id,
-                        addresses: gateway.addresses.unwrap_or_default(),
-                        workers: gateway.workers,
-                    };
-                    ((gateway.cluster, gateway.name), record)
-                })
-                .collect(),
-            tcp_slots: image.tcp_slots.into_iter().map(|slot| ((slot.namespace, slot.name), slot.slot)).collect(),
-            ca: image.ca,
-            tokens,
-            issued: image.issued.into_iter().collect(),
-            dedup,
-        })
+fn state(image: Image) -> Result<State, ImageError> {
+    let mut state = State {
+        format_version: image.format_version.max(format::BASE),
+        restore_epoch: image.restore_epoch,
+        revision: image.revision,
+        fleet: image.fleet,
+        policy_revision: image.policy_revision,
+        ca: image.ca.map(Arc::new),
+        issued: image.issued.into_iter().map(Arc::new).collect(),
+        ..State::default()
+    };
+    for stored in image.resources {
+        let StoredResource { key, canonical, created_revision, modified_revision } = stored;
+        let key = key.ok_or(ImageError::Invalid("a resource without a key"))?;
+        state.resources.insert(key.into(), Arc::new(Stored { canonical, created_revision, modified_revision }));
     }
+    for deleted in image.deleted_clusters {
+        let log::DeletedCluster { cluster, deleted_unix_ms, recreated } = deleted;
+        state.deleted_clusters.insert(cluster, DeletedCluster { deleted_unix_ms, recreated });
+    }
+    for report in image.reports {
+        state.reports.insert(report.cluster, Arc::new(report.services));
+    }
+    for gateway in image.gateways {
+        let RegisterGateway { cluster, name, spiffe_id, addresses, workers } = gateway;
+        let gateway = Gateway { spiffe_id, addresses: addresses.unwrap_or_default(), workers };
+        state.gateways.insert((cluster, name), Arc::new(gateway));
+    }
+    state.slots = slots(image.tcp_slots, &state);
+    state.tokens = tokens(image.tokens)?;
+    state.dedup = outcomes(image.outcomes)?;
+    Ok(state)
+}
+
+fn slots(held: Vec<TcpSlot>, state: &State) -> Slots {
+    let mut slots = Slots::default();
+    for TcpSlot { namespace, name, slot, cluster, freed_unix_ms } in held {
+        slots.restore_held((namespace, name), Slot { slot, cluster, freed_unix_ms });
+    }
+    for key in state.resources.keys().filter(|key| key.kind == SERVICE_EXPORT) {
+        slots.restore_want(&(key.namespace.clone(), key.name.clone()), WantChange::Operator);
+    }
+    for (cluster, services) in &state.reports {
+        for (name, exported) in tcp_services(services) {
+            slots.restore_want(&name, WantChange::Reported { cluster, exported });
+        }
+    }
+    slots
+}
+
+fn tokens(stored: Vec<StoredToken>) -> Result<Tokens, ImageError> {
+    let mut tokens = Tokens::default();
+    for token in stored {
+        let StoredToken { secret_sha256, cluster, role, name, expires_unix_ms, used_unix_ms } = token;
+        tokens.insert(hash(&secret_sha256)?, Token { cluster, role, name, expires_unix_ms, used_unix_ms });
+    }
+    Ok(tokens)
+}
+
+fn outcomes(stored: Vec<StoredOutcome>) -> Result<Dedup, ImageError> {
+    let mut dedup = Dedup::default();
+    for StoredOutcome { actor, request_id, fingerprint, outcome } in stored {
+        let fingerprint = hash(&fingerprint)?;
+        dedup.insert(RequestKey { actor, request_id }, Remembered { fingerprint, outcome });
+    }
+    Ok(dedup)
 }
 
 fn hash(bytes: &[u8]) -> Result<[u8; 32], ImageError> {
-    <[u8; 32]>::try_from(bytes).map_err(|_| ImageError::Invalid("a hash of another length".to_owned()))
+    <[u8; 32]>::try_from(bytes).map_err(|_| ImageError::Invalid("a hash of another length"))
 }
 
-/// Format 1. A change of format is a new magic and a decoder for both.
-const MAGIC: &[u8] = b"archipelago-state-1\n";
+/// Of the container; what is inside says its format itself.
+const MAGIC: &[u8] = b"archipelago-image-1\n";
+const MAGIC_BEFORE_FORMATS: &[u8] = b"archipelago-state-1\n";

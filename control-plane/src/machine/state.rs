@@ -1,44 +1,70 @@
 //! The state that every member holds, and how it is read.
+//!
+//! All maps are persistent: a clone costs nothing, and a change costs what it changes. So a reader takes a clone and works
+//! on it as long as it likes, and a checkpoint is one too.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{fmt, sync::Arc};
 
-use archipelago_model::{
-    compile::{FederationState, GatewayRecord},
-    resource::{Resource, ResourceKey},
-};
-use archipelago_proto::v1;
+use archipelago_model::{resource, version::Version};
+use bytes::Bytes;
+use imbl::{OrdMap, Vector};
 
 use super::{
-    command::{CaInit, IssuedRecord, Outcome},
+    command::{self, CaInit, IssuedRecord, Outcome, ReportedService},
     dedup::{Dedup, RequestKey},
+    format,
+    slots::Slots,
+    tokens::Tokens,
 };
 
 /// Everything the federation agrees on.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct State {
+    pub(super) format_version: u32,
+    pub(super) restore_epoch: u64,
     pub(super) revision: u64,
-    pub(super) resources: BTreeMap<ResourceKey, Resource>,
-    pub(super) meta: BTreeMap<ResourceKey, Meta>,
-    /// Clusters whose `Cluster` resource was deleted and not created again: their gateways are not registered.
-    pub(super) deleted_clusters: BTreeSet<String>,
-    pub(super) reports: BTreeMap<String, Vec<v1::ServiceReport>>,
-    pub(super) gateways: BTreeMap<(String, String), Gateway>,
-    pub(super) tcp_slots: BTreeMap<(String, String), u32>,
-    pub(super) ca: Option<CaInit>,
-    pub(super) tokens: BTreeMap<[u8; 32], Token>,
-    pub(super) issued: VecDeque<IssuedRecord>,
+    pub(super) fleet: u64,
+    pub(super) policy_revision: u64,
+    pub(super) resources: OrdMap<Key, Arc<Stored>>,
+    pub(super) deleted_clusters: OrdMap<String, DeletedCluster>,
+    pub(super) reports: OrdMap<String, Arc<Vec<ReportedService>>>,
+    pub(super) gateways: OrdMap<(String, String), Arc<Gateway>>,
+    pub(super) slots: Slots,
+    pub(super) ca: Option<Arc<CaInit>>,
+    pub(super) tokens: Tokens,
+    pub(super) issued: Vector<Arc<IssuedRecord>>,
     pub(super) dedup: Dedup,
 }
 
-/// What is kept beside a resource.
+/// What identifies a resource. Its kind is a word: members keep kinds that they do not know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// As it is written in a file.
+    pub kind: String,
+    /// Empty for kinds without a namespace.
+    pub namespace: String,
+    /// Unique within kind and namespace.
+    pub name: String,
+}
+
+/// A resource as it is kept: opaque, with its revisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meta {
-    /// Canonical JSON.
-    pub json: String,
+pub struct Stored {
+    /// Canonical form of the whole resource.
+    pub canonical: Bytes,
     /// Revision that created it.
     pub created_revision: u64,
     /// Revision that changed it last.
     pub modified_revision: u64,
+}
+
+/// A cluster whose `Cluster` resource was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletedCluster {
+    /// When, Unix milliseconds.
+    pub deleted_unix_ms: i64,
+    /// A Cluster of this name was created again; what was issued before the deletion stays suspect.
+    pub recreated: bool,
 }
 
 /// A registered gateway.
@@ -47,7 +73,7 @@ pub struct Gateway {
     /// Identity it proved.
     pub spiffe_id: String,
     /// Where it listens.
-    pub addresses: v1::GatewayAddresses,
+    pub addresses: command::GatewayAddresses,
     /// Worker count.
     pub workers: u32,
 }
@@ -57,83 +83,91 @@ pub struct Gateway {
 pub struct Token {
     /// Cluster that the holder joins.
     pub cluster: String,
-    /// Encoded [`v1::JoinRole`].
+    /// Encoded [`command::Role`].
     pub role: i32,
     /// Name within the cluster.
     pub name: String,
     /// End of life, Unix milliseconds.
     pub expires_unix_ms: i64,
-    /// Set once it was used.
-    pub used: Option<TokenUse>,
-}
-
-/// The one use of a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenUse {
-    /// When, Unix milliseconds.
-    pub unix_ms: i64,
-    /// SPIFFE path of the identity that was handed out.
-    pub by: String,
+    /// When it was used, Unix milliseconds.
+    pub used_unix_ms: Option<i64>,
 }
 
 impl State {
-    /// The global revision: dense, moving only with what a gateway could care about.
+    /// Where the state stands in the history of the federation.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version { restore_epoch: self.restore_epoch, revision: self.revision, fleet: self.fleet }
+    }
+
+    /// The policy revision.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// All resources.
+    /// Revision of the last write of any resource: what admission reads, and names in its command.
     #[must_use]
-    pub fn resources(&self) -> &BTreeMap<ResourceKey, Resource> {
+    pub fn policy_revision(&self) -> u64 {
+        self.policy_revision
+    }
+
+    /// Format of the log that every member has agreed to.
+    #[must_use]
+    pub fn format_version(&self) -> u32 {
+        self.format_version
+    }
+
+    /// All resources, as they are stored.
+    #[must_use]
+    pub fn resources(&self) -> &OrdMap<Key, Arc<Stored>> {
         &self.resources
     }
 
-    /// Canonical text and revisions of a resource.
+    /// What each cluster's agent reported, sorted by namespace and name.
     #[must_use]
-    pub fn meta(&self, key: &ResourceKey) -> Option<&Meta> {
-        self.meta.get(key)
-    }
-
-    /// What each cluster's agent reported; counts are zero.
-    #[must_use]
-    pub fn reports(&self) -> &BTreeMap<String, Vec<v1::ServiceReport>> {
+    pub fn reports(&self) -> &OrdMap<String, Arc<Vec<ReportedService>>> {
         &self.reports
     }
 
     /// The registry of gateways by (cluster, name). Gateways of deleted clusters are not in it.
     #[must_use]
-    pub fn gateways(&self) -> &BTreeMap<(String, String), Gateway> {
+    pub fn gateways(&self) -> &OrdMap<(String, String), Arc<Gateway>> {
         &self.gateways
     }
 
-    /// Whether the cluster was deleted by an operator.
+    /// Whether the cluster was deleted by an operator, and not created again.
     #[must_use]
     pub fn is_deleted_cluster(&self, cluster: &str) -> bool {
-        self.deleted_clusters.contains(cluster)
+        self.deleted_clusters.get(cluster).is_some_and(|deleted| !deleted.recreated)
     }
 
-    /// TCP port slots by (namespace, name).
+    /// Clusters that were ever deleted, for as long as a certificate from before may live.
     #[must_use]
-    pub fn tcp_slots(&self) -> &BTreeMap<(String, String), u32> {
-        &self.tcp_slots
+    pub fn deleted_clusters(&self) -> &OrdMap<String, DeletedCluster> {
+        &self.deleted_clusters
+    }
+
+    /// Ports of TCP services that are exported now, by (namespace, name).
+    pub fn tcp_slots(&self) -> impl Iterator<Item = (&(String, String), u32)> {
+        self.slots.held().filter(|(_, slot)| slot.freed_unix_ms.is_none()).map(|(name, slot)| (name, slot.slot))
     }
 
     /// The authority, once installed.
     #[must_use]
-    pub fn ca(&self) -> Option<&CaInit> {
+    pub fn ca(&self) -> Option<&Arc<CaInit>> {
         self.ca.as_ref()
     }
 
     /// Tokens by the SHA-256 of their secret.
     #[must_use]
-    pub fn tokens(&self) -> &BTreeMap<[u8; 32], Token> {
-        &self.tokens
+    pub fn tokens(&self) -> &OrdMap<[u8; 32], Token> {
+        self.tokens.all()
     }
 
     /// Recently issued certificates, oldest first.
     #[must_use]
-    pub fn issued(&self) -> &VecDeque<IssuedRecord> {
+    pub fn issued(&self) -> &Vector<Arc<IssuedRecord>> {
         &self.issued
     }
 
@@ -144,30 +178,53 @@ impl State {
         let remembered = self.dedup.get(&key)?;
         prost::Message::decode(remembered.outcome.as_slice()).ok()
     }
+}
 
-    /// What the policy compiler reads.
-    #[must_use]
-    pub fn federation(&self) -> FederationState {
-        let (trust_domain, bundle_der) = match &self.ca {
-            Some(ca) => (ca.trust_domain.clone(), vec![ca.root_der.clone()]),
-            None => (String::new(), Vec::new()),
-        };
-        let gateways = self
-            .gateways
-            .iter()
-            .map(|(key, gateway)| {
-                let record =
-                    GatewayRecord { spiffe_id: gateway.spiffe_id.clone(), addresses: gateway.addresses.clone() };
-                (key.clone(), record)
-            })
-            .collect();
-        FederationState {
-            trust_domain,
-            bundle_der,
-            resources: self.resources.clone(),
-            reports: self.reports.clone(),
-            gateways,
-            tcp_slots: self.tcp_slots.clone(),
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            format_version: format::BASE,
+            restore_epoch: 0,
+            revision: 0,
+            fleet: 0,
+            policy_revision: 0,
+            resources: OrdMap::default(),
+            deleted_clusters: OrdMap::default(),
+            reports: OrdMap::default(),
+            gateways: OrdMap::default(),
+            slots: Slots::default(),
+            ca: None,
+            tokens: Tokens::default(),
+            issued: Vector::default(),
+            dedup: Dedup::default(),
         }
+    }
+}
+
+impl From<command::ResourceKey> for Key {
+    fn from(key: command::ResourceKey) -> Self {
+        let command::ResourceKey { kind, namespace, name } = key;
+        Self { kind, namespace, name }
+    }
+}
+
+impl From<Key> for command::ResourceKey {
+    fn from(key: Key) -> Self {
+        let Key { kind, namespace, name } = key;
+        Self { kind, namespace, name }
+    }
+}
+
+impl From<&resource::ResourceKey> for Key {
+    fn from(key: &resource::ResourceKey) -> Self {
+        Self { kind: key.kind.to_string(), namespace: key.namespace.clone(), name: key.name.clone() }
+    }
+}
+
+/// `TrafficSplit shop/checkout`.
+impl fmt::Display for Key {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name } = self;
+        if namespace.is_empty() { write!(out, "{kind} {name}") } else { write!(out, "{kind} {namespace}/{name}") }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     send::{BATCH_BYTES_MAX, CHUNK_BYTES},
     travels,
 };
-use crate::{ca::sha256, machine::Machine};
+use crate::{digest::sha256, machine::Machine};
 
 /// The gRPC service of the peer port.
 pub(crate) struct RaftService {

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::LateHandle;
-use crate::{ca::sha256, metrics::Metrics};
+use crate::{digest::sha256, metrics::Metrics};
 
 /// Queues towards one peer.
 pub(super) struct Lane {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::journal::Journal;
 use self::progress::AckView;
-use crate::{consensus::unix_ms, machine::Published};
+use crate::{consensus::unix_ms, published::Published};
 
 /// All sessions this member knows of.
 #[derive(Debug)]
@@ -534,14 +534,13 @@ const ACK_LOGS_MAX: usize = 100_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Machine;
 
     fn hello(cluster: &str, gateway: &str) -> GatewayHello {
         GatewayHello { cluster: cluster.into(), gateway: gateway.into(), ..Default::default() }
     }
 
     fn sessions(node_id: u64) -> Arc<Sessions> {
-        Arc::new(Sessions::new(node_id, Machine::new().1))
+        Arc::new(Sessions::new(node_id, Arc::new(Published::new())))
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl ControlPlane {
     }
 
     pub(crate) async fn get(&self, id: u64, name: &str) -> Result<GetResponse, Status> {
-        let request = GetRequest { kind: String::new(), namespace: String::new(), name: name.to_owned(), stale: false };
+        let request = GetRequest { name: name.to_owned(), ..GetRequest::default() };
         Ok(ResourcesClient::new(self.channel(id).await?).get(request).await?.into_inner())
     }
 
@@ -169,6 +169,7 @@ impl ControlPlane {
             documents: vec![Document { file: "test.yaml".to_owned(), text: text.to_owned() }],
             dry_run: false,
             request_id: request_id.to_owned(),
+            ..ApplyRequest::default()
         };
         Ok(ResourcesClient::new(self.channel(id).await?).apply(request).await?.into_inner())
     }

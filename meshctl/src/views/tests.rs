@@ -190,7 +190,7 @@ fn commit() -> v1::ApplyResponse {
             name: "checkout".into(),
             what: "updated".into(),
         }],
-        problems: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -1,0 +1,142 @@
+//! What clusters say of themselves: reports of agents, registrations of gateways; and what a deleted cluster leaves behind.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use prost::Message;
+
+use super::{
+    apply::Refusal,
+    command::{Answer, Done, Protocol, RefusalCode, RegisterGateway, ReportExports, ReportedService},
+    slots,
+    state::{DeletedCluster, Gateway, State},
+};
+
+impl State {
+    /// Whether the state as it is now would refuse this report or registration, so that it need not be proposed at all.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) fn check_report(&self, report: &ReportExports) -> Result<(), Refusal> {
+        self.refuse_deleted(&report.cluster)?;
+        if report.services.len() > SERVICES_PER_CLUSTER_MAX {
+            return Err(Refusal::full(RefusalCode::ServicesFull, SERVICES_PER_CLUSTER_MAX).about(&report.cluster));
+        }
+        if report.encoded_len() > REPORT_BYTES_MAX {
+            return Err(Refusal::full(RefusalCode::ReportTooLarge, REPORT_BYTES_MAX).about(&report.cluster));
+        }
+        Ok(())
+    }
+
+    /// As [`Self::check_report`], for a registration.
+    pub(super) fn check_registration(&self, register: &RegisterGateway) -> Result<(), Refusal> {
+        self.refuse_deleted(&register.cluster)?;
+        let gateway = format!("{}/{}", register.cluster, register.name);
+        if register.encoded_len() > REGISTRATION_BYTES_MAX {
+            return Err(Refusal::full(RefusalCode::RegistrationTooLarge, REGISTRATION_BYTES_MAX).about(&gateway));
+        }
+        if self.gateways.contains_key(&(register.cluster.clone(), register.name.clone())) {
+            return Ok(());
+        }
+        if self.gateways.len() >= GATEWAYS_MAX {
+            return Err(Refusal::full(RefusalCode::GatewaysFull, GATEWAYS_MAX));
+        }
+        if self.gateways_of(&register.cluster).count() >= GATEWAYS_PER_CLUSTER_MAX {
+            return Err(Refusal::full(RefusalCode::GatewaysFull, GATEWAYS_PER_CLUSTER_MAX).about(&register.cluster));
+        }
+        Ok(())
+    }
+
+    pub(super) fn report_exports(&mut self, report: ReportExports, now_unix_ms: i64) -> Result<Answer, Refusal> {
+        self.check_report(&report)?;
+        let ReportExports { cluster, services } = report;
+        let before = self.reports.get(&cluster).cloned();
+        let unchanged = before.as_deref().map_or(services.is_empty(), |before| *before == services);
+        if unchanged {
+            return Ok(Answer::Done(Done {}));
+        }
+        let tcp_before = before.as_deref().map(|services| tcp_services(services)).unwrap_or_default();
+        self.slots.report(&cluster, &tcp_before, &tcp_services(&services), now_unix_ms);
+        self.reports.insert(cluster, Arc::new(services));
+        self.fleet_moved();
+        Ok(Answer::Done(Done {}))
+    }
+
+    pub(super) fn register_gateway(&mut self, register: RegisterGateway) -> Result<Answer, Refusal> {
+        self.check_registration(&register)?;
+        let RegisterGateway { cluster, name, spiffe_id, addresses, workers } = register;
+        let gateway = Gateway { spiffe_id, addresses: addresses.unwrap_or_default(), workers };
+        let key = (cluster, name);
+        if self.gateways.get(&key).map(|known| &**known) == Some(&gateway) {
+            return Ok(Answer::Done(Done {}));
+        }
+        self.gateways.insert(key, Arc::new(gateway));
+        self.fleet_moved();
+        Ok(Answer::Done(Done {}))
+    }
+
+    /// Takes a deleted cluster out of the registry, so that nobody waits for its gateways, sends it traffic, or joins it.
+    pub(super) fn forget_cluster(&mut self, cluster: &str, now_unix_ms: i64) {
+        let gateways: Vec<_> = self.gateways_of(cluster).map(|(key, _)| key.clone()).collect();
+        for key in gateways {
+            self.gateways.remove(&key);
+        }
+        if let Some(services) = self.reports.remove(cluster) {
+            self.slots.report(cluster, &tcp_services(&services), &BTreeMap::new(), now_unix_ms);
+        }
+        self.forget_unspent_tokens(cluster);
+        let horizon = now_unix_ms.saturating_sub(DELETION_RETENTION_MS);
+        self.deleted_clusters = self
+            .deleted_clusters
+            .iter()
+            .filter(|(_, deleted)| deleted.deleted_unix_ms > horizon)
+            .map(|(cluster, deleted)| (cluster.clone(), *deleted))
+            .collect();
+        let deleted = DeletedCluster { deleted_unix_ms: now_unix_ms, recreated: false };
+        self.deleted_clusters.insert(cluster.to_owned(), deleted);
+    }
+
+    /// A Cluster resource of this name exists from now on.
+    pub(super) fn cluster_declared(&mut self, cluster: &str) {
+        if let Some(deleted) = self.deleted_clusters.get_mut(cluster) {
+            deleted.recreated = true;
+        }
+    }
+
+    pub(super) fn refuse_deleted(&self, cluster: &str) -> Result<(), Refusal> {
+        match self.deleted_clusters.get(cluster) {
+            Some(deleted) if !deleted.recreated => {
+                Err(Refusal::of(RefusalCode::ClusterDeleted).about(cluster).at(deleted.deleted_unix_ms))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn gateways_of(&self, cluster: &str) -> impl Iterator<Item = (&(String, String), &Arc<Gateway>)> {
+        self.gateways.range((cluster.to_owned(), String::new())..).take_while(move |((of, _), _)| of == cluster)
+    }
+
+    fn fleet_moved(&mut self) {
+        self.fleet += 1;
+        self.revision += 1;
+    }
+}
+
+/// Name → whether its cluster exports it.
+pub(super) fn tcp_services(services: &[ReportedService]) -> BTreeMap<slots::Name, bool> {
+    services
+        .iter()
+        .filter(|service| service.protocol() == Protocol::Tcp)
+        .map(|service| ((service.namespace.clone(), service.name.clone()), service.exported))
+        .collect()
+}
+
+const SERVICES_PER_CLUSTER_MAX: usize = 10_000;
+/// 10,000 services with names of 60 bytes and a few versions each, twice over.
+const REPORT_BYTES_MAX: usize = 4 * 1024 * 1024;
+const GATEWAYS_MAX: usize = 100_000;
+/// One per node of the largest Kubernetes cluster that its own project supports.
+const GATEWAYS_PER_CLUSTER_MAX: usize = 5_000;
+/// Addresses of 256 workers, ten times over.
+const REGISTRATION_BYTES_MAX: usize = 64 * 1024;
+/// Longer than any certificate of a gateway or an agent may live (90 days).
+const DELETION_RETENTION_MS: i64 = 100 * 24 * 3_600 * 1_000;
