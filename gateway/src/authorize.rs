@@ -5,13 +5,15 @@
 //! when the configuration changes, so that whoever loses its place loses its connections too.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use archipelago_identity::MeshRole;
+use archipelago_identity::revocation::{Revocations, Subject};
 use archipelago_identity::tls::PeerCertificate;
-use archipelago_tunnel::ExtendedConnect;
+use archipelago_tunnel::{ExtendedConnect, Gate};
 use http::{HeaderMap, HeaderName, Method, Request};
 
+use crate::config::snapshot::RevokedSubject;
 use crate::config::{Protocol, Snapshot};
 use crate::proxy::headers::{MESH_HOP, MESH_SERVICE};
 
@@ -221,6 +223,25 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
         | (Kind::ExtendedConnect, _) => return Err(Refusal::Kind),
     }
     Ok(Authorized { service: Arc::clone(&service.key) })
+}
+
+/// The rule by which a worker's tunnels let gateways in and throw them out.
+pub fn gate(snapshot: Arc<Snapshot>) -> Gate {
+    Arc::new(move |peer| admit(&snapshot, peer, SystemTime::now()).map(drop).map_err(Refusal::reason))
+}
+
+/// The revocations of a snapshot, as every TLS configuration of this process follows them.
+pub fn revocations(snapshot: &Snapshot) -> Revocations {
+    let mut revocations = Revocations::default();
+    for revocation in &snapshot.revocations {
+        let subject = match &revocation.subject {
+            RevokedSubject::Identity(id) => Subject::Identity(id.clone()),
+            RevokedSubject::Cluster(cluster) => Subject::Cluster(cluster.to_string()),
+        };
+        let seconds = u64::try_from(revocation.issued_before_unix).unwrap_or(0);
+        revocations.refuse(subject, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    }
+    revocations
 }
 
 fn unix_seconds(at: SystemTime) -> i64 {

@@ -196,6 +196,30 @@ fn asked(method: &str, uri: &str, service: &str, extra: &[(&'static str, &str)])
     request
 }
 
+#[tokio::test]
+async fn a_revoked_gateway_and_one_of_an_undeclared_cluster_are_cut_and_stay_out() {
+    let (mut mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let (_berlin, berlin) = mesh.stranger(mesh.authority.gateway("berlin", "gw-1"), "tokyo");
+    eventually("berlin is refused", async || {
+        berlin.last_error().is_some_and(|error| error.contains("undeclared_cluster"))
+    })
+    .await;
+    let (_paris, paris) = mesh.stranger(mesh.authority.gateway("paris", "gw-9"), "tokyo");
+    eventually("a gateway of paris is in", async || paris.state() == PeerState::Up).await;
+    let waiting = tokio::spawn({
+        let paris = paris.clone();
+        async move { paris.request(asked("GET", "http://checkout.shop/delay/60000", "shop/checkout", &[])).await.map(drop) }
+    });
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    mesh.revoke("spiffe://mesh.test/cluster/paris/gateway/gw-9", now.try_into().unwrap());
+    let began = std::time::Instant::now();
+    mesh.configure(vec![service("checkout", Protocol::Http1, &["paris", "tokyo"], &[])], &[]).await;
+    assert!(waiting.await.unwrap().is_err(), "what was in flight ends");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    eventually("it is refused from now on", async || paris.last_error().is_some()).await;
+    assert_ne!(paris.state(), PeerState::Up);
+}
+
 /// The gateway of a cluster that claims more than it has, at the tunnel of another.
 #[tokio::test]
 async fn a_peer_gets_what_is_exported_and_nothing_else() {

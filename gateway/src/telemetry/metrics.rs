@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use archipelago_proto::v1::TunnelStatus;
+use archipelago_tunnel::TunnelStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -32,6 +33,10 @@ pub struct GatewayMetrics {
     violations: Family<[(&'static str, &'static str); 1], Counter>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
     refused_streams: Family<[(&'static str, &'static str); 1], Counter>,
+    refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
+    accepted_tunnels: Counter,
+    failed_dials: Counter,
+    rejected_requests: Counter,
     connections: Family<[(&'static str, &'static str); 1], Gauge>,
     refused_connections: Counter,
     tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -55,6 +60,10 @@ impl GatewayMetrics {
             violations: Family::default(),
             verdicts: Family::default(),
             refused_streams: Family::default(),
+            refused_tunnels: Family::default(),
+            accepted_tunnels: Counter::default(),
+            failed_dials: Counter::default(),
+            rejected_requests: Counter::default(),
             connections: Family::default(),
             refused_connections: Counter::default(),
             tcp_connections: Family::default(),
@@ -77,6 +86,26 @@ impl GatewayMetrics {
             "mesh_gateway_refused_streams",
             "Streams of other gateways that the authoriser refused",
             this.refused_streams.clone(),
+        );
+        registry.register(
+            "mesh_gateway_tunnel_refused",
+            "Handshakes refused and tunnels closed",
+            this.refused_tunnels.clone(),
+        );
+        registry.register(
+            "mesh_gateway_tunnel_accepted",
+            "Tunnels that other gateways opened",
+            this.accepted_tunnels.clone(),
+        );
+        registry.register(
+            "mesh_gateway_tunnel_dial_failures",
+            "Attempts to dial another gateway that failed",
+            this.failed_dials.clone(),
+        );
+        registry.register(
+            "mesh_gateway_tunnel_requests_rejected",
+            "Requests out of tunnels that came when too many waited",
+            this.rejected_requests.clone(),
         );
         registry.register("mesh_gateway_connections", "Connections open", this.connections.clone());
         registry.register(
@@ -190,6 +219,17 @@ impl WorkerMetrics {
     /// A stream out of a tunnel that may not be forwarded.
     pub fn refused_stream(&self, refusal: Refusal) {
         self.shared.refused_streams.get_or_create(&[("reason", refusal.reason())]).inc();
+    }
+
+    /// What happened to a worker's tunnels between two looks at them.
+    pub fn tunnels(&self, before: &TunnelStats, now: &TunnelStats) {
+        for (reason, count) in &now.refused {
+            let seen = before.refused.get(reason).copied().unwrap_or(0);
+            self.shared.refused_tunnels.get_or_create(&[("reason", *reason)]).inc_by(count.saturating_sub(seen));
+        }
+        self.shared.accepted_tunnels.inc_by(now.accepted.saturating_sub(before.accepted));
+        self.shared.failed_dials.inc_by(now.failed_dials.saturating_sub(before.failed_dials));
+        self.shared.rejected_requests.inc_by(now.rejected_requests.saturating_sub(before.rejected_requests));
     }
 
     /// A peer changed its state.

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 use archipelago_identity::tls::PeerCertificate;
 use archipelago_identity::{LiveCredential, SpiffeId};
 use archipelago_proto::v1::Readiness;
-use archipelago_tunnel::{BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, Tunnels};
+use archipelago_tunnel::{
+    BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, TunnelStats, Tunnels,
+};
 use http::{HeaderValue, Method};
 use hyper::client::conn::http1;
 use tokio::runtime::LocalOptions;
@@ -169,6 +171,7 @@ pub struct Worker {
     pub(crate) connections: Cell<usize>,
     pub(crate) tcp_connections: Cell<usize>,
     pub(crate) tunnels: Tunnels,
+    credential: LiveCredential,
     view: RefCell<Rc<View>>,
     live: RefCell<LiveState>,
     budget: RefCell<Budget>,
@@ -176,6 +179,7 @@ pub struct Worker {
     callers: RefCell<Vec<Rc<Caller>>>,
     published_health: RefCell<Vec<ServiceHealth>>,
     peer_states: RefCell<Vec<(String, PeerState)>>,
+    tunnel_stats: RefCell<TunnelStats>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -199,6 +203,7 @@ impl Worker {
             connections: Cell::new(0),
             tcp_connections: Cell::new(0),
             tunnels,
+            credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View { snapshot: Arc::new(Snapshot::empty()), services: Vec::new() })),
             live: RefCell::default(),
             budget: RefCell::new(Budget::new(now)),
@@ -206,6 +211,7 @@ impl Worker {
             callers: RefCell::default(),
             published_health: RefCell::default(),
             peer_states: RefCell::default(),
+            tunnel_stats: RefCell::default(),
         }
     }
 
@@ -279,6 +285,8 @@ impl Worker {
                 spiffe_id: peer.spiffe_id.clone(),
                 addresses: peer.addresses.clone(),
             });
+            self.credential.revocations().replace(authorize::revocations(snapshot));
+            self.tunnels.set_gate(authorize::gate(Arc::clone(snapshot)));
             self.tunnels.set_peers(peers.collect());
         }
         let peers = self.tunnels.peers();
@@ -335,7 +343,6 @@ impl Worker {
             let before = known.iter().find(|(n, _)| n == name).map(|(_, s)| s);
             if before != Some(state) {
                 self.metrics.verdict(command::state_name(*state));
-                tracing::info!(worker = self.index, peer = %name, state = command::state_name(*state), "tunnel");
             }
         }
         *known = states;
@@ -345,6 +352,7 @@ impl Worker {
     fn housekeeping(&self) {
         let now = Instant::now();
         self.metrics.flush();
+        self.metrics.tunnels(&self.tunnel_stats.replace(self.tunnels.stats()), &self.tunnel_stats.borrow());
         self.live.borrow().endpoints().for_each(|endpoint| endpoint.close_idle(now));
         view::step_failback(&self.view(), now);
         self.publish_health();
@@ -413,6 +421,8 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
                 sockets.tunnel,
             );
             config.worker = index;
+            // Until the first snapshot says who belongs to the federation.
+            config.gate = authorize::gate(Arc::new(Snapshot::empty()));
             config.detector = DetectorConfig::default();
             let (tunnels, incoming) = match Tunnels::bind(config) {
                 Ok(bound) => bound,

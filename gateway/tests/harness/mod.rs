@@ -33,6 +33,7 @@ pub(crate) struct Mesh {
     pub(crate) gateways: BTreeMap<String, Gateway>,
     tcp_bases: BTreeMap<String, u16>,
     limits: Limits,
+    revoked: Vec<proto::Revocation>,
     revision: u64,
 }
 
@@ -57,6 +58,7 @@ impl Mesh {
             gateways: BTreeMap::new(),
             tcp_bases: BTreeMap::new(),
             limits,
+            revoked: vec![],
             revision: 0,
         };
         for cluster in clusters {
@@ -103,6 +105,12 @@ impl Mesh {
             workers: 2,
             limits: self.limits,
         }
+    }
+
+    /// Refuses certificates of an identity that were issued before a moment, from the next configuration on.
+    pub(crate) fn revoke(&mut self, spiffe_id: &str, issued_before_unix: i64) {
+        let subject = Some(proto::revocation::Subject::SpiffeId(spiffe_id.to_owned()));
+        self.revoked.push(proto::Revocation { subject, issued_before_unix });
     }
 
     /// Somebody else with a certificate of the mesh, whose only peer is the first worker of the gateway of `cluster`.
@@ -152,6 +160,8 @@ impl Mesh {
                     Resource::Service(service.clone()),
                 ));
             }
+            let revoked = proto::Revocations { revocations: self.revoked.clone() };
+            resources.push(resource("revocations", Resource::Revocations(revoked)));
             let mut local: BTreeMap<&str, proto::LocalService> = BTreeMap::new();
             for (service, _, address, version) in endpoints.iter().filter(|e| e.1 == cluster) {
                 let entry = local.entry(service).or_insert_with(|| proto::LocalService {

@@ -141,6 +141,11 @@ impl MessageReader {
         self.in_flight = None;
     }
 
+    /// Bytes that have arrived and are not consumed.
+    pub(crate) fn buffered(&self) -> usize {
+        self.decoder.buffered()
+    }
+
     pub(crate) fn inbox(&mut self) -> &mut Inbox {
         &mut self.inbox
     }

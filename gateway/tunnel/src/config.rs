@@ -1,8 +1,8 @@
 //! What a worker's tunnels are configured with.
 
-use crate::detector::DetectorConfig;
+use crate::{accept::Gate, detector::DetectorConfig};
 use archipelago_identity::{LiveCredential, SpiffeId};
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 /// Configuration of one worker's tunnels.
 #[derive(Clone)]
@@ -21,6 +21,8 @@ pub struct TunnelConfig {
     pub detector: DetectorConfig,
     /// Bounds.
     pub limits: TunnelLimits,
+    /// Who may keep a tunnel with us, among the gateways of our trust domain, until [`crate::Tunnels::set_gate`] says otherwise.
+    pub gate: Gate,
 }
 
 impl TunnelConfig {
@@ -39,6 +41,7 @@ impl TunnelConfig {
             bind,
             detector: DetectorConfig::default(),
             limits: TunnelLimits::default(),
+            gate: Arc::new(|_| Ok(())),
         }
     }
 }
@@ -56,14 +59,22 @@ pub struct TunnelLimits {
     pub send_window_bytes: u64,
     /// Kernel socket buffers, each way. The default of 208 KiB holds a hundred packets, less than one scheduling stall.
     pub socket_buffer_bytes: usize,
-    /// TLS handshakes at a time; the rest is told to try again later.
+    /// Handshakes of others at a time, each a few KiB and a millisecond of work. From half of it on addresses must prove themselves
+    /// first; beyond it the oldest makes room.
     pub handshakes: usize,
-    /// Accepted connections per peer identity.
+    /// The same of one source: more than the gateways behind one address that start together.
+    pub handshakes_per_source: usize,
+    /// Accepted connections per peer identity: one per worker of it, and those being replaced.
     pub connections_per_peer: usize,
+    /// Accepted connections of all peers. A hundred clusters of fifty gateways, four tunnels from each gateway to each cluster, are
+    /// about four hundred.
+    pub connections: usize,
     /// Requests that wait for [`crate::Incoming::next`]; more are rejected as never processed.
     pub incoming_queue: usize,
     /// How long a stream may take to deliver its request head.
     pub head_timeout: Duration,
+    /// How long the far side may leave a message unread that fills its window, before the stream is reset.
+    pub unread_timeout: Duration,
     /// How long a handshake may take.
     pub dial_timeout: Duration,
     /// Longest pause between two attempts to dial.
@@ -84,10 +95,13 @@ impl Default for TunnelLimits {
             connection_window_bytes: 8 << 20,
             send_window_bytes: 8 << 20,
             socket_buffer_bytes: 4 << 20,
-            handshakes: 64,
+            handshakes: 256,
+            handshakes_per_source: 64,
             connections_per_peer: 64,
+            connections: 4096,
             incoming_queue: 4096,
             head_timeout: Duration::from_secs(10),
+            unread_timeout: Duration::from_secs(120),
             dial_timeout: Duration::from_millis(1500),
             redial_delay_max: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(3),

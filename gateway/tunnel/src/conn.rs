@@ -2,6 +2,7 @@
 
 use crate::{
     codec::{Code, ControlDecoder, ControlEvent, Mesh, ProtocolError, Settings, goaway_frame, varint as quic_varint},
+    config::TunnelLimits,
     detector::{Cause, Counts, Detector, Event, Output, Sample, Verdict, beat::Beat},
     error::TunnelError,
     health::{self, HealthDecoder},
@@ -20,7 +21,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -47,6 +48,8 @@ pub(crate) struct Conn {
     /// Commands for our control stream; bounded, since a connection says GOAWAY once.
     control: mpsc::Sender<u64>,
     closed: OnceLock<ConnectionError>,
+    /// What incomplete request heads hold.
+    head_bytes: AtomicUsize,
     /// Smoothed round trip of beats; 0 without any.
     rtt_micros: AtomicU64,
 }
@@ -79,11 +82,14 @@ impl Conn {
             goaway: AtomicU64::new(u64::MAX),
             control,
             closed: OnceLock::new(),
+            head_bytes: AtomicUsize::new(0),
             rtt_micros: AtomicU64::new(0),
         });
+        core.register(&conn);
         tokio::spawn(conn.clone().write_control(commands));
         tokio::spawn(conn.clone().read_uni_streams());
         tokio::spawn(conn.clone().read_datagrams());
+        tokio::spawn(conn.clone().end_with_certificate());
         conn
     }
 
@@ -93,6 +99,18 @@ impl Conn {
 
     pub(crate) fn peer(&self) -> &Arc<PeerCertificate> {
         &self.peer
+    }
+
+    pub(crate) fn is_accepted(&self) -> bool {
+        matches!(self.role, Role::Accepted)
+    }
+
+    pub(crate) fn head_bytes(&self) -> &AtomicUsize {
+        &self.head_bytes
+    }
+
+    pub(crate) fn limits(&self) -> &TunnelLimits {
+        &self.core.config().limits
     }
 
     pub(crate) fn settings(&self) -> watch::Receiver<Option<Settings>> {
@@ -284,6 +302,23 @@ impl Conn {
                         return;
                     }
                 }
+                _ = self.quinn.closed() => return,
+            }
+        }
+    }
+
+    /// A connection proves its ends once, when it begins: it may not outlast what was proven.
+    async fn end_with_certificate(self: Arc<Self>) {
+        loop {
+            let left = self.peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+            if left.is_zero() {
+                tracing::info!(peer = %self.peer.spiffe_id, "tunnel closed: the peer's certificate ran out");
+                self.core.count_refused("expired");
+                return self.close(Code::GENERAL_PROTOCOL_ERROR, "certificate ran out");
+            }
+            tokio::select! {
+                // The clock of certificates may jump, that of timers does not.
+                () = tokio::time::sleep(left.min(VALIDITY_INTERVAL)) => {}
                 _ = self.quinn.closed() => return,
             }
         }
@@ -490,4 +525,5 @@ const CLOSED_CRITICAL: ProtocolError =
 const MESH_VERSION: u64 = 1;
 const CONTROL_PRIORITY: i32 = 10;
 const READ_BYTES: usize = 16 * 1024;
+const VALIDITY_INTERVAL: Duration = Duration::from_secs(60);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);

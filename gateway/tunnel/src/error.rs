@@ -45,6 +45,9 @@ pub enum TunnelError {
     /// The body that we were sending failed.
     #[error("the body to send failed")]
     Body(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The far side did not read what we sent for too long.
+    #[error("the far side does not read")]
+    Unread,
     /// The stream was closed on our side.
     #[error("the stream is closed")]
     Closed,
@@ -56,13 +59,8 @@ impl TunnelError {
         match self {
             Self::NotConnected { .. } | Self::NoStreamCredit | Self::Unsendable(_) | Self::Rejected => true,
             Self::ConnectionLost { never_processed, .. } => *never_processed,
-            Self::Reset { .. } | Self::Protocol(_) | Self::Body(_) | Self::Closed => false,
+            Self::Reset { .. } | Self::Protocol(_) | Self::Body(_) | Self::Unread | Self::Closed => false,
         }
-    }
-
-    /// The far side no longer wants what we send, or has cancelled what it sent.
-    pub fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Reset { code: Code::REQUEST_CANCELLED | Code::NO_ERROR })
     }
 
     /// Bounded label for metrics, never the message.
@@ -76,6 +74,7 @@ impl TunnelError {
             Self::ConnectionLost { .. } => "connection_lost",
             Self::Protocol(_) => "protocol",
             Self::Body(_) => "body",
+            Self::Unread => "unread",
             Self::Closed => "closed",
         }
     }

@@ -4,8 +4,9 @@
 //! | --- | --- | --- |
 //! | [`codec`] | HTTP/3 and QPACK: bytes to messages and back | none |
 //! | [`detector`] | is the peer alive | none |
-//! | `tunnels`, `peer`, `server`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
-//! | `request`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
+//! | `lobby` | whose handshake waits, and whose makes room | none |
+//! | `tunnels`, `peer`, `accept`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
+//! | `server`, `request`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
 //!
 //! One [`Tunnels`] belongs to one worker thread (a `current_thread` tokio runtime) and owns one UDP socket, on which it
 //! both dials and accepts. Each side sends its requests on the connection that it dialled itself, so a pair of workers
@@ -21,10 +22,12 @@ pub mod detector;
 mod error;
 mod transport;
 
+mod accept;
 mod body;
 mod conn;
 mod connect;
 mod health;
+mod lobby;
 mod peer;
 mod pump;
 mod request;
@@ -34,6 +37,7 @@ mod stream;
 mod ticker;
 mod tunnels;
 
+pub use accept::Gate;
 pub use body::TunnelBody;
 pub use codec::fields::Protocol as ExtendedConnect;
 pub use config::{Peer, PeerName, TunnelConfig, TunnelLimits};

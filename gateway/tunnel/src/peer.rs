@@ -7,7 +7,7 @@ use crate::{
     detector::Verdict,
     error::TunnelError,
     health::ServiceHealth,
-    transport::{self, SERVER_NAME},
+    transport::{self, SERVER_NAME, varint},
     tunnels::Core,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -15,7 +15,6 @@ use archipelago_identity::{Credential, SpiffeId, tls::IdentityError};
 use quinn::{ConnectError, ConnectionError, crypto::rustls::NoInitialCipherSuite};
 use std::{
     collections::HashMap,
-    error::Error,
     fmt,
     net::SocketAddr,
     sync::{
@@ -274,6 +273,10 @@ impl Peering {
         let config = transport::client_config(&self.core.config().credential, &self.spiffe_id, self.core.transport())?;
         let connection = self.core.endpoint().connect_with(config, address, SERVER_NAME)?.await?;
         let peer = transport::peer_certificate(&connection)?;
+        if let Err(reason) = self.core.gate()(&peer) {
+            connection.close(varint(Code::GENERAL_PROTOCOL_ERROR), reason.as_bytes());
+            return Err(DialError::Refused(reason));
+        }
         // A TLS 1.3 client is done before the server has seen its certificate: only SETTINGS prove that we are welcome.
         let role = Role::Dialled(Arc::downgrade(self));
         let conn = Conn::start(connection, role, peer, &self.core);
@@ -302,7 +305,7 @@ impl Peering {
     }
 
     fn note(&self, error: &DialError) {
-        let text = chain(error);
+        let text = archipelago_base::error::chain(error);
         let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&text) {
             tracing::info!(peer = %self.name, error = %text, "cannot dial");
@@ -355,6 +358,8 @@ enum DialError {
     Tls(#[from] NoInitialCipherSuite),
     #[error("the peer's certificate cannot be read")]
     Certificate(#[from] IdentityError),
+    #[error("the peer is refused: {0}")]
+    Refused(&'static str),
 }
 
 /// Lets the last requests of `conn` end, then closes it.
@@ -374,17 +379,6 @@ fn age_of(credential: &Credential, now: SystemTime) -> Duration {
     let life = credential.not_after.duration_since(credential.not_before).unwrap_or_default();
     let left = credential.not_after.duration_since(now).unwrap_or_default();
     (life / 2).min(left.mul_f64(0.8)).clamp(CONNECTION_AGE_MIN, CONNECTION_AGE_MAX)
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 const REDIAL_DELAY_MIN: Duration = Duration::from_millis(50);

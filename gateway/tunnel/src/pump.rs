@@ -8,8 +8,9 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
+use tokio::time::{Sleep, sleep};
 
 /// A future that sends what is queued, then the body with its trailers, then FIN.
 ///
@@ -20,6 +21,8 @@ pub(crate) struct Pump<B> {
     /// Gone once it has ended.
     body: Option<B>,
     on_body_error: Code,
+    /// Runs while QUIC takes nothing.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Pump<B>
@@ -29,7 +32,13 @@ where
 {
     pub(crate) fn new(outbox: Outbox, body: B, on_body_error: Code) -> Self {
         let body = (!body.is_end_stream()).then_some(body);
-        Self { outbox, body, on_body_error }
+        Self { outbox, body, on_body_error, unread: None }
+    }
+
+    /// Resolves when the far side has left the message unread for too long: it holds our memory and its connection's window.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.outbox.conn().limits().unread_timeout;
+        self.unread.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
     }
 
     /// Takes frames off the body until enough is queued or none is ready; true while more may come.
@@ -74,11 +83,21 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             self.fill(cx)?;
-            let has_more = self.outbox.queued_bytes() > 0;
-            match self.outbox.poll_flush(cx) {
+            let queued = self.outbox.queued_bytes();
+            let has_more = queued > 0;
+            let flushed = self.outbox.poll_flush(cx);
+            if flushed.is_ready() || self.outbox.queued_bytes() < queued {
+                self.unread = None;
+            }
+            match flushed {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 // quinn wakes a blocked writer when the far side stops.
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    ready!(self.poll_unread(cx));
+                    let code = self.on_body_error;
+                    self.outbox.reset(code);
+                    return Poll::Ready(Err(TunnelError::Unread));
+                }
                 Poll::Ready(Ok(())) if self.body.is_none() => {
                     self.outbox.finish();
                     return Poll::Ready(Ok(()));

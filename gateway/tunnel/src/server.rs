@@ -1,17 +1,16 @@
-//! The accepting side: connections of other gateways, and the requests that come over them.
+//! The accepting side: requests that come over the connections of other gateways.
 
 use crate::{
     body::{MessageReader, TunnelBody},
     codec::{Code, Limits, fields},
-    conn::{Conn, InFlight, Role},
+    conn::{Conn, InFlight},
     connect::{RecvHalf, SendHalf},
     error::TunnelError,
     pump::Pump,
     stream::{Inbox, Outbox},
-    transport::{self, varint},
     tunnels::Core,
 };
-use archipelago_identity::{MeshRole, tls::PeerCertificate};
+use archipelago_identity::tls::PeerCertificate;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Method, Request, Response};
@@ -21,13 +20,10 @@ use std::{
     error::Error,
     fmt,
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 
 /// Requests from other gateways, in the order of their arrival.
 #[derive(Debug)]
@@ -122,73 +118,9 @@ impl fmt::Debug for Responder {
     }
 }
 
-/// Accepts connections until the endpoint closes.
-pub(crate) async fn accept(core: Arc<Core>) {
-    let limits = &core.config().limits;
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
-    while let Some(incoming) = core.endpoint().accept().await {
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        if core.is_draining() {
-            incoming.refuse();
-        } else if handshakes.available_permits() < limits.handshakes / 2 && incoming.may_retry() {
-            // Busy: spend nothing on addresses that may be forged.
-            let _ = incoming.retry();
-        } else {
-            tokio::spawn(greet(core.clone(), incoming, permit));
-        }
-    }
-}
-
-/// Finishes a handshake, checks who it is, and serves the connection.
-async fn greet(core: Arc<Core>, incoming: quinn::Incoming, permit: OwnedSemaphorePermit) {
-    let remote = incoming.remote_address();
-    let connection = match timeout(core.config().limits.dial_timeout * 2, incoming).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            core.count_refused();
-            tracing::info!(%remote, %error, "tunnel handshake refused");
-            return;
-        }
-        Err(_) => return core.count_refused(),
-    };
-    drop(permit);
-    let peer = match authorize(&core, &connection) {
-        Ok(peer) => peer,
-        Err(reason) => {
-            core.count_refused();
-            tracing::info!(%remote, reason, "tunnel refused");
-            connection.close(varint(Code::GENERAL_PROTOCOL_ERROR), reason.as_bytes());
-            return;
-        }
-    };
-    let conn = Conn::start(connection, Role::Accepted, peer, &core);
-    core.accepted(&conn);
-    serve(&core, conn).await;
-}
-
-/// Only gateways of our trust domain tunnel to us.
-fn authorize(core: &Core, connection: &quinn::Connection) -> Result<PeerCertificate, String> {
-    let peer = transport::peer_certificate(connection).map_err(|error| error.to_string())?;
-    let peer_id = &peer.spiffe_id;
-    let ours = core.config().credential.current();
-    if peer_id.trust_domain() != ours.spiffe_id.trust_domain() {
-        return Err(format!("{peer_id} is not of trust domain {}", ours.spiffe_id.trust_domain()));
-    }
-    if !matches!(peer_id.role(), Some(MeshRole::Gateway { .. })) {
-        return Err(format!("{peer_id} is not a gateway"));
-    }
-    if core.connections_of(peer_id) >= core.config().limits.connections_per_peer {
-        return Err(format!("{peer_id} has too many connections"));
-    }
-    Ok(peer)
-}
-
 /// Reads request heads and hands the requests out. One task for all streams of a connection: a head mostly arrives with
 /// its stream, so it is read where the stream is accepted, and only the slow ones are waited for side by side.
-async fn serve(core: &Arc<Core>, conn: Arc<Conn>) {
+pub(crate) async fn serve(core: &Arc<Core>, conn: Arc<Conn>) {
     let limits = &core.config().limits;
     let mut draining = core.draining();
     let mut slow = FuturesUnordered::new();
@@ -208,15 +140,15 @@ async fn serve(core: &Arc<Core>, conn: Arc<Conn>) {
                 match poll_fn(|cx| Poll::Ready(arriving.poll_head(cx))).await {
                     Poll::Ready(head) => arriving.deliver(core, head),
                     Poll::Pending if slow.len() < SLOW_HEADS_MAX => slow.push(async move {
-                        let head = timeout(limits.head_timeout, poll_fn(|cx| arriving.poll_head(cx))).await;
-                        (arriving, head)
+                        let waited = timeout(limits.head_timeout, poll_fn(|cx| arriving.poll_slow_head(cx))).await;
+                        (arriving, waited.unwrap_or(None))
                     }),
                     Poll::Pending => arriving.reject(),
                 }
             }
             Some((arriving, head)) = slow.next(), if !slow.is_empty() => match head {
-                Ok(head) => arriving.deliver(core, head),
-                Err(_) => arriving.reject(),
+                Some(head) => arriving.deliver(core, head),
+                None => arriving.reject(),
             },
             () = async { let _ = draining.wait_for(|draining| *draining).await; }, if refuse_from == u64::MAX => {
                 refuse_from = next_id;
@@ -231,6 +163,8 @@ struct Arriving {
     outbox: Outbox,
     reader: MessageReader,
     in_flight: InFlight,
+    /// Bytes of the head so far, once it is slow.
+    held: usize,
 }
 
 impl Arriving {
@@ -240,11 +174,31 @@ impl Arriving {
             outbox: Outbox::new(send, conn.clone(), Code::INTERNAL_ERROR),
             reader: MessageReader::new(inbox, Limits::default(), None),
             in_flight: InFlight::new(conn.clone()),
+            held: 0,
         }
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Request<()>, TunnelError>> {
         self.reader.poll_request(cx)
+    }
+
+    /// The same, within what all incomplete heads of a connection may hold together; `None` when that is too much.
+    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request<()>, TunnelError>>> {
+        let polled = self.poll_head(cx);
+        let held = if polled.is_pending() { self.reader.buffered() } else { 0 };
+        let total = self.hold(held);
+        match polled {
+            Poll::Pending if total > SLOW_HEAD_BYTES_MAX => Poll::Ready(None),
+            polled => polled.map(Some),
+        }
+    }
+
+    /// Accounts for `bytes` of this head; returns what all heads of the connection hold.
+    fn hold(&mut self, bytes: usize) -> usize {
+        let held = self.outbox.conn().head_bytes();
+        held.fetch_sub(self.held, Ordering::Relaxed);
+        self.held = bytes;
+        held.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
     fn deliver(mut self, core: &Core, head: Result<Request<()>, TunnelError>) {
@@ -253,7 +207,7 @@ impl Arriving {
             Err(TunnelError::Protocol(error)) => return self.outbox.reset(error.code),
             Err(_) => return self.outbox.reset(Code::REQUEST_CANCELLED),
         };
-        let Self { outbox, reader, in_flight } = self;
+        let Self { outbox, reader, in_flight, .. } = self;
         let peer = Arc::clone(outbox.conn().peer());
         let is_tunnel = head.method() == Method::CONNECT;
         let (body, tunnel) =
@@ -267,10 +221,13 @@ impl Arriving {
     }
 
     fn reject(mut self) {
+        self.hold(0);
         self.reader.inbox().stop(Code::REQUEST_REJECTED);
         self.outbox.reset(Code::REQUEST_REJECTED);
     }
 }
 
-/// Heads waited for on one connection; a peer that has more open is not one of ours.
+/// Heads waited for on one connection: a burst of lost packets leaves hundreds of streams without a byte for a round trip.
 const SLOW_HEADS_MAX: usize = 1024;
+/// What they may hold together: a thousand heads of usual size. With 64 connections per peer the bound is 64 MiB, not 4 GiB.
+const SLOW_HEAD_BYTES_MAX: usize = 1 << 20;

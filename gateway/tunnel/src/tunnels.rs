@@ -1,6 +1,7 @@
 //! All tunnels of one worker.
 
 use crate::{
+    accept::{self, Gate},
     codec::Code,
     config::{Peer, PeerName, TunnelConfig},
     conn::Conn,
@@ -8,7 +9,7 @@ use crate::{
     health::ServiceHealth,
     peer::{PeerState, Peering},
     request::PeerHandle,
-    server::{self, Incoming, IncomingRequest},
+    server::{Incoming, IncomingRequest},
     socket::{Cut, CutSet},
     ticker::Ticker,
     transport::{self, varint},
@@ -46,6 +47,7 @@ impl Tunnels {
         let endpoint = transport::endpoint(&config, &transport, &cut)?;
         let local_addr = endpoint.local_addr().map_err(|source| BindError::Socket { address: config.bind, source })?;
         let (incoming, requests) = mpsc::channel(config.limits.incoming_queue);
+        let gate = Gate::clone(&config.gate);
         let core = Arc::new(Core {
             config,
             endpoint,
@@ -54,16 +56,17 @@ impl Tunnels {
             cut,
             cut_spec: Mutex::default(),
             peers: ArcSwap::default(),
-            accepted: Mutex::default(),
+            conns: Mutex::default(),
             incoming,
             changes: watch::Sender::new(0),
             health: watch::Sender::new(None),
             draining: watch::Sender::new(false),
+            gate: ArcSwap::from_pointee(gate),
             ticker: Ticker::new(),
             incarnation: rand::random::<u64>() >> 2,
             counters: Counters::default(),
         });
-        tokio::spawn(server::accept(core.clone()));
+        tokio::spawn(accept::accept(core.clone()));
         let ticking = core.clone();
         tokio::spawn(async move { ticking.ticker.run().await });
         Ok((Self(core), Incoming::new(requests)))
@@ -136,9 +139,17 @@ impl Tunnels {
         self.cut(Cut::default());
     }
 
-    /// The drill in progress; empty when there is none.
-    pub fn current_cut(&self) -> Cut {
-        self.0.cut_spec().clone()
+    /// Puts another rule in force of who may keep a tunnel with us, and closes the connections, dialled and accepted, of whoever it
+    /// refuses.
+    pub fn set_gate(&self, gate: Gate) {
+        self.0.gate.store(Arc::new(Gate::clone(&gate)));
+        for conn in self.0.live() {
+            if let Err(reason) = gate(conn.peer()) {
+                self.0.count_refused(reason);
+                tracing::info!(peer = %conn.peer().spiffe_id, reason, "tunnel closed");
+                conn.close(Code::GENERAL_PROTOCOL_ERROR, reason);
+            }
+        }
     }
 
     /// Totals since the start.
@@ -146,7 +157,7 @@ impl Tunnels {
         let counters = &self.0.counters;
         TunnelStats {
             accepted: counters.accepted.load(Ordering::Relaxed),
-            refused: counters.refused.load(Ordering::Relaxed),
+            refused: counters.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             failed_dials: counters.failed_dials.load(Ordering::Relaxed),
             rejected_requests: counters.rejected.load(Ordering::Relaxed),
             suspicions: counters.suspicions.load(Ordering::Relaxed),
@@ -159,9 +170,7 @@ impl Tunnels {
     pub async fn drain(&self, deadline: Duration) {
         let deadline = Instant::now() + deadline;
         self.0.draining.send_replace(true);
-        let accepted = self.0.live_accepted();
-        let dialled = self.peers().into_iter().filter_map(|peer| self.0.current_of(peer.name()));
-        for conn in accepted.into_iter().chain(dialled) {
+        for conn in self.0.live() {
             let _ = timeout_at(deadline, conn.quiet()).await;
         }
         // The last FINs must be acknowledged before the connections close.
@@ -180,12 +189,12 @@ impl Tunnels {
 }
 
 /// Totals of one worker's tunnels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TunnelStats {
     /// Connections accepted from other gateways.
     pub accepted: u64,
-    /// Handshakes and identities refused.
-    pub refused: u64,
+    /// Handshakes and identities refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
     /// Attempts to dial a peer that failed.
     pub failed_dials: u64,
     /// Requests rejected because too many waited.
@@ -205,11 +214,12 @@ pub(crate) struct Core {
     cut: Arc<CutSet>,
     cut_spec: Mutex<Cut>,
     peers: ArcSwap<BTreeMap<PeerName, Arc<Peering>>>,
-    accepted: Mutex<Vec<Weak<Conn>>>,
+    conns: Mutex<Vec<Weak<Conn>>>,
     incoming: mpsc::Sender<IncomingRequest>,
     changes: watch::Sender<u64>,
     health: watch::Sender<Option<Arc<[ServiceHealth]>>>,
     draining: watch::Sender<bool>,
+    gate: ArcSwap<Gate>,
     ticker: Ticker,
     incarnation: u64,
     counters: Counters,
@@ -218,7 +228,7 @@ pub(crate) struct Core {
 #[derive(Debug, Default)]
 struct Counters {
     accepted: AtomicU64,
-    refused: AtomicU64,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
     failed_dials: AtomicU64,
     rejected: AtomicU64,
     suspicions: AtomicU64,
@@ -266,10 +276,18 @@ impl Core {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// A connection began.
+    pub(crate) fn register(&self, conn: &Arc<Conn>) {
+        let mut list = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() == list.capacity() {
+            list.retain(|conn| conn.strong_count() > 0);
+        }
+        list.push(Arc::downgrade(conn));
+    }
+
     /// A gateway connected to us: its tunnel, if we keep one, need not wait to be dialled.
     pub(crate) fn accepted(&self, conn: &Arc<Conn>) {
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
-        self.accepted_list().push(Arc::downgrade(conn));
         for peering in self.peers.load().values() {
             if *peering.spiffe_id() == conn.peer().spiffe_id {
                 peering.hint();
@@ -281,11 +299,19 @@ impl Core {
     }
 
     pub(crate) fn connections_of(&self, peer: &SpiffeId) -> usize {
-        self.live_accepted().iter().filter(|conn| conn.peer().spiffe_id == *peer).count()
+        self.live_accepted().filter(|conn| conn.peer().spiffe_id == *peer).count()
     }
 
-    pub(crate) fn count_refused(&self) {
-        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_refused(&self, reason: &'static str) {
+        *self.counters.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_insert(0) += 1;
+    }
+
+    pub(crate) fn gate(&self) -> Gate {
+        Gate::clone(&self.gate.load())
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.live_accepted().count()
     }
 
     pub(crate) fn count_failed_dial(&self) {
@@ -304,19 +330,16 @@ impl Core {
         };
     }
 
-    fn current_of(&self, peer: &PeerName) -> Option<Arc<Conn>> {
-        self.peers.load().get(peer).and_then(|peering| peering.current())
-    }
-
-    fn live_accepted(&self) -> Vec<Arc<Conn>> {
-        let mut list = self.accepted_list();
+    /// Every open connection, whoever dialled, those that were replaced and end their last requests too.
+    fn live(&self) -> Vec<Arc<Conn>> {
+        let mut list = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
         let live: Vec<_> = list.iter().filter_map(Weak::upgrade).filter(|conn| conn.is_open()).collect();
         *list = live.iter().map(Arc::downgrade).collect();
         live
     }
 
-    fn accepted_list(&self) -> MutexGuard<'_, Vec<Weak<Conn>>> {
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn live_accepted(&self) -> impl Iterator<Item = Arc<Conn>> {
+        self.live().into_iter().filter(|conn| conn.is_accepted())
     }
 
     fn cut_spec(&self) -> MutexGuard<'_, Cut> {

@@ -37,6 +37,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Bytes given to it that have not come out yet.
+    pub fn buffered(&self) -> usize {
+        self.buffered
+    }
+
     /// True between two frames with nothing unread: the only place where a stream may end.
     pub fn is_at_boundary(&self) -> bool {
         self.buffered == 0 && matches!(self.state, State::Header)

@@ -28,6 +28,11 @@ impl MessageDecoder {
         self.frames.push(chunk);
     }
 
+    /// Bytes given to it that have not come out yet.
+    pub fn buffered(&self) -> usize {
+        self.frames.buffered()
+    }
+
     /// The stream ended (FIN).
     pub fn finish(&mut self) {
         self.finished = true;
