@@ -521,13 +521,21 @@ pub(crate) enum Role {
     /// Control-plane member
     ControlPlane(archipelago_control_plane::Args),
     /// Agent of a cluster
-    Agent(archipelago_agent::Args),
+    Agent(AgentArgs),
     /// Gateway
     Gateway(archipelago_gateway::Args),
     /// Demo backend
     Demo(archipelago_demo::Args),
     /// Supervisor behind `up --detach`
     Supervisor(SupervisorArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    pub(crate) agent: archipelago_agent::Args,
+    #[command(flatten)]
+    pub(crate) files: archipelago_agent::provider::file::ServiceFiles,
 }
 
 #[derive(Args)]

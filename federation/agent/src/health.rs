@@ -6,13 +6,14 @@ pub mod schedule;
 
 use std::net::SocketAddr;
 
+use archipelago_model::id::ServiceKey;
 use archipelago_proto::v1::{CheckFailure, CheckFailureReason};
 
 /// One endpoint of one service: what is checked, and what is ready or not.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
-    /// `namespace/name`.
-    pub service: String,
+    /// Which service.
+    pub service: ServiceKey,
     /// Where it listens.
     pub address: SocketAddr,
 }

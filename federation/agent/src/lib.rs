@@ -1,15 +1,16 @@
 //! The agent of a cluster: provider and health checks in, the cluster's gateways and the control plane out.
 //!
 //! ```text
-//! service files ─► Catalog ─┬─► health checks ─► Readiness ─┐
-//!                           └───────────────────────────────┴─► View ─┬─► LocalDiscovery (gateways of this cluster)
-//!                                                                     ├─► reports (control plane)
-//!                                                                     └─► state file (next start)
+//! Provider ─► Catalog ─┬─► health checks ─► Readiness ─┐
+//!                      └───────────────────────────────┴─► View ─┬─► LocalDiscovery (gateways of this cluster)
+//!                                                                ├─► reports (control plane)
+//!                                                                └─► state file (next start)
 //! ```
 //!
 //! Every arrow is a `watch`: a slow reader skips what it missed and sees the latest. Nothing here waits for the control
 //! plane: without it the gateways are served just the same, once the agent has an identity.
 
+pub mod catalog;
 pub mod health;
 pub mod provider;
 
@@ -36,14 +37,15 @@ use tokio::{sync::watch, task::JoinSet};
 
 use self::{metrics::Metrics, state::State, view::View};
 use crate::{
+    catalog::Catalog,
     health::{
         Health,
         driver::{self, Readiness},
     },
-    provider::watch::{Catalog, ServiceDir, follow},
+    provider::Provider,
 };
 
-/// Flags of `archipelago-agent`.
+/// Flags of every agent, whatever its provider.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
     /// Cluster that this agent speaks for.
@@ -61,9 +63,6 @@ pub struct Args {
     /// File with a join token; needed once, ignored while the identity in the state directory is valid.
     #[arg(long)]
     pub token_file: Option<PathBuf>,
-    /// Directory of service files.
-    #[arg(long)]
-    pub services: PathBuf,
     /// Where the gateways of this cluster connect.
     #[arg(long, default_value = "0.0.0.0:7410")]
     pub listen: SocketAddr,
@@ -72,24 +71,24 @@ pub struct Args {
     pub metrics: SocketAddr,
 }
 
-/// Runs an agent until SIGTERM or SIGINT.
+/// Runs an agent over `provider` until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// It cannot start: no identity, a port is taken, the state directory is in use or not writable.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     logging::init("archipelago-agent");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(start(args));
+    let result = runtime.block_on(start(args, provider));
     // A blocking write that hangs on a dead disk must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn start(args: Args) -> anyhow::Result<()> {
+async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     let shutdown = Shutdown::install().context("cannot install signal handlers")?;
     let _lock = DirLock::acquire(&args.state_dir)?;
     let state = State::load(&args.state_dir);
@@ -122,14 +121,13 @@ async fn start(args: Args) -> anyhow::Result<()> {
     let config = Config {
         cluster: args.cluster,
         state_dir: args.state_dir,
-        services: args.services,
         control_plane,
         credential,
         listener,
         metrics_listener,
     };
     let renewal = tokio::spawn(renewal);
-    let served = serve(config, state, shutdown).await;
+    let served = serve(config, provider, state, shutdown).await;
     renewal.abort();
     served
 }
@@ -138,16 +136,15 @@ async fn start(args: Args) -> anyhow::Result<()> {
 struct Config {
     cluster: String,
     state_dir: PathBuf,
-    services: PathBuf,
     control_plane: Vec<String>,
     credential: LiveCredential,
     listener: TcpListener,
     metrics_listener: TcpListener,
 }
 
-async fn serve(config: Config, state: State, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn serve(config: Config, provider: impl Provider, state: State, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Metrics::new();
-    let (dir, restored) = ServiceDir::restore(config.services, state.sources);
+    let restored = Catalog { services: state.services, read: false };
     let (catalog, catalogs) = watch::channel(Arc::new(restored));
     let (readiness, readinesses) = watch::channel(Readiness {
         endpoints: state.ready.into_iter().map(|target| (target, Health::Ready)).collect(),
@@ -157,7 +154,8 @@ async fn serve(config: Config, state: State, shutdown: Shutdown) -> anyhow::Resu
     let (view, views) = watch::channel(Arc::new(first));
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(follow(dir, catalog, shutdown.clone()));
+    tracing::info!(provider = provider.name(), "following the services of this cluster");
+    tasks.spawn(provider.follow(catalog, shutdown.clone()));
     tasks.spawn(driver::run(catalogs.clone(), readiness, rand::random(), metrics.observer()));
     tasks.spawn(merge(catalogs.clone(), readinesses.clone(), view, metrics.clone()));
     tasks.spawn(state::keep(config.state_dir, config.control_plane.clone(), catalogs, readinesses, shutdown.clone()));

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use archipelago_base::shutdown::Shutdown;
+use archipelago_base::{backoff::Backoff, shutdown::Shutdown};
 use archipelago_identity::{LiveCredential, tls::Expect};
 use archipelago_proto::v1::{AgentMessage, agent_control_client::AgentControlClient};
 use archipelago_rpc::grpc;
@@ -27,19 +27,21 @@ pub(super) async fn run(
     let session = async {
         // A report without any check done would show every service as down.
         let _ = timeout(SETTLE_TIME_MAX, views.wait_for(|view| view.settled)).await;
-        let mut failures = 0u32;
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MIN, BACKOFF_MAX);
         loop {
             let began = Instant::now();
             let ended = stream(&cluster, &control_plane, &credential, &mut views, &metrics).await;
             metrics.connected.set(0);
-            failures = if began.elapsed() > STABLE_AFTER { 0 } else { failures.saturating_add(1) };
-            // One line per change of state, not one per attempt of a long outage.
-            match failures {
-                0 | 1 => tracing::warn!(reason = %ended, "stream to the control plane ended, reconnecting"),
-                _ => tracing::debug!(reason = %ended, failures, "the control plane cannot be reached"),
+            if began.elapsed() > STABLE_AFTER {
+                backoff.reset();
             }
-            let chance = rand::rng().random_range(0.0..=1.0);
-            sleep(backoff(failures, chance)).await;
+            let delay = backoff.next_delay(rand::rng().random_range(0.0..1.0));
+            // One line per change of state, not one per attempt of a long outage.
+            match backoff.failures() {
+                0 | 1 => tracing::warn!(reason = %ended, "stream to the control plane ended, reconnecting"),
+                failures => tracing::debug!(reason = %ended, failures, "the control plane cannot be reached"),
+            }
+            sleep(delay).await;
         }
     };
     tokio::select! {
@@ -104,33 +106,11 @@ async fn stream(
     }
 }
 
-/// Half of it for certain, the rest by chance: quick after a restart of the one member we were on, spread out when all
-/// agents of a federation lost theirs.
-fn backoff(failures: u32, chance: f64) -> Duration {
-    let ceiling = BACKOFF_MIN.saturating_mul(1 << failures.min(6)).min(BACKOFF_MAX);
-    ceiling.mul_f64(0.5 + 0.5 * chance)
-}
-
 /// The contract of the protocol: at least every 5 s; a second is left for a slow network.
 const REPORT_INTERVAL: Duration = Duration::from_secs(4);
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
 const OPEN_TIME_MAX: Duration = Duration::from_secs(5);
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Quick after a restart of the one member we were on, spread out when all agents of a federation lost theirs.
+const BACKOFF_MIN: Duration = Duration::from_millis(25);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_grows_and_is_bounded() {
-        assert_eq!(backoff(0, 1.0), BACKOFF_MIN);
-        assert_eq!(backoff(1, 0.0), BACKOFF_MIN);
-        for failures in 0..100 {
-            assert!(backoff(failures, 0.0) >= BACKOFF_MIN / 2);
-            assert!(backoff(failures, 1.0) <= BACKOFF_MAX);
-        }
-        assert_eq!(backoff(u32::MAX, 1.0), BACKOFF_MAX);
-    }
-}

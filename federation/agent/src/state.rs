@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,17 +17,21 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use archipelago_model::{
+    id::ServiceKey,
+    service_file::{ActiveCheck, Probe, ServiceProtocol},
+};
+
 use crate::{
+    catalog::{Catalog, Check, Endpoint, Service},
     health::{Target, driver::Readiness},
-    provider::watch::Catalog,
 };
 
 /// What survives a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) control_plane: Vec<String>,
-    /// Name of a service file → its last good text.
-    pub(super) sources: BTreeMap<String, String>,
+    pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) ready: BTreeSet<Target>,
 }
 
@@ -35,9 +40,45 @@ pub(super) struct State {
 struct Stored {
     format: u32,
     control_plane: Vec<String>,
-    sources: BTreeMap<String, String>,
-    /// `namespace/name` and ip:port.
-    ready: Vec<(String, std::net::SocketAddr)>,
+    services: Vec<StoredService>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StoredService {
+    namespace: String,
+    name: String,
+    port: u16,
+    protocol: ServiceProtocol,
+    exported: bool,
+    origin: String,
+    /// Absent: the provider says what is ready.
+    check: Option<StoredCheck>,
+    endpoints: Vec<StoredEndpoint>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StoredEndpoint {
+    address: SocketAddr,
+    version: String,
+    instance: String,
+    /// What the provider said.
+    provided_ready: bool,
+    /// What the checks found.
+    ready: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StoredCheck {
+    /// Path; absent: a connection is enough.
+    http: Option<String>,
+    host: Option<String>,
+    interval_ms: u64,
+    timeout_ms: u64,
+    healthy_after: u32,
+    unhealthy_after: u32,
 }
 
 impl State {
@@ -53,11 +94,7 @@ impl State {
             }
         };
         match serde_json::from_slice::<Stored>(&bytes) {
-            Ok(stored) if stored.format == FORMAT => Self {
-                control_plane: stored.control_plane,
-                sources: stored.sources,
-                ready: stored.ready.into_iter().map(|(service, address)| Target { service, address }).collect(),
-            },
+            Ok(stored) if stored.format == FORMAT => Self::of(stored),
             Ok(stored) => {
                 tracing::warn!(file = %file.display(), format = stored.format, "unknown format, starting without");
                 Self::default()
@@ -70,13 +107,77 @@ impl State {
     }
 
     pub(super) fn store(&self, dir: &Path) -> io::Result<()> {
-        let stored = Stored {
-            format: FORMAT,
-            control_plane: self.control_plane.clone(),
-            sources: self.sources.clone(),
-            ready: self.ready.iter().map(|target| (target.service.clone(), target.address)).collect(),
-        };
+        let services = self.services.iter().map(|(key, service)| self.stored(key, service)).collect();
+        let stored = Stored { format: FORMAT, control_plane: self.control_plane.clone(), services };
         durable::write(&dir.join(FILE_NAME), &serde_json::to_vec(&stored)?, 0o600)
+    }
+
+    fn of(stored: Stored) -> Self {
+        let mut state = Self { control_plane: stored.control_plane, ..Self::default() };
+        for StoredService { namespace, name, port, protocol, exported, origin, check, endpoints } in stored.services {
+            let key = ServiceKey::new(namespace, name);
+            let ready = endpoints.iter().filter(|endpoint| endpoint.ready);
+            state.ready.extend(ready.map(|endpoint| Target { service: key.clone(), address: endpoint.address }));
+            let endpoints = endpoints.into_iter().map(|endpoint| Endpoint {
+                address: endpoint.address,
+                version: endpoint.version,
+                instance: endpoint.instance,
+                ready: endpoint.provided_ready,
+            });
+            let check = check.map_or(Check::Provider, |check| {
+                Check::Active(ActiveCheck {
+                    probe: match check.http {
+                        Some(path) => Probe::Http { path, host: check.host },
+                        None => Probe::Tcp,
+                    },
+                    interval: Duration::from_millis(check.interval_ms),
+                    timeout: Duration::from_millis(check.timeout_ms),
+                    healthy_after: check.healthy_after,
+                    unhealthy_after: check.unhealthy_after,
+                })
+            });
+            let endpoints = endpoints.collect();
+            state.services.insert(key, Service { port, protocol, exported, endpoints, check, origin });
+        }
+        state
+    }
+
+    fn stored(&self, key: &ServiceKey, service: &Service) -> StoredService {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let check = match &service.check {
+            Check::Provider => None,
+            Check::Active(check) => {
+                let (http, host) = match &check.probe {
+                    Probe::Http { path, host } => (Some(path.clone()), host.clone()),
+                    Probe::Tcp => (None, None),
+                };
+                Some(StoredCheck {
+                    http,
+                    host,
+                    interval_ms: millis(check.interval),
+                    timeout_ms: millis(check.timeout),
+                    healthy_after: check.healthy_after,
+                    unhealthy_after: check.unhealthy_after,
+                })
+            }
+        };
+        let endpoint = |endpoint: &Endpoint| StoredEndpoint {
+            address: endpoint.address,
+            version: endpoint.version.clone(),
+            instance: endpoint.instance.clone(),
+            provided_ready: endpoint.ready,
+            ready: self.ready.contains(&Target { service: key.clone(), address: endpoint.address }),
+        };
+        StoredService {
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
+            port: service.port,
+            protocol: service.protocol,
+            exported: service.exported,
+            origin: service.origin.clone(),
+            check,
+            endpoints: service.endpoints.iter().map(endpoint).collect(),
+        }
     }
 }
 
@@ -94,7 +195,7 @@ pub(super) async fn keep(
         let last = shutdown.is_requested();
         let state = State {
             control_plane: control_plane.clone(),
-            sources: catalogs.borrow_and_update().sources.clone(),
+            services: catalogs.borrow_and_update().services.clone(),
             ready: readinesses.borrow_and_update().ready().cloned().collect(),
         };
         if state != stored {
@@ -130,7 +231,7 @@ pub(super) async fn keep(
         tokio::select! {
             () = shutdown.requested() => {}
             changed = timeout(wait, changed) => if changed == Ok(false) {
-                // The sources are gone: the agent is stopping.
+                // Nothing changes any more: the agent is stopping.
                 shutdown.requested().await;
             },
         }
@@ -138,7 +239,8 @@ pub(super) async fn keep(
 }
 
 const FILE_NAME: &str = "agent.json";
-const FORMAT: u32 = 1;
+/// 1 held the texts of service files.
+const FORMAT: u32 = 2;
 /// An fsync a second is nothing to a disk, and a flapping endpoint must not become more.
 const STORE_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -151,16 +253,38 @@ mod tests {
     fn state_survives_and_damage_does_not_hurt() {
         let temp = tempfile::tempdir().unwrap();
         assert_eq!(State::load(temp.path()), State::default());
+        let endpoint = |address: &str, ready| Endpoint {
+            address: address.parse().unwrap(),
+            version: "v1".into(),
+            instance: address.into(),
+            ready,
+        };
+        let service = |check: Check| Service {
+            port: 80,
+            protocol: ServiceProtocol::H2c,
+            exported: true,
+            endpoints: vec![endpoint("127.0.0.1:1", true), endpoint("[::1]:1", false)],
+            check,
+            origin: "a.yaml".into(),
+        };
+        let named = Probe::Http { path: "/".into(), host: Some("shop.example".into()) };
+        let check = ActiveCheck { probe: named, ..ActiveCheck::default() };
+        let key = ServiceKey::new("shop", "web");
         let state = State {
             control_plane: vec!["127.0.0.1:7400".into()],
-            sources: [("a.yaml".to_owned(), "x: 1".to_owned())].into(),
-            ready: [Target { service: "shop/web".into(), address: "127.0.0.1:1".parse().unwrap() }].into(),
+            services: [
+                (key.clone(), service(Check::Active(check))),
+                (ServiceKey::new("shop", "cart"), service(Check::Provider)),
+                (ServiceKey::new("shop", "tcp"), service(Check::Active(ActiveCheck::default()))),
+            ]
+            .into(),
+            ready: [Target { service: key, address: "127.0.0.1:1".parse().unwrap() }].into(),
         };
         state.store(temp.path()).unwrap();
         assert_eq!(State::load(temp.path()), state);
         let file = temp.path().join(FILE_NAME);
         let text = fs::read_to_string(&file).unwrap();
-        for damaged in [&text[..text.len() / 2], "", "{}", "[1]", &text.replace("\"format\":1", "\"format\":9")] {
+        for damaged in [&text[..text.len() / 2], "", "{}", "[1]", &text.replace("\"format\":2", "\"format\":9")] {
             fs::write(&file, damaged).unwrap();
             assert_eq!(State::load(temp.path()), State::default());
         }

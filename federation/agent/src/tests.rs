@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
+use crate::provider::file::ServiceFiles;
 
 /// Generous: the machine that runs this may be busy with something else.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,7 +90,6 @@ fn spawn(
     let config = Config {
         cluster: "paris".into(),
         state_dir: dir.to_owned(),
-        services: dir.join("services"),
         control_plane: vec![control_plane.to_owned()],
         credential: authority.live(&id),
         listener: bind(local).unwrap(),
@@ -97,7 +97,8 @@ fn spawn(
     };
     let address = config.listener.local_addr().unwrap().to_string();
     let (trigger, shutdown) = Shutdown::manual();
-    let agent = tokio::spawn(serve(config, State::load(dir), shutdown));
+    let agent =
+        tokio::spawn(serve(config, ServiceFiles { services: dir.join("services") }, State::load(dir), shutdown));
     (address, trigger, agent)
 }
 
@@ -309,7 +310,6 @@ fn a_token_for_something_else_is_refused_before_it_is_spent() {
         state_dir: temp.path().to_owned(),
         control_plane: Vec::new(),
         token_file,
-        services: temp.path().to_owned(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
     };

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use archipelago_proto::v1::{self, Endpoint, LocalService, LocalUpdate, ServiceReport};
 
-use archipelago_model::service_file::{ServiceEndpoint, ServiceFile};
+use archipelago_model::id::ServiceKey;
 
 use crate::{
+    catalog::{self, Catalog, Service},
     health::{Health, Target, driver::Readiness},
-    provider::watch::Catalog,
 };
 
 /// Services by `namespace/name`.
@@ -32,19 +32,15 @@ impl View {
         let services: Services = catalog
             .services
             .iter()
-            .map(|service| {
-                let key = service.key();
-                let local = local(service, readiness);
+            .map(|(key, service)| {
+                let local = local(key, service, readiness);
+                let key = key.to_string();
                 let shared = previous.and_then(|previous| previous.services.get(&key)).filter(|old| ***old == local);
                 let local = shared.cloned().unwrap_or_else(|| Arc::new(local));
                 (key, local)
             })
             .collect();
-        let reports = catalog
-            .services
-            .iter()
-            .filter_map(|service| Some(report(service, services.get(&service.key())?, readiness)))
-            .collect();
+        let reports = catalog.services.iter().map(|(key, service)| report(key, service, readiness)).collect();
         Self { services, reports, settled: readiness.settled }
     }
 }
@@ -69,9 +65,8 @@ pub fn delta(before: &Services, now: &Services) -> Option<LocalUpdate> {
     (!nothing).then_some(LocalUpdate { snapshot: false, services, removed })
 }
 
-fn local(service: &ServiceFile, readiness: &Readiness) -> LocalService {
-    let key = service.key();
-    let endpoints = service.spec.endpoints.iter().map(|endpoint| Endpoint {
+fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalService {
+    let endpoints = service.endpoints.iter().map(|endpoint| Endpoint {
         address: endpoint.address.to_string(),
         version: endpoint.version.clone(),
         instance: endpoint.instance.clone(),
@@ -83,34 +78,34 @@ fn local(service: &ServiceFile, readiness: &Readiness) -> LocalService {
         .into(),
     });
     LocalService {
-        namespace: service.metadata.namespace.clone(),
-        name: service.metadata.name.clone(),
-        protocol: service.spec.protocol.to_proto().into(),
-        port: service.spec.port.into(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        protocol: service.protocol.to_proto().into(),
+        port: service.port.into(),
         endpoints: endpoints.collect(),
     }
 }
 
-fn report(service: &ServiceFile, local: &LocalService, readiness: &Readiness) -> ServiceReport {
-    let key = service.key();
-    let health = |endpoint: &ServiceEndpoint| readiness.of(&Target { service: key.clone(), address: endpoint.address });
-    let health: Vec<Health> = service.spec.endpoints.iter().map(health).collect();
+fn report(key: &ServiceKey, service: &Service, readiness: &Readiness) -> ServiceReport {
+    let health =
+        |endpoint: &catalog::Endpoint| readiness.of(&Target { service: key.clone(), address: endpoint.address });
+    let health: Vec<Health> = service.endpoints.iter().map(health).collect();
     let count =
         |wanted: Health| u32::try_from(health.iter().filter(|health| **health == wanted).count()).unwrap_or(u32::MAX);
-    let mut versions: Vec<String> = local.endpoints.iter().map(|endpoint| endpoint.version.clone()).collect();
+    let mut versions: Vec<String> = service.endpoints.iter().map(|endpoint| endpoint.version.clone()).collect();
     versions.sort();
     versions.dedup();
     ServiceReport {
-        namespace: local.namespace.clone(),
-        name: local.name.clone(),
-        protocol: local.protocol,
-        port: local.port,
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        protocol: service.protocol.to_proto().into(),
+        port: service.port.into(),
         exported: service.exported,
         versions,
         ready: count(Health::Ready),
         total: u32::try_from(health.len()).unwrap_or(u32::MAX),
         unknown: count(Health::Unknown),
-        // The last in the order of the file: which of several does not matter, but it must not change by itself.
+        // The last in the provider's order: which of several does not matter, but it must not change by itself.
         last_failure: health.iter().rev().find_map(|health| match health {
             Health::Down(failure) => Some(failure.to_proto()),
             Health::Unknown | Health::Ready => None,

@@ -25,7 +25,7 @@ use std::{
 };
 
 use archipelago_proto::v1::Protocol;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     admit,
@@ -75,7 +75,7 @@ pub struct ServiceEndpoint {
 }
 
 /// What an endpoint speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ServiceProtocol {
     /// HTTP/1.1.
@@ -196,18 +196,30 @@ impl ServiceFile {
 /// # Errors
 /// Every problem found; a service without endpoints and no service at all are none.
 pub fn parse(documents: &[Document]) -> Result<Vec<ServiceFile>, Vec<Problem>> {
-    let mut reader = Reader::default();
+    let mut contents = Vec::new();
+    let mut problems = Vec::new();
     for document in documents {
-        reader.document(document);
+        let (content, wrong) = Content::read(document);
+        contents.push(content);
+        problems.extend(wrong);
     }
-    reader.finish()
+    match merge(contents.iter(), problems.is_empty()) {
+        Ok(services) if problems.is_empty() => Ok(services.into_iter().map(|(service, _)| service).collect()),
+        Ok(_) => Err(problems),
+        Err(wrong) => {
+            problems.extend(wrong);
+            Err(problems)
+        }
+    }
 }
 
-#[derive(Default)]
-struct Reader {
-    services: BTreeMap<(String, String), (ServiceFile, String)>,
+/// What one file says, before it is seen together with the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// With the place of each.
+    services: Vec<(ServiceFile, Problem)>,
+    /// Exports, with the place of each.
     exports: Vec<(Metadata, Problem)>,
-    problems: Vec<Problem>,
 }
 
 #[derive(Clone, Copy)]
@@ -216,10 +228,27 @@ enum FileKind {
     ServiceExport,
 }
 
-impl Reader {
-    fn document(&mut self, document: &Document) {
-        let (parts, problems) = document::parse(document);
-        self.problems.extend(problems);
+impl Content {
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn parse(document: &Document) -> Result<Self, Vec<Problem>> {
+        let (content, problems) = Self::read(document);
+        if problems.is_empty() { Ok(content) } else { Err(problems) }
+    }
+
+    /// What a file is known to have said, without its text.
+    #[must_use]
+    pub fn of(file: &str, services: Vec<ServiceFile>) -> Self {
+        let place = Problem { file: file.to_owned(), line: 1, column: 1, path: String::new(), message: String::new() };
+        Self { services: services.into_iter().map(|service| (service, place.clone())).collect(), exports: Vec::new() }
+    }
+
+    /// What could be read, and what could not.
+    fn read(document: &Document) -> (Self, Vec<Problem>) {
+        let mut content = Self::default();
+        let (parts, mut problems) = document::parse(document);
         for part in parts {
             let mut out = Mistakes::default();
             let kinds = [("Service", FileKind::Service), ("ServiceExport", FileKind::ServiceExport)];
@@ -235,18 +264,12 @@ impl Reader {
                         );
                     }
                 }
-                let here = |message: String| part.root.place.problem(&document.file, "metadata.name", &message);
+                let here = part.root.place.problem(&document.file, "metadata.name", "");
                 match kind {
                     FileKind::Service => {
                         let spec = frame.spec::<ServiceSpec>(&mut out);
                         if let (Some(spec), true) = (spec, out.is_empty()) {
-                            let key = (metadata.namespace.clone(), metadata.name.clone());
-                            let place = format!("{}:{}", document.file, part.root.place.line);
-                            if let Some((_, first)) = self.services.get(&key) {
-                                self.problems.push(here(format!("this Service is already given at {first}")));
-                            } else {
-                                self.services.insert(key, (ServiceFile { metadata, spec, exported: false }, place));
-                            }
+                            content.services.push((ServiceFile { metadata, spec, exported: false }, here));
                         }
                     }
                     FileKind::ServiceExport => {
@@ -255,32 +278,56 @@ impl Reader {
                             let message = "an export beside its service is of this cluster: leave `clusters` out";
                             out.push(part.root.place, "spec.clusters", message);
                         }
-                        let message = format!("no Service {}/{} to export", metadata.namespace, metadata.name);
-                        let problem = here(message);
-                        self.exports.push((metadata, problem));
+                        content.exports.push((metadata, here));
                     }
                 }
             }
-            self.problems
-                .extend(out.into_vec().into_iter().map(|m| m.place.problem(&document.file, &m.path, &m.message)));
+            problems.extend(out.into_vec().into_iter().map(|m| m.place.problem(&document.file, &m.path, &m.message)));
+        }
+        (content, problems)
+    }
+}
+
+/// The services of a cluster out of all its files, in any order, each with the file that it stands in.
+///
+/// # Errors
+/// A service that is given twice, and an export without its service.
+pub fn combine<'a>(
+    contents: impl Iterator<Item = &'a Content> + Clone,
+) -> Result<Vec<(ServiceFile, &'a str)>, Vec<Problem>> {
+    merge(contents, true)
+}
+
+/// Not `whole`: in what could not be read there may be the service that an export misses.
+fn merge<'a>(
+    contents: impl Iterator<Item = &'a Content> + Clone,
+    whole: bool,
+) -> Result<Vec<(ServiceFile, &'a str)>, Vec<Problem>> {
+    let mut services: BTreeMap<(String, String), (ServiceFile, &Problem)> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (service, place) in contents.clone().flat_map(|content| &content.services) {
+        let key = (service.metadata.namespace.clone(), service.metadata.name.clone());
+        if let Some((_, first)) = services.get(&key) {
+            let message = format!("this Service is already given at {}:{}", first.file, first.line);
+            problems.push(Problem { message, ..place.clone() });
+        } else {
+            services.insert(key, (service.clone(), place));
         }
     }
-
-    fn finish(mut self) -> Result<Vec<ServiceFile>, Vec<Problem>> {
-        let broken = !self.problems.is_empty();
-        for (metadata, problem) in self.exports {
-            match self.services.get_mut(&(metadata.namespace, metadata.name)) {
-                Some((service, _)) => service.exported = true,
-                // With a broken file its service may just not have been read.
-                None if broken => {}
-                None => self.problems.push(problem),
+    for (metadata, place) in contents.flat_map(|content| &content.exports) {
+        match services.get_mut(&(metadata.namespace.clone(), metadata.name.clone())) {
+            Some((service, _)) => service.exported = true,
+            None if !whole => {}
+            None => {
+                let message = format!("no Service {}/{} to export", metadata.namespace, metadata.name);
+                problems.push(Problem { message, ..place.clone() });
             }
         }
-        if !self.problems.is_empty() {
-            return Err(self.problems);
-        }
-        Ok(self.services.into_values().map(|(service, _)| service).collect())
     }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(services.into_values().map(|(service, place)| (service, place.file.as_str())).collect())
 }
 
 impl Spec for ServiceSpec {

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use archipelago_model::{admit, document::Document, resource::Resource};
 
 fn files() -> Vec<Document> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../topologies");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../topologies");
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

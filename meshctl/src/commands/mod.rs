@@ -15,7 +15,7 @@ mod write;
 
 use std::path::Path;
 
-use crate::cli::{Cli, Command, Global, Role};
+use crate::cli::{AgentArgs, Cli, Command, Global, Role};
 use crate::client::{self, Client};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::Output;
@@ -79,7 +79,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T
 fn run_role(role: Role) -> Outcome {
     match role {
         Role::ControlPlane(args) => archipelago_control_plane::run(args)?,
-        Role::Agent(args) => archipelago_agent::run(args)?,
+        Role::Agent(AgentArgs { agent, files }) => archipelago_agent::run(agent, files)?,
         Role::Gateway(args) => {
             archipelago_base::logging::init("gateway");
             archipelago_gateway::run(args)?;

@@ -13,7 +13,7 @@ use super::{
     probe::{ProbeError, probe},
     schedule::{Plan, Scheduler, Start, Ticket},
 };
-use crate::provider::watch::Catalog;
+use crate::catalog::Catalog;
 
 /// Who is ready, as far as is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub async fn run(
                     let error = answer.err().map(tracing::field::display);
                     let Target { service, address } = &target;
                     let ready = health == Health::Ready;
-                    tracing::info!(service, %address, ready, error, "endpoint changed");
+                    tracing::info!(%service, %address, ready, error, "endpoint changed");
                 }
                 if changed.is_some() || settled != scheduler.is_settled() {
                     publish(&scheduler, read, &readiness);
@@ -98,18 +98,17 @@ async fn ask(start: Start) -> (Target, Ticket, Result<(), ProbeError>) {
     (start.target, start.ticket, answer)
 }
 
-/// What to check, and whether that is what the files say.
+/// What to check, and whether that is what the provider says.
 fn plans(catalog: &Catalog) -> (BTreeMap<Target, Plan>, bool) {
     let plans = catalog
         .services
         .iter()
-        .flat_map(|service| {
-            let plan = Plan { check: service.spec.health_check.clone(), protocol: service.spec.protocol };
-            service
-                .spec
-                .endpoints
-                .iter()
-                .map(move |endpoint| (Target { service: service.key(), address: endpoint.address }, plan.clone()))
+        .flat_map(|(key, service)| {
+            service.endpoints.iter().map(|endpoint| {
+                let target = Target { service: key.clone(), address: endpoint.address };
+                let check = service.check.clone();
+                (target, Plan { check, provided_ready: endpoint.ready, protocol: service.protocol })
+            })
         })
         .collect();
     (plans, catalog.read)

@@ -19,13 +19,16 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{Failure, Health, Target};
-use archipelago_model::service_file::{ActiveCheck, HealthCheck, ServiceProtocol};
+use crate::catalog::Check;
+use archipelago_model::service_file::{ActiveCheck, ServiceProtocol};
 
 /// What is known about a target before it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// How to ask.
-    pub check: HealthCheck,
+    pub check: Check,
+    /// What the provider says; counts when nobody asks.
+    pub provided_ready: bool,
     /// What the endpoint speaks.
     pub protocol: ServiceProtocol,
 }
@@ -116,7 +119,7 @@ impl Scheduler {
             self.due.remove(&(at, target.clone()));
             let Some(entry) = self.entries.get_mut(&target) else { continue };
             entry.due = None;
-            let HealthCheck::Active(check) = &entry.plan.check else { continue };
+            let Check::Active(check) = &entry.plan.check else { continue };
             self.tickets += 1;
             let ticket = Ticket(self.tickets);
             entry.running = Some(Running { ticket, began: now });
@@ -129,7 +132,7 @@ impl Scheduler {
     pub fn finish(&mut self, now: Instant, target: &Target, ticket: Ticket, answer: Answer) -> Option<Health> {
         let entry = self.entries.get_mut(target)?;
         let running = entry.running.filter(|running| running.ticket == ticket)?;
-        let HealthCheck::Active(check) = &entry.plan.check else { return None };
+        let Check::Active(check) = &entry.plan.check else { return None };
         entry.running = None;
         entry.answered = true;
         let before = entry.state.health();
@@ -164,11 +167,12 @@ impl Scheduler {
             self.due.remove(&(earlier, target.clone()));
         }
         match entry.plan.check {
-            HealthCheck::None => {
-                entry.state = State::READY;
+            Check::Provider => {
+                let down = State::Down { good: 0, failure: Failure::Provider };
+                entry.state = if entry.plan.provided_ready { State::READY } else { down };
                 entry.answered = true;
             }
-            HealthCheck::Active(_) => {
+            Check::Active(_) => {
                 entry.due = Some(at);
                 self.due.insert((at, target.clone()));
             }
@@ -250,12 +254,15 @@ mod tests {
     }
 
     fn target(port: u16) -> Target {
-        Target { service: "shop/checkout".into(), address: ([127, 0, 0, 1], port).into() }
+        Target {
+            service: archipelago_model::id::ServiceKey::new("shop", "checkout"),
+            address: ([127, 0, 0, 1], port).into(),
+        }
     }
 
     fn plan(healthy_after: u32, unhealthy_after: u32) -> Plan {
         let check = ActiveCheck { probe: Probe::Tcp, healthy_after, unhealthy_after, ..ActiveCheck::default() };
-        Plan { check: HealthCheck::Active(check), protocol: ServiceProtocol::Tcp }
+        Plan { check: Check::Active(check), provided_ready: true, protocol: ServiceProtocol::Tcp }
     }
 
     /// One round: what is due now is asked and answered at once.
@@ -325,12 +332,19 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_without_a_check_are_ready_at_once_and_never_asked() {
+    fn endpoints_without_a_check_are_what_their_provider_says_and_never_asked() {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(1);
-        let unchecked = Plan { check: HealthCheck::None, protocol: ServiceProtocol::Http };
-        assert!(scheduler.set_targets(now, [(target(1), unchecked)].into(), &BTreeSet::new()));
+        let unchecked =
+            |provided_ready| Plan { check: Check::Provider, provided_ready, protocol: ServiceProtocol::Http };
+        let plans = [(target(1), unchecked(true)), (target(2), unchecked(false))];
+        assert!(scheduler.set_targets(now, plans.into(), &BTreeSet::new()));
         assert!(scheduler.is_settled());
+        assert_eq!(ready(&scheduler), [target(1)].into());
+        let plans = [(target(1), unchecked(false)), (target(2), unchecked(true))];
+        assert!(scheduler.set_targets(now, plans.into(), &BTreeSet::new()));
+        assert_eq!(ready(&scheduler), [target(2)].into());
+        assert_eq!(scheduler.health()[&target(1)], Health::Down(Failure::Provider));
         assert_eq!(scheduler.next_due(), None);
     }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use archipelago_agent::Args;
+use archipelago_agent::{Args, provider::file::ServiceFiles};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -10,11 +10,13 @@ use clap::Parser;
 struct Cli {
     #[command(flatten)]
     args: Args,
+    #[command(flatten)]
+    files: ServiceFiles,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match archipelago_agent::run(cli.args) {
+    match archipelago_agent::run(cli.args, cli.files) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("archipelago-agent: {error:#}");
