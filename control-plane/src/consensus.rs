@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     policy::Policy,
     published::Published,
+    upgrade,
 };
 
 /// This member's view of the replicated state, and its way to the leader.
@@ -159,7 +160,7 @@ impl Consensus {
         if let Err(refused) = self.read(|state| state.check(&action)) {
             return Ok(refused);
         }
-        self.require_format(&action)?;
+        self.require_format(&action).await?;
         let command = Command {
             format_version: format::required(&action),
             request_id: request_id.to_owned(),
@@ -187,12 +188,24 @@ impl Consensus {
         }
     }
 
-    fn require_format(&self, action: &Action) -> Result<(), CommitError> {
-        let agreed = self.read(State::format_version);
-        if format::permits(agreed, action) {
+    /// The newest log format that this member knows.
+    pub(crate) fn supported_format(&self) -> u32 {
+        self.raft.with_state(Machine::supported)
+    }
+
+    async fn require_format(&self, action: &Action) -> Result<(), CommitError> {
+        let permits = || format::permits(self.read(State::format_version), action);
+        if permits() {
             return Ok(());
         }
-        Err(CommitError::Format { feature: format::feature(action), required: format::required(action), agreed })
+        // This member may only be behind.
+        self.barrier().await?;
+        if permits() {
+            return Ok(());
+        }
+        let required = format::required(action);
+        let held_back_by = upgrade::held_back_by(self, required).await;
+        Err(CommitError::Format { feature: format::feature(action), required, held_back_by })
     }
 
     /// Waits for the turn to judge a write of resources at this member.
@@ -423,8 +436,13 @@ pub(crate) enum CommitError {
     Stopped,
     #[error("{0}")]
     Refused(String),
-    #[error("{feature} needs log format {required}, and this federation has agreed on {agreed}")]
-    Format { feature: &'static str, required: u32, agreed: u32 },
+    #[error("{feature} needs log format {required}: {}", waits_for(held_back_by))]
+    Format {
+        feature: &'static str,
+        required: u32,
+        /// Members that do not know it, in words; none: the leader is about to raise it.
+        held_back_by: Vec<String>,
+    },
     #[error("the leader answered what this version does not understand")]
     Incompatible,
 }
@@ -436,10 +454,21 @@ impl From<CommitError> for Status {
             CommitError::NoLeader { .. } | CommitError::Stopped => Self::unavailable(text),
             CommitError::Overloaded => Self::resource_exhausted(text),
             CommitError::TooLarge { .. } | CommitError::Refused(_) => Self::invalid_argument(text),
+            CommitError::Format { held_back_by, .. } if held_back_by.is_empty() => Self::unavailable(text),
             CommitError::Format { .. } => Self::failed_precondition(text),
             CommitError::Incompatible => Self::internal(text),
         }
     }
+}
+
+fn waits_for(held_back_by: &[String]) -> String {
+    if held_back_by.is_empty() {
+        return "every member knows it by now, try again in a second".to_owned();
+    }
+    format!(
+        "{}\nhint: start or upgrade it, the format rises by itself once every member knows it",
+        held_back_by.join(", ")
+    )
 }
 
 /// Resolves when no leader was known for so long that whoever streams from here should try another member.

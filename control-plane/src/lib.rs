@@ -4,6 +4,7 @@
 //! - [`ca`]: the sealed authority and the certificates it issues.
 //! - [`bootstrap`]: founding a federation.
 //! - `consensus`: writing and reading linearizably from any member; `published`, `policy`: the applied state, watched and parsed.
+//! - `upgrade`: the log's format rises when every member knows more.
 //! - `refusal`: words for what the state machine refuses.
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
 //! - `net`: Raft between members.
@@ -27,6 +28,7 @@ mod published;
 mod refusal;
 mod server;
 mod sessions;
+mod upgrade;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -65,6 +67,30 @@ pub struct Args {
     /// Timing of elections: `lan` within a data centre, `wan` for members up to 150 ms apart.
     #[arg(long, value_enum, default_value_t = Profile::Lan)]
     pub profile: Profile,
+    /// Behave as the version before this one: for tests, and to hold an upgrade back on purpose.
+    #[arg(long, env = "ARCHIPELAGO_COMPATIBILITY", value_enum, default_value_t = Compatibility::Current, hide = true)]
+    pub compatibility: Compatibility,
+}
+
+/// As which version a member behaves: what it says it knows, and what it applies and restores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compatibility {
+    /// As what it is.
+    #[default]
+    Current,
+    /// As the version before.
+    Previous,
+}
+
+impl Compatibility {
+    /// The newest log format that is known.
+    #[must_use]
+    pub fn format(self) -> u32 {
+        match self {
+            Self::Current => machine::format::CURRENT,
+            Self::Previous => machine::format::PREVIOUS,
+        }
+    }
 }
 
 /// How fast a missing leader is noticed.

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use archipelago_control_plane::{
-    Args,
+    Args, Compatibility,
     bootstrap::{self, Member, Plan},
 };
 use archipelago_identity::TrustDomain;
@@ -32,14 +32,18 @@ enum Command {
         /// Where to put member-<ID>/ and operator/.
         #[arg(long)]
         out: PathBuf,
+        /// Found it as the version before this one would.
+        #[arg(long, env = "ARCHIPELAGO_COMPATIBILITY", value_enum, default_value_t = Compatibility::Current, hide = true)]
+        compatibility: Compatibility,
     },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => archipelago_control_plane::run(args),
-        Command::Bootstrap { trust_domain, members, out } => {
-            bootstrap::bootstrap(&Plan { trust_domain, members, out }).map_err(anyhow::Error::from)
+        Command::Bootstrap { trust_domain, members, out, compatibility } => {
+            bootstrap::bootstrap_at(&Plan { trust_domain, members, out }, compatibility.format())
+                .map_err(anyhow::Error::from)
         }
     };
     match result {

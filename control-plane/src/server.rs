@@ -42,12 +42,12 @@ use crate::{
     machine::{
         Machine,
         command::{Action, CaInit},
-        format,
     },
     metrics::{Metrics, Scraped},
     net::{LateHandle, Network, PeerTransport, RaftService},
     published::Published,
     sessions::Sessions,
+    upgrade,
 };
 
 /// Runs a member until `shutdown`, or until it stops by itself.
@@ -190,6 +190,7 @@ impl Starting {
         ));
         tasks.spawn(audit::write_batches(records, Arc::clone(&consensus), draining.clone()));
         tasks.spawn(install_authority(Arc::clone(&consensus), genesis, draining.clone()));
+        tasks.spawn(upgrade::raise_format(Arc::clone(&consensus), draining.clone()));
         for peer in &others {
             tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
         }
@@ -269,7 +270,7 @@ async fn start_raft(
         checkpoint_entries: args.snapshot_entries.min(Limits::default().checkpoint_entries),
         ..Limits::default()
     };
-    let (machine, published) = Published::machine(format::CURRENT);
+    let (machine, published) = Published::machine(args.compatibility.format());
     // Reading the disk may take seconds.
     let raft = tokio::task::spawn_blocking(move || Raft::start(config, machine, transport))
         .await

@@ -114,8 +114,7 @@ impl FleetService {
                     id,
                     role: "unreachable".to_owned(),
                     address: consensus.peers.address(id).unwrap_or_default().to_owned(),
-                    applied_index: 0,
-                    term: 0,
+                    ..MemberStatus::default()
                 },
             }
         });

@@ -14,7 +14,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use crate::sessions::{AskError, Cursor, gateway_key};
+use crate::{
+    machine::State,
+    sessions::{AskError, Cursor, gateway_key},
+};
 
 pub(super) struct MembersService(pub(super) Arc<Context>);
 
@@ -121,6 +124,8 @@ impl Context {
             address: self.own_address.clone(),
             applied_index: status.applied_index,
             term: status.term,
+            format_supported: self.consensus.supported_format(),
+            format_version: self.consensus.read(State::format_version),
         }
     }
 }

@@ -11,8 +11,8 @@ use archipelago_model::{
     resource::{Kind, Resource},
 };
 use archipelago_proto::v1::{
-    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, precondition,
-    resources_server::Resources,
+    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, RaiseRestoreEpochRequest,
+    RaiseRestoreEpochResponse, precondition, resources_server::Resources,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -23,8 +23,8 @@ use crate::{
     machine::{
         Key, State,
         command::{
-            Action, Answer, ApplyResources, Conflict, Expect, Outcome, Precondition, RefusalCode, Refused,
-            ResourceWrite,
+            Action, Answer, ApplyResources, Conflict, Expect, Outcome, Precondition, RaiseRestoreEpoch, RefusalCode,
+            Refused, ResourceWrite,
         },
         convert,
     },
@@ -90,6 +90,21 @@ impl Resources for ResourcesService {
             }
         };
         write.commit(request_id, preconditions, judge).await
+    }
+
+    async fn raise_restore_epoch(
+        &self,
+        request: Request<RaiseRestoreEpochRequest>,
+    ) -> Result<Response<RaiseRestoreEpochResponse>, Status> {
+        let actor = operator(&request)?.to_string();
+        let request_id = or_random(request.into_inner().request_id);
+        let consensus = &self.0.consensus;
+        let action = Action::RaiseRestoreEpoch(RaiseRestoreEpoch {});
+        refusal::answer(consensus.commit(&request_id, &actor, action).await?)?;
+        consensus.barrier().await?;
+        let version = consensus.read(State::version);
+        tracing::warn!(actor, %version, "the restore epoch was raised: gateways follow to this, whatever they run");
+        Ok(Response::new(RaiseRestoreEpochResponse { version: Some(version.into()) }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {

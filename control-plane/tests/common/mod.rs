@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     future::Future,
     io::{Read, Write},
@@ -13,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use archipelago_control_plane::bootstrap::{self, Member, Plan, member_dir};
+use archipelago_control_plane::{
+    Compatibility,
+    bootstrap::{self, Member, Plan, member_dir},
+};
 use archipelago_identity::{Credential, CredentialDir, LiveCredential, tls::Expect};
 use archipelago_proto::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, Document, GetRequest, GetResponse, JoinRole, MemberStatus,
@@ -32,6 +36,8 @@ pub(crate) struct ControlPlane {
     pub(crate) dir: TempDir,
     pub(crate) members: Vec<Member>,
     pub(crate) operator: LiveCredential,
+    /// Members that behave as the previous version, when they start next.
+    pub(crate) previous: BTreeSet<u64>,
     flags: Vec<String>,
     metrics: Vec<String>,
     processes: Vec<Option<Child>>,
@@ -40,6 +46,11 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     /// Founds a federation and starts its members; returns once one leads and each answers.
     pub(crate) async fn start(count: u64, flags: &[&str]) -> Self {
+        Self::start_as(count, flags, Compatibility::Current).await
+    }
+
+    /// As [`Self::start`], by the given version.
+    pub(crate) async fn start_as(count: u64, flags: &[&str], compatibility: Compatibility) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let members: Vec<Member> = (1..=count)
             .map(|id| Member {
@@ -53,11 +64,12 @@ impl ControlPlane {
             members: members.clone(),
             out: dir.path().to_owned(),
         };
-        bootstrap::bootstrap(&plan).unwrap();
+        bootstrap::bootstrap_at(&plan, compatibility.format()).unwrap();
         let operator = CredentialDir::new(dir.path().join("operator")).load().unwrap().unwrap();
         let mut control_plane = Self {
             dir,
             operator: LiveCredential::new(operator).unwrap(),
+            previous: (1..=count).filter(|_| compatibility == Compatibility::Previous).collect(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             metrics: members.iter().map(|_| format!("127.0.0.1:{}", free_port())).collect(),
             processes: members.iter().map(|_| None).collect(),
@@ -82,6 +94,7 @@ impl ControlPlane {
             .args(["--listen-peer", &member.peer])
             .args(["--listen-metrics", &self.metrics[index(id)]])
             .args(&self.flags)
+            .env("ARCHIPELAGO_COMPATIBILITY", if self.previous.contains(&id) { "previous" } else { "current" })
             .env("ARCHIPELAGO_LOG", "info,archipelago_control_plane=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -100,9 +113,14 @@ impl ControlPlane {
 
     /// SIGTERM; returns the exit code.
     pub(crate) async fn terminate(&mut self, id: u64) -> i32 {
-        let mut child = self.processes[index(id)].take().unwrap();
-        let pid = rustix::process::Pid::from_child(&child);
+        let pid = rustix::process::Pid::from_child(self.processes[index(id)].as_ref().unwrap());
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.ended(id).await
+    }
+
+    /// Waits until a member ends by itself.
+    pub(crate) async fn ended(&mut self, id: u64) -> i32 {
+        let mut child = self.processes[index(id)].take().unwrap();
         let begun = Instant::now();
         loop {
             if let Some(status) = child.try_wait().unwrap() {
