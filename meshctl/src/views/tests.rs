@@ -14,6 +14,7 @@ fn status() -> v1::StatusResponse {
             address: "127.0.0.1:7400".into(),
             applied_index: 99,
             term: 3,
+            ..v1::MemberStatus::default()
         }],
         clusters: vec![v1::ClusterStatus {
             name: "paris".into(),
