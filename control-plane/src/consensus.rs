@@ -134,6 +134,7 @@ impl Consensus {
             reports: reports.collect(),
             gateways: gateways.collect(),
             tcp_slots: state.tcp_slots().map(|(name, slot)| (name.clone(), slot)).collect(),
+            ..FederationState::default()
         };
         (state.version(), federation)
     }

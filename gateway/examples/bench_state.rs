@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use archipelago_gateway::config::{ConfigState, store::Store};
 use archipelago_identity::{CredentialDir, SpiffeId, testing::TestAuthority};
 use archipelago_proto::v1::{
-    ClusterConfig, ConfigResource, ConfigUpdate, Endpoint, LocalService, LocalUpdate, MeshConfig, PeerConfig, Protocol,
-    RouteRule, ServiceConfig, Tier, WeightedBackend, config_resource::Body,
+    Backend, ClusterConfig, ConfigResource, ConfigUpdate, Endpoint, FailoverChain, HttpListener, LocalService,
+    LocalUpdate, MeshConfig, PeerConfig, Protocol, RouteRule, ServiceConfig, ServicePort, Tier, config_resource::Body,
+    service_port::Listener,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -57,18 +58,18 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn service(cluster: &str) -> ServiceConfig {
-    let backend = WeightedBackend { cluster: cluster.into(), version: String::new(), weight: 1 };
+    let backend = Backend { cluster: cluster.into(), weight: 1, ..Default::default() };
     ServiceConfig {
         namespace: "bench".into(),
         name: "echo".into(),
         hosts: vec!["127.0.0.1".into(), "localhost".into()],
-        protocol: Protocol::Http1.into(),
-        port: 80,
-        rules: vec![RouteRule {
-            name: "default".into(),
-            r#match: None,
-            backends: vec![],
-            tiers: vec![Tier { backends: vec![backend] }],
+        ports: vec![ServicePort {
+            port: 80,
+            protocol: Protocol::Http1.into(),
+            listener: Some(Listener::Http(HttpListener::default())),
+            rules: vec![RouteRule { name: "default".into(), chain: Some(0), ..Default::default() }],
+            chains: vec![FailoverChain { tiers: vec![Tier { backends: vec![backend] }] }],
+            ..Default::default()
         }],
         exporters: vec![cluster.into()],
         ..Default::default()

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use archipelago_identity::{SpiffeId, TrustDomain};
-use archipelago_proto::v1::{self as proto, config_resource::Body};
+use archipelago_proto::v1::{self as proto, config_resource::Body, service_port::Listener};
 
 use super::*;
 use crate::config::ConfigState;
@@ -31,9 +31,16 @@ fn service(name: &str, protocol: proto::Protocol, exporters: &[&str], residency:
         namespace: "bank".into(),
         name: name.into(),
         hosts: vec![format!("{name}.bank")],
-        protocol: protocol as i32,
-        port: 80,
-        rules: vec![proto::RouteRule { name: "default".into(), ..Default::default() }],
+        ports: vec![proto::ServicePort {
+            port: 80,
+            protocol: protocol as i32,
+            listener: Some(match protocol {
+                proto::Protocol::Tcp => Listener::Tcp(proto::TcpListener::default()),
+                _ => Listener::Http(proto::HttpListener::default()),
+            }),
+            rules: vec![proto::RouteRule { name: "default".into(), ..Default::default() }],
+            ..Default::default()
+        }],
         exporters: names(exporters),
         residency_clusters: names(residency),
         ..Default::default()
@@ -67,11 +74,10 @@ fn snapshot() -> Snapshot {
         }),
     ];
     let mut state = ConfigState::default();
-    for (n, body) in bodies.into_iter().enumerate() {
-        let resource = proto::ConfigResource { name: n.to_string(), body: Some(body), ..Default::default() };
+    for resource in bodies.map(archipelago_model::compile::resource) {
         state.resources.insert(resource.name.clone(), resource);
     }
-    Snapshot::build(&state, "tokyo", "mesh.test").unwrap()
+    Snapshot::build(&state, "tokyo", "mesh.test", &Snapshot::empty()).unwrap().snapshot
 }
 
 fn revocation(subject: proto::revocation::Subject, issued_before: u64) -> proto::Revocation {

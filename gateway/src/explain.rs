@@ -6,7 +6,7 @@ use archipelago_proto::v1::{ExplainQuery, ExplainResponse};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::balance::hash::Key;
-use crate::config::{Protocol, StickyKey};
+use crate::config::{Rule, Service, StickyKey};
 use crate::route::host_name;
 use crate::worker::Identity;
 use crate::worker::view::{RouteQuery, Target, Tried, View};
@@ -34,17 +34,16 @@ fn decide(
 ) -> Result<(), String> {
     let snapshot = &view.snapshot;
     let host = host_name(&query.host);
-    if let Some(closed) = snapshot.closed_by_host(&query.host) {
-        response.service = closed.key.to_string();
-        return Err(format!("service {} is closed here: {}", closed.key, closed.why));
-    }
     let index = snapshot
         .service_by_host(&query.host)
         .or_else(|| {
             let (service, namespace) = host.split_once('.')?;
             snapshot.service_by_key(&format!("{namespace}/{service}"))
         })
-        .ok_or_else(|| format!("no service has the host name {host:?}"))?;
+        .ok_or_else(|| match snapshot.closed_by_host(&query.host) {
+            Some(closed) => format!("service {} is closed here: {}", closed.key, closed.why),
+            None => format!("no service has the host name {host:?}"),
+        })?;
     let (Some(service), Some(live)) = (snapshot.services.get(index), view.services.get(index)) else {
         return Err("no such service".into());
     };
@@ -57,15 +56,10 @@ fn decide(
         text => Method::try_from(text).map_err(|_| format!("{text:?} is not an HTTP method"))?,
     };
     let path = if query.path.is_empty() { "/" } else { &query.path };
-    for rule in &service.rules {
-        if rule.matcher.matches(&method, path, &headers) {
-            response.rule = rule.name.to_string();
-            why.push(format!("rule {} matches", rule.name));
-            break;
-        }
-        why.push(format!("rule {} does not match", rule.name));
-    }
     let rule = service.rule(&method, path, &headers).ok_or("no rule matches")?;
+    passed_over(service, rule, why);
+    response.rule = rule.name.to_string();
+    why.push(format!("rule {} matches", rule.name));
 
     let key = match service.sticky_hash(&headers) {
         Some(hash) => {
@@ -98,10 +92,21 @@ fn decide(
             });
         }
     }
-    if service.protocol == Protocol::Tcp {
-        why.push(format!("TCP service: connect to the TCP base port + {}", service.tcp_slot));
+    if let Some(offset) = service.tcp_offset() {
+        why.push(format!("TCP service: connect to the TCP base port + {offset}"));
     }
     Ok(())
+}
+
+/// Which rules came before and do not match; nobody reads thousands.
+fn passed_over(service: &Service, rule: &Rule, why: &mut Vec<String>) {
+    let rules = service.rules.as_slice();
+    let before = rules.iter().position(|other| std::ptr::eq(other, rule)).unwrap_or(0);
+    let named = if before > NAMED_MAX { 0 } else { before };
+    why.extend(rules.iter().take(named).map(|rule| format!("rule {} does not match", rule.name)));
+    if named < before {
+        why.push(format!("the {before} rules before it do not match"));
+    }
 }
 
 fn headers(query: &ExplainQuery) -> Result<HeaderMap, String> {
@@ -123,3 +128,6 @@ fn sticky(key: Option<&StickyKey>) -> String {
         None => "nothing".to_owned(),
     }
 }
+
+/// As many as fit on a screen beside the rest.
+const NAMED_MAX: usize = 16;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::config::store::Store;
-use crate::config::{ConfigState, Published, Snapshot};
+use crate::config::{ConfigState, Published, Rejected, Snapshot};
 use crate::control::apply::{self, Applier, Update};
 use crate::control::discovery::Discovery;
 use crate::control::stream::ControlStream;
@@ -343,8 +343,13 @@ fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snaps
             return (ConfigState::default(), Snapshot::empty());
         }
     };
-    match Snapshot::build(&state, cluster, trust_domain) {
-        Ok(snapshot) => (state, snapshot),
+    match Snapshot::build(&state, cluster, trust_domain, &Snapshot::empty()) {
+        Ok(built) => {
+            for Rejected { resource, reason, .. } in &built.rejected {
+                tracing::warn!(resource, reason, "a resource on disk cannot be used");
+            }
+            (state, built.snapshot)
+        }
         Err(error) => {
             tracing::warn!(%error, "the configuration on disk is refused; starting empty");
             (ConfigState::default(), Snapshot::empty())

@@ -1,48 +1,124 @@
-//! Which rule of a service a request falls under: the first whose every given condition holds.
+//! Which rule of a service a request falls under: the first whose every condition holds.
+//!
+//! [`Matcher`] says what one rule means; [`index::RuleIndex`] finds the first of thousands without asking each.
+
+pub mod index;
 
 use http::{HeaderMap, HeaderName, Method, header};
 
-/// The conditions of one rule; an empty matcher matches everything.
+/// The conditions of one rule, all of which must hold; an empty matcher matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matcher {
-    /// Each must be present with exactly this value (any one line of a repeated header counts).
-    pub headers: Vec<(HeaderName, String)>,
-    /// Each must be present with exactly this value.
-    pub cookies: Vec<(String, String)>,
-    /// Whole path segments, as in the Gateway API: `/a` matches `/a` and `/a/b`, not `/ab`.
-    pub path_prefix: Option<String>,
+    /// In any order.
+    pub conditions: Vec<Condition>,
+}
+
+/// One condition on a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
     /// Exactly this method.
-    pub method: Option<Method>,
+    Method(Method),
+    /// On the path, without its query.
+    Path(PathPattern),
+    /// On any one line of a header.
+    Header(HeaderName, Pattern),
+    /// On any one parameter of the query, as it was sent.
+    Query(String, Pattern),
+    /// On any one cookie of this name.
+    Cookie(String, Pattern),
+}
+
+/// What a path must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathPattern {
+    /// Exactly this.
+    Exact(String),
+    /// Whole path segments, as in the Gateway API: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+}
+
+/// What a value must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pattern {
+    /// Exactly this.
+    Exact(String),
+    /// It begins with this.
+    Prefix(String),
+    /// Anything, as long as it is there.
+    Present,
+}
+
+/// What conditions are about.
+#[derive(Debug, Clone, Copy)]
+pub struct RouteInput<'r> {
+    /// Method of the request.
+    pub method: &'r Method,
+    /// Path, with or without its query.
+    pub path: &'r str,
+    /// Headers of the request.
+    pub headers: &'r HeaderMap,
 }
 
 impl Matcher {
     /// True when it restricts nothing.
     pub fn is_empty(&self) -> bool {
-        self == &Self::default()
+        self.conditions.is_empty()
     }
 
     /// True when every condition holds.
-    pub fn matches(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
-        self.method.as_ref().is_none_or(|m| m == method)
-            && self.path_prefix.as_ref().is_none_or(|prefix| path_has_prefix(path, prefix))
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| headers.get_all(name).iter().any(|v| v.as_bytes() == value.as_bytes()))
-            && self.cookies.iter().all(|(name, value)| cookies(headers, name).any(|v| v == value))
+    pub fn matches(&self, request: &RouteInput<'_>) -> bool {
+        self.conditions.iter().all(|condition| condition.holds(request))
+    }
+}
+
+impl Condition {
+    fn holds(&self, request: &RouteInput<'_>) -> bool {
+        match self {
+            Self::Method(method) => method == request.method,
+            Self::Path(PathPattern::Exact(path)) => without_query(request.path) == path,
+            Self::Path(PathPattern::Prefix(prefix)) => path_has_prefix(request.path, prefix),
+            Self::Header(name, pattern) => {
+                request.headers.get_all(name).iter().any(|value| pattern.fits(value.as_bytes()))
+            }
+            Self::Query(name, pattern) => {
+                query_pairs(request.path).any(|(key, value)| key == name && pattern.fits(value.as_bytes()))
+            }
+            Self::Cookie(name, pattern) => cookies(request.headers, name).any(|value| pattern.fits(value.as_bytes())),
+        }
+    }
+}
+
+impl Pattern {
+    fn fits(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(wanted) => value == wanted.as_bytes(),
+            Self::Prefix(prefix) => value.starts_with(prefix.as_bytes()),
+            Self::Present => true,
+        }
     }
 }
 
 /// The values of the cookie `name`, in order (RFC 6265 §5.4; HTTP/2 may split the header, RFC 9113 §8.2.3).
 pub fn cookies<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
+    cookie_pairs(headers).filter(move |(key, _)| *key == name).map(|(_, value)| value)
+}
+
+fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .filter(move |(key, _)| *key == name)
-        .map(|(_, value)| value)
+}
+
+fn query_pairs(path: &str) -> impl Iterator<Item = (&str, &str)> {
+    let query = path.split_once('?').map_or("", |(_, query)| query);
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn without_query(path: &str) -> &str {
+    path.split_once('?').map_or(path, |(path, _)| path)
 }
 
 /// The host name that selects a service: lower case, without port and trailing dot.
@@ -56,8 +132,12 @@ pub fn host_name(authority: &str) -> String {
 }
 
 fn path_has_prefix(path: &str, prefix: &str) -> bool {
-    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+    path.strip_prefix(bare(prefix)).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+}
+
+/// A prefix with and without its last slash means the same.
+fn bare(prefix: &str) -> &str {
+    prefix.strip_suffix('/').unwrap_or(prefix)
 }
 
 #[cfg(test)]
@@ -75,18 +155,31 @@ mod tests {
 
     #[test]
     fn golden_table() {
-        let preview =
-            Matcher { headers: vec![(HeaderName::from_static("x-preview"), "pr-42".into())], ..Matcher::default() };
-        let canary = Matcher { cookies: vec![("track".into(), "canary".into())], ..Matcher::default() };
-        let api = Matcher { path_prefix: Some("/api".into()), method: Some(Method::GET), ..Matcher::default() };
-        let root = Matcher { path_prefix: Some("/".into()), ..Matcher::default() };
+        let one = |condition| Matcher { conditions: vec![condition] };
+        let exact = |value: &str| Pattern::Exact(value.into());
+        let header = |pattern| one(Condition::Header(HeaderName::from_static("x-preview"), pattern));
+        let all = Matcher::default();
+        let preview = header(exact("pr-42"));
+        let any_preview = header(Pattern::Present);
+        let previews = header(Pattern::Prefix("pr-".into()));
+        let canary = one(Condition::Cookie("track".into(), exact("canary")));
+        let prefix = |path: &str| Condition::Path(PathPattern::Prefix(path.into()));
+        let api = Matcher { conditions: vec![prefix("/api"), Condition::Method(Method::GET)] };
+        let root = one(prefix("/"));
+        let health = one(Condition::Path(PathPattern::Exact("/health".into())));
+        let debug = one(Condition::Query("debug".into(), Pattern::Present));
+        let page = one(Condition::Query("page".into(), exact("2")));
         type Case<'a> = (&'a Matcher, &'a str, &'a str, &'a [(&'a str, &'a str)], bool);
         let cases: &[Case<'_>] = &[
-            (&Matcher::default(), "GET", "/", &[], true),
+            (&all, "GET", "/", &[], true),
             (&preview, "GET", "/", &[("X-Preview", "pr-42")], true),
             (&preview, "GET", "/", &[("x-preview", "pr-4")], false),
             (&preview, "GET", "/", &[("x-preview", "other"), ("x-preview", "pr-42")], true),
             (&preview, "GET", "/", &[], false),
+            (&any_preview, "GET", "/", &[("x-preview", "")], true),
+            (&any_preview, "GET", "/", &[], false),
+            (&previews, "GET", "/", &[("x-preview", "pr-7")], true),
+            (&previews, "GET", "/", &[("x-preview", "main")], false),
             (&canary, "GET", "/", &[("cookie", "a=b; track=canary")], true),
             (&canary, "GET", "/", &[("cookie", "a=b"), ("cookie", "track=canary")], true),
             (&canary, "GET", "/", &[("cookie", "track=canary2; xtrack=canary")], false),
@@ -96,14 +189,19 @@ mod tests {
             (&api, "GET", "/apis", &[], false),
             (&api, "POST", "/api", &[], false),
             (&root, "GET", "/anything", &[], true),
+            (&health, "GET", "/health", &[], true),
+            (&health, "GET", "/health?deep", &[], true),
+            (&health, "GET", "/health/", &[], false),
+            (&debug, "GET", "/?x=1&debug", &[], true),
+            (&debug, "GET", "/debug", &[], false),
+            (&page, "GET", "/?page=1&page=2", &[], true),
+            (&page, "GET", "/?page=22", &[], false),
         ];
         for (matcher, method, path, list, expected) in cases {
             let method = Method::try_from(*method).unwrap();
-            assert_eq!(
-                matcher.matches(&method, path, &headers(list)),
-                *expected,
-                "{matcher:?} {method} {path} {list:?}"
-            );
+            let headers = headers(list);
+            let input = RouteInput { method: &method, path, headers: &headers };
+            assert_eq!(matcher.matches(&input), *expected, "{matcher:?} {method} {path} {list:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use archipelago_gateway::control::apply::Change;
 use archipelago_gateway::worker::Limits;
-use archipelago_proto::v1::{self as proto, Protocol};
+use archipelago_proto::v1::{self as proto, Protocol, config_resource::Body};
 use archipelago_tunnel::{Cut, PeerState};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -22,7 +22,9 @@ use hyper::body::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use harness::{Mesh, apply, backend, bytes, empty, eventually, get, raw, request, send, service, tcp_backend, text};
+use harness::{
+    Mesh, apply, backend, bytes, empty, eventually, get, on_port, raw, request, send, service, tcp_backend, text,
+};
 
 const CHECKOUT: &str = "checkout.shop";
 
@@ -62,7 +64,7 @@ async fn a_split_and_sticky_users() {
     assert!(served["tokyo"].abs_diff(40) <= 8, "{served:?}");
 
     let mut config = service("checkout", Protocol::Http1, &["paris", "tokyo"], &[("paris", 50), ("tokyo", 50)]);
-    config.sticky = Some(proto::Sticky { key: Some(proto::sticky::Key::Header("x-user".into())) });
+    config.ports[0].sticky = Some(proto::Sticky { key: Some(proto::sticky::Key::Header("x-user".into())) });
     let (paris, _) = backend("paris").await;
     let (tokyo, _) = backend("tokyo").await;
     mesh.configure(vec![config], &[("checkout", "paris", paris, ""), ("checkout", "tokyo", tokyo, "")]).await;
@@ -231,7 +233,7 @@ async fn a_peer_gets_what_is_exported_and_nothing_else() {
         // paris exports it, or says so; tokyo runs one and keeps it to itself.
         service("secret", Protocol::Http1, &["paris"], &[]),
         service("vault", Protocol::Tcp, &["paris"], &[]),
-        proto::ServiceConfig { tcp_slot: 1, ..service("ledger", Protocol::Tcp, &["tokyo"], &[]) },
+        on_port(service("ledger", Protocol::Tcp, &["tokyo"], &[]), 1),
     ];
     let endpoints = [
         ("checkout", "tokyo", address, ""),
@@ -383,7 +385,7 @@ async fn refused_endpoints_and_empty_clusters_fail_over() {
 async fn tcp_with_half_close() {
     let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
     let ledger = tcp_backend().await;
-    let config = proto::ServiceConfig { tcp_slot: 1, ..service("ledger", Protocol::Tcp, &["tokyo"], &[]) };
+    let config = on_port(service("ledger", Protocol::Tcp, &["tokyo"], &[]), 1);
     mesh.configure(vec![config], &[("ledger", "tokyo", ledger, "")]).await;
     for entry in ["tokyo", "paris"] {
         let port = mesh.tcp(entry, 1);
@@ -531,11 +533,31 @@ async fn an_unchecked_endpoint_is_better_than_nothing_and_worse_than_a_ready_one
 #[tokio::test]
 async fn a_refused_configuration_changes_nothing() {
     let (mesh, _) = two_clusters(&[("paris", 1)]).await;
-    let bad = proto::ConfigUpdate { revision: 99, removals: vec!["cluster/paris".into()], ..Default::default() };
+    let other = proto::MeshConfig { trust_domain: "other.test".into(), ..Default::default() };
+    let other = archipelago_model::compile::resource(Body::Mesh(other));
+    let bad = proto::ConfigUpdate { revision: 99, upserts: vec![other], ..Default::default() };
     let error = apply(&mesh.gateways["paris"], Change::Config(bad)).await.unwrap_err();
-    assert!(error.contains("no cluster \"paris\""), "{error}");
+    assert!(error.contains("trust domain \"other.test\""), "{error}");
     assert_eq!(mesh.gateways["paris"].revision(), 1);
     assert_eq!(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_closed_or_stays_and_the_rest_goes_on() {
+    let (mesh, _) = two_clusters(&[("paris", 1)]).await;
+    let broken = |name: &str| {
+        let mut config = service(name, Protocol::Http1, &["paris", "tokyo"], &[("tokyo", 1)]);
+        config.ports[0].rules[0].matches = vec![proto::Match { on: None }];
+        archipelago_model::compile::resource(Body::Service(config))
+    };
+    let upserts = vec![broken("checkout"), broken("web")];
+    let update = proto::ConfigUpdate { revision: 2, upserts, ..Default::default() };
+    apply(&mesh.gateways["paris"], Change::Config(update)).await.unwrap();
+    assert_eq!(mesh.gateways["paris"].revision(), 2);
+    // Never seen before: known, and closed. Seen before: as it was.
+    let closed = get(mesh.http("paris"), "web.shop", "/", &[]).await.unwrap();
+    assert_eq!((closed.status().as_u16(), closed.headers()["mesh-failure"].to_str().unwrap()), (503, "service-closed"));
+    assert_eq!(text(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap()).await, "paris");
 }
 
 #[tokio::test]

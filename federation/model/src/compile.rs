@@ -3,20 +3,32 @@
 //! [`compile`] is a pure function. Equal input gives equal bytes on every control-plane node, and a change touches only
 //! the resources it is about, because each carries a hash of its own content and nothing of its neighbours.
 //!
-//! Names in the result: `mesh`, `cluster/<cluster>`, `peer/<cluster>/<gateway>`, `service/<namespace>/<service>`.
+//! Who compiles again and again keeps an [`Index`], tells it what changed, and compiles only the services that it names
+//! ([`compile_service`]) and, rarely, what all services share ([`compile_shared`]); together they give what [`compile`]
+//! gives, which is what tests hold them against.
+//!
+//! Names in the result: `mesh`, `revocations`, `cluster/<cluster>`, `peer/<cluster>/<gateway>`,
+//! `service/<namespace>/<service>`.
 
+mod index;
 mod service;
 mod tiers;
 
 use std::collections::BTreeMap;
 
 use archipelago_proto::v1::{
-    ClusterConfig, ConfigResource, GatewayAddresses, MeshConfig, PeerConfig, ServiceReport, config_resource::Body,
+    ClusterConfig, ConfigResource, GatewayAddresses, MeshConfig, PeerConfig, Protocol, Revocation, Revocations,
+    ServiceReport, UnsupportedService, config_resource::Body,
 };
 use aws_lc_rs::digest;
 use prost::Message;
 
-use crate::resource::{FailoverPolicySpec, Resource, ResourceKey, TrafficSplitSpec};
+pub use self::index::{Changed, Index};
+use crate::{
+    feature,
+    id::{ClusterId, ServiceKey},
+    resource::{Resource, ResourceKey},
+};
 
 /// Everything that configuration is made of.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,10 +41,15 @@ pub struct FederationState {
     pub resources: BTreeMap<ResourceKey, Resource>,
     /// Cluster → what its agent last reported. Kept while the agent is away: silence is not absence.
     pub reports: BTreeMap<String, Vec<ServiceReport>>,
+    /// Service → cluster → fleet version at which the cluster began to report it with today's protocol and port.
+    /// A cluster that is not in it counts as having reported it always.
+    pub reported_since: BTreeMap<ServiceKey, BTreeMap<ClusterId, u64>>,
     /// (cluster, gateway) → where it is.
     pub gateways: BTreeMap<(String, String), GatewayRecord>,
-    /// (namespace, service) → slot of a TCP service.
+    /// (namespace, service) → port offset of a TCP service.
     pub tcp_slots: BTreeMap<(String, String), u32>,
+    /// Certificates that are refused although they are genuine and in date.
+    pub revocations: Vec<Revocation>,
 }
 
 /// A gateway that has joined.
@@ -47,40 +64,62 @@ pub struct GatewayRecord {
 /// Compiles what every gateway of `cluster` runs, by resource name.
 ///
 /// - Reports and gateways of a cluster without a `Cluster` resource count for nothing.
-/// - A service appears once a cluster reports *and* exports it; a TCP service also needs its slot.
+/// - A service appears once a cluster reports it and it is exported from there; a TCP service also needs its port.
 /// - A service whose residency allows no cluster at all does not appear: nobody may serve it.
 #[must_use]
 pub fn compile(state: &FederationState, cluster: &str) -> BTreeMap<String, ConfigResource> {
-    let view = View::of(state);
-    let mut config = BTreeMap::new();
-    let mut add = |name: String, body: Body| {
-        let version = version(&body).into();
-        config.insert(name.clone(), ConfigResource { name, version, required_features: Vec::new(), body: Some(body) });
-    };
-    let mesh = MeshConfig { trust_domain: state.trust_domain.clone(), bundle_der: state.bundle_der.clone() };
-    add("mesh".to_owned(), Body::Mesh(mesh));
-    for (name, facts) in &view.clusters {
-        let body = ClusterConfig { name: (*name).to_owned(), region: facts.region.to_owned(), drained: facts.drained };
-        add(format!("cluster/{name}"), Body::Cluster(body));
-    }
-    for ((peer_cluster, gateway), record) in &state.gateways {
-        let foreign = peer_cluster != cluster && view.clusters.contains_key(peer_cluster.as_str());
-        if foreign && !record.addresses.tunnel.is_empty() {
-            let body = PeerConfig {
-                cluster: peer_cluster.clone(),
-                gateway: gateway.clone(),
-                spiffe_id: record.spiffe_id.clone(),
-                tunnel_addresses: record.addresses.tunnel.clone(),
-            };
-            add(format!("peer/{peer_cluster}/{gateway}"), Body::Peer(body));
-        }
-    }
-    for (namespace, name) in view.exported() {
-        if let Some(body) = service::compile(&view, state, cluster, namespace, name) {
-            add(format!("service/{namespace}/{name}"), Body::Service(body));
+    let index = Index::of(state);
+    let cluster = ClusterId::new(cluster);
+    let mut config = compile_shared(&index, &cluster);
+    for key in index.services() {
+        if let Some(resource) = compile_service(&index, &cluster, key) {
+            config.insert(resource.name.clone(), resource);
         }
     }
     config
+}
+
+/// Everything but the services: mesh, revocations, clusters, peers.
+#[must_use]
+pub fn compile_shared(index: &Index, cluster: &ClusterId) -> BTreeMap<String, ConfigResource> {
+    let mesh = MeshConfig { trust_domain: index.trust_domain.clone(), bundle_der: index.bundle_der.clone() };
+    let mut all = vec![resource(Body::Mesh(mesh))];
+    if !index.revocations.is_empty() {
+        let body = Revocations { revocations: index.revocations.clone() };
+        all.push(resource(Body::Revocations(body)));
+    }
+    for (name, spec) in &index.clusters {
+        let body = ClusterConfig { name: name.to_string(), region: spec.region.clone(), drained: spec.drained };
+        all.push(resource(Body::Cluster(body)));
+    }
+    for (id, record) in &index.gateways {
+        let foreign = id.cluster != *cluster && index.clusters.contains_key(&id.cluster);
+        if foreign && !record.addresses.tunnel.is_empty() {
+            let body = PeerConfig {
+                cluster: id.cluster.to_string(),
+                gateway: id.name.to_string(),
+                spiffe_id: record.spiffe_id.clone(),
+                tunnel_addresses: record.addresses.tunnel.clone(),
+            };
+            all.push(resource(Body::Peer(body)));
+        }
+    }
+    all.into_iter().map(|resource| (resource.name.clone(), resource)).collect()
+}
+
+/// One service for the gateways of `cluster`; `None` while nobody may or can serve it.
+#[must_use]
+pub fn compile_service(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> Option<ConfigResource> {
+    let body = service::compile(index, cluster, key)?;
+    Some(resource(Body::Service(body)))
+}
+
+/// What stands in for a service at a gateway that lacks `missing` features.
+#[must_use]
+pub fn unsupported(key: &ServiceKey, hosts: Vec<String>, missing: Vec<String>) -> ConfigResource {
+    let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
+    let body = UnsupportedService { namespace, name, hosts, missing_features: missing };
+    resource(Body::UnsupportedService(body))
 }
 
 /// Host names that select a service: the clusterset name of the Multi-Cluster Services DNS specification, and its short form.
@@ -89,96 +128,59 @@ pub fn hosts(namespace: &str, name: &str) -> Vec<String> {
     vec![format!("{name}.{namespace}.svc.clusterset.local"), format!("{name}.{namespace}")]
 }
 
+/// What a service is to the federation when its clusters have had their say.
+///
+/// The cluster that reported it first says protocol and port, and is believed for as long as it exports the service;
+/// clusters that speak another protocol do not serve it, because no request could be carried over to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meaning {
+    /// What its endpoints speak.
+    pub protocol: Protocol,
+    /// Under which clients know it.
+    pub port: u32,
+    /// Who said so first.
+    pub said_by: ClusterId,
+    /// Clusters that export it, sorted, whatever their health.
+    pub exporters: Vec<ClusterId>,
+    /// Clusters that say something else, with what they say; those of another protocol are no exporters.
+    pub disagreeing: Vec<(ClusterId, Protocol, u32)>,
+}
+
+/// What `key` means; `None` when no cluster exports it.
+#[must_use]
+pub fn meaning(index: &Index, key: &ServiceKey) -> Option<Meaning> {
+    service::offer(index, key).map(|offer| offer.meaning())
+}
+
 /// Clusters that export a service, sorted, whatever their health.
 #[must_use]
 pub fn exporters(state: &FederationState, namespace: &str, name: &str) -> Vec<String> {
-    let view = View::of(state);
-    service::offer(&view, namespace, name)
-        .map_or_else(Vec::new, |offer| offer.exporters.keys().map(|cluster| (*cluster).to_owned()).collect())
+    let meaning = meaning(&Index::of(state), &ServiceKey::new(namespace, name));
+    meaning.map_or_else(Vec::new, |meaning| meaning.exporters.iter().map(ToString::to_string).collect())
 }
 
-/// First 16 bytes of SHA-256 over the encoded body.
-fn version(body: &Body) -> Vec<u8> {
-    let bytes = ConfigResource { body: Some(body.clone()), ..ConfigResource::default() }.encode_to_vec();
-    let hash = digest::digest(&digest::SHA256, &bytes);
-    hash.as_ref().iter().take(VERSION_BYTES).copied().collect()
+/// What a resource with this body is called; two with one name are about the same thing.
+#[must_use]
+pub fn name(body: &Body) -> String {
+    match body {
+        Body::Mesh(_) => "mesh".to_owned(),
+        Body::Revocations(_) => "revocations".to_owned(),
+        Body::Cluster(cluster) => format!("cluster/{}", cluster.name),
+        Body::Peer(peer) => format!("peer/{}/{}", peer.cluster, peer.gateway),
+        Body::Service(service) => format!("service/{}/{}", service.namespace, service.name),
+        Body::UnsupportedService(service) => format!("service/{}/{}", service.namespace, service.name),
+    }
+}
+
+/// A resource under its name, with the features that its body needs and the hash of it.
+#[must_use]
+pub fn resource(body: Body) -> ConfigResource {
+    let name = name(&body);
+    let required_features = feature::of(&body).into_iter().map(str::to_owned).collect();
+    let mut resource = ConfigResource { body: Some(body), ..ConfigResource::default() };
+    let hash = digest::digest(&digest::SHA256, &resource.encode_to_vec());
+    resource.version = hash.as_ref().iter().take(VERSION_BYTES).copied().collect();
+    ConfigResource { name, required_features, ..resource }
 }
 
 const VERSION_BYTES: usize = 16;
-
-/// The state, indexed for the compiler.
-struct View<'s> {
-    clusters: BTreeMap<&'s str, ClusterFacts<'s>>,
-    /// (namespace, service) → clusters that may export it by resource; empty: every one.
-    exports: BTreeMap<(&'s str, &'s str), &'s [String]>,
-    splits: BTreeMap<(&'s str, &'s str), &'s TrafficSplitSpec>,
-    policies: BTreeMap<(&'s str, &'s str), &'s FailoverPolicySpec>,
-    /// (namespace, service) → cluster → its report.
-    reports: BTreeMap<(&'s str, &'s str), BTreeMap<&'s str, &'s ServiceReport>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct ClusterFacts<'s> {
-    region: &'s str,
-    drained: bool,
-}
-
-impl<'s> View<'s> {
-    fn of(state: &'s FederationState) -> Self {
-        let mut view = Self {
-            clusters: BTreeMap::new(),
-            exports: BTreeMap::new(),
-            splits: BTreeMap::new(),
-            policies: BTreeMap::new(),
-            reports: BTreeMap::new(),
-        };
-        for (key, resource) in &state.resources {
-            let namespace = key.namespace.as_str();
-            match resource {
-                Resource::Cluster(cluster) => {
-                    let facts = ClusterFacts { region: &cluster.spec.region, drained: cluster.spec.drained };
-                    view.clusters.insert(&key.name, facts);
-                }
-                Resource::ServiceExport(export) => {
-                    view.exports.insert((namespace, &key.name), &export.spec.clusters);
-                }
-                // Admission allows one per service; should there be two, the first by name counts everywhere alike.
-                Resource::TrafficSplit(split) => {
-                    view.splits.entry((namespace, &split.spec.service)).or_insert(&split.spec);
-                }
-                Resource::FailoverPolicy(policy) => {
-                    view.policies.entry((namespace, &policy.spec.service)).or_insert(&policy.spec);
-                }
-            }
-        }
-        for (cluster, reports) in &state.reports {
-            if !view.clusters.contains_key(cluster.as_str()) {
-                continue;
-            }
-            for report in reports {
-                let service = (report.namespace.as_str(), report.name.as_str());
-                view.reports.entry(service).or_default().insert(cluster, report);
-            }
-        }
-        view
-    }
-
-    /// Services that at least one cluster reports and exports, sorted.
-    fn exported(&self) -> impl Iterator<Item = (&'s str, &'s str)> {
-        self.reports
-            .iter()
-            .filter(|(service, reports)| {
-                reports.iter().any(|(cluster, report)| self.exports(**service, cluster, report))
-            })
-            .map(|(service, _)| *service)
-    }
-
-    /// Whether `cluster` offers the service to others: by its own ServiceExport, or by one of the federation.
-    fn exports(&self, service: (&str, &str), cluster: &str, report: &ServiceReport) -> bool {
-        report.exported
-            || self
-                .exports
-                .get(&service)
-                .is_some_and(|clusters| clusters.is_empty() || clusters.iter().any(|name| name == cluster))
-    }
-}

@@ -6,15 +6,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_model::{
     admit,
-    compile::{FederationState, GatewayRecord, compile, exporters, hosts},
+    compile::{
+        Changed, FederationState, GatewayRecord, Index, compile, compile_service, compile_shared, exporters, hosts,
+        meaning,
+    },
     document::Document,
+    id::{ClusterId, GatewayId, ServiceKey},
     resource::{
         Backend, Cluster, ClusterSpec, FailoverPolicy, FailoverPolicySpec, FailoverTier, Metadata, Residency, Resource,
         ServiceExport, ServiceExportSpec, TrafficSplit, TrafficSplitSpec,
     },
 };
 use archipelago_proto::v1::{
-    ConfigResource, GatewayAddresses, Protocol, RouteRule, ServiceConfig, ServiceReport, config_resource::Body,
+    Backend as CompiledBackend, ConfigResource, GatewayAddresses, Match, NamedMatch, Protocol, RouteRule,
+    ServiceConfig, ServicePort, ServiceReport, Tier, config_resource::Body, r#match::On, named_match::How,
+    service_port::Listener,
 };
 use proptest::prelude::*;
 
@@ -74,21 +80,29 @@ fn service(config: &BTreeMap<String, ConfigResource>, name: &str) -> ServiceConf
     }
 }
 
+fn port(config: &BTreeMap<String, ConfigResource>, name: &str) -> ServicePort {
+    let service = service(config, name);
+    let [port] = service.ports.as_slice() else { panic!("{service:?}") };
+    port.clone()
+}
+
 /// `backends → tier | tier`, each backend as cluster[@version]:weight.
-fn show(rule: &RouteRule) -> String {
-    let list = |backends: &[archipelago_proto::v1::WeightedBackend]| {
-        let one = |backend: &archipelago_proto::v1::WeightedBackend| {
-            let version = if backend.version.is_empty() { String::new() } else { format!("@{}", backend.version) };
+fn show(port: &ServicePort, rule: &RouteRule) -> String {
+    let list = |backends: &[CompiledBackend]| {
+        let one = |backend: &CompiledBackend| {
+            let version = if backend.subset.is_empty() { String::new() } else { format!("@{}", backend.subset) };
             format!("{}{version}:{}", backend.cluster, backend.weight)
         };
         backends.iter().map(one).collect::<Vec<_>>().join(" ")
     };
-    let tiers: Vec<String> = rule.tiers.iter().map(|tier| list(&tier.backends)).collect();
+    let chain = rule.chain.map(|chain| port.chains[chain as usize].tiers.as_slice()).unwrap_or_default();
+    let tiers: Vec<String> = chain.iter().map(|tier| list(&tier.backends)).collect();
     format!("{}: {} → {}", rule.name, list(&rule.backends), tiers.join(" | "))
 }
 
 fn rules(state: &FederationState, cluster: &str, name: &str) -> Vec<String> {
-    service(&compile(state, cluster), name).rules.iter().map(show).collect()
+    let port = port(&compile(state, cluster), name);
+    port.rules.iter().map(|rule| show(&port, rule)).collect()
 }
 
 #[test]
@@ -119,8 +133,11 @@ fn the_resources_of_a_gateway() {
     }
     let mut state = federation();
     state.tcp_slots.insert(("shop".into(), "ledger".into()), 3);
-    let ledger = service(&compile(&state, "paris"), "ledger");
-    assert_eq!((ledger.tcp_slot, ledger.protocol()), (3, Protocol::Tcp));
+    let config = compile(&state, "paris");
+    let (ledger, at) = (service(&config, "ledger"), port(&config, "ledger"));
+    assert!(matches!(&at.listener, Some(Listener::Tcp(tcp)) if tcp.port_offset == 3));
+    assert_eq!(at.protocol(), Protocol::Tcp);
+    assert_eq!(config["service/shop/ledger"].required_features, ["listener.tcp", "protocol.tcp"]);
     assert_eq!(ledger.exporters, ["paris", "tokyo"]);
     assert_eq!(ledger.hosts, ["ledger.shop.svc.clusterset.local", "ledger.shop"]);
     assert_eq!(ledger.hosts, hosts("shop", "ledger"));
@@ -173,12 +190,19 @@ fn a_split_keeps_its_versions_when_it_fails_over() {
             "backends: paris:90 tokyo:10 → frankfurt:1 | lyon:1 paris:1 tokyo:1",
         ]
     );
-    let checkout = service(&compile(&state, "paris"), "checkout");
-    let matches = checkout.rules[0].r#match.clone().unwrap();
-    assert_eq!(matches.headers.get("x-preview").map(String::as_str), Some("pr-42"));
-    assert_eq!(matches.method, "GET");
+    let config = compile(&state, "paris");
+    let checkout = port(&config, "checkout");
+    let header = NamedMatch { name: "x-preview".into(), how: Some(How::Exact("pr-42".into())) };
+    let conditions = [On::Method("GET".into()), On::Header(header)].map(|on| Match { on: Some(on) });
+    assert_eq!(checkout.rules[0].matches, conditions);
     assert!(checkout.sticky.is_some());
-    assert!(checkout.rules.last().unwrap().r#match.is_none());
+    assert!(checkout.rules.last().unwrap().matches.is_empty());
+    // The rules ask for versions in three ways.
+    assert_eq!(checkout.chains.len(), 3);
+    assert_eq!(
+        config["service/shop/checkout"].required_features,
+        ["listener.http", "match.header.exact", "match.method", "match.path.prefix", "protocol.http1", "sticky.cookie"]
+    );
 }
 
 #[test]
@@ -194,6 +218,14 @@ fn exports_come_from_resources_and_from_the_cluster_itself() {
             "{HEAD}kind: ServiceExport\nmetadata: {{ name: checkout, namespace: shop }}\nspec: {{ clusters: [tokyo] }}\n"
         ),
     );
+    // An operator who names clusters means those and no others, whatever an agent says.
+    assert_eq!(exporters(&state, "shop", "checkout"), ["tokyo"]);
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: ServiceExport\nmetadata: {{ name: checkout, namespace: shop }}\nspec: {{ clusters: [lyon, tokyo] }}\n"
+        ),
+    );
     assert_eq!(exporters(&state, "shop", "checkout"), ["lyon", "tokyo"]);
     // A cluster that does not belong to the federation any more takes its services along.
     state.resources.retain(|key, _| key.name != "lyon");
@@ -202,12 +234,47 @@ fn exports_come_from_resources_and_from_the_cluster_itself() {
 }
 
 #[test]
-fn clusters_that_disagree_on_the_protocol_do_not_mix() {
+fn of_clusters_that_disagree_the_first_to_report_is_believed() {
     let mut state = federation();
-    state.reports.insert("frankfurt".into(), vec![report("checkout", Protocol::Tcp, &["v1"])]);
-    let checkout = service(&compile(&state, "paris"), "checkout");
-    assert_eq!(checkout.protocol(), Protocol::Http1);
-    assert_eq!(checkout.exporters, ["lyon", "paris", "tokyo"]);
+    let key = ServiceKey::new("shop", "checkout");
+    let since = |ages: [(&str, u64); 4]| ages.map(|(name, age)| (ClusterId::new(name), age)).into();
+    for (protocol, name) in [(Protocol::Tcp, "frankfurt"), (Protocol::H2c, "lyon")] {
+        state.reports.insert(name.into(), vec![report("checkout", protocol, &["v1"])]);
+    }
+    state.tcp_slots.insert(("shop".into(), "checkout".into()), 3);
+    for (first, protocol, exporters) in [
+        ("paris", Protocol::Http1, &["paris", "tokyo"][..]),
+        ("frankfurt", Protocol::Tcp, &["frankfurt"][..]),
+        ("lyon", Protocol::H2c, &["lyon"][..]),
+    ] {
+        let age = |name: &str| if name == first { 3 } else { 7 };
+        let ages = REGIONS.map(|(name, _)| (name, age(name)));
+        state.reported_since.insert(key.clone(), since(ages));
+        let config = compile(&state, "paris");
+        assert_eq!(port(&config, "checkout").protocol(), protocol);
+        assert_eq!(service(&config, "checkout").exporters, exporters);
+        let meaning = meaning(&Index::of(&state), &key).unwrap();
+        assert_eq!((meaning.said_by, meaning.protocol), (ClusterId::new(first), protocol));
+        let named = |list: &[ClusterId]| list.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let disagreeing: Vec<ClusterId> = meaning.disagreeing.into_iter().map(|(cluster, ..)| cluster).collect();
+        assert!(named(&disagreeing).is_disjoint(&named(&meaning.exporters)));
+        assert_eq!(disagreeing.len() + meaning.exporters.len(), 4);
+    }
+    // Whoever does not export the service, or belongs to no federation, has no say.
+    state.reported_since.insert(key.clone(), since([("frankfurt", 1), ("lyon", 2), ("paris", 3), ("tokyo", 4)]));
+    state.resources.retain(|key, _| key.name != "frankfurt");
+    assert_eq!(meaning(&Index::of(&state), &key).unwrap().said_by, ClusterId::new("lyon"));
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: ServiceExport\nmetadata: {{ name: checkout, namespace: shop }}\nspec: {{ clusters: [paris, tokyo] }}\n"
+        ),
+    );
+    assert_eq!(meaning(&Index::of(&state), &key).unwrap().said_by, ClusterId::new("paris"));
+    // A port alone is no reason to leave a cluster out: the endpoints have ports of their own.
+    state.reports.get_mut("tokyo").unwrap()[0].port = 81;
+    let meaning = meaning(&Index::of(&state), &key).unwrap();
+    assert_eq!((meaning.port, meaning.exporters.len(), meaning.disagreeing.len()), (80, 2, 1));
 }
 
 #[test]
@@ -317,20 +384,64 @@ fn some_state() -> impl Strategy<Value = FederationState> {
             }
         }
         for (cluster, services) in CLUSTERS.iter().zip(reports) {
+            let record = GatewayRecord {
+                spiffe_id: format!("spiffe://mesh.example/cluster/{cluster}/gateway/gw"),
+                addresses: GatewayAddresses { tunnel: vec!["10.0.0.1:15443".into()], ..Default::default() },
+            };
+            if services[0].0 {
+                state.gateways.insert(((*cluster).into(), "gw".into()), record);
+            }
+            for (age, (service, (_, ready, _))) in (0u64..).zip(SERVICES.iter().zip(&services)) {
+                let since = state.reported_since.entry(ServiceKey::new("shop", *service)).or_default();
+                since.insert(ClusterId::new(*cluster), age * u64::from(*ready));
+            }
             let present = SERVICES.iter().zip(services).filter(|(_, (present, ..))| *present);
             let reports = present.map(|(service, (_, ready, versions))| ServiceReport {
                 ready,
-                ..report(service, Protocol::Http1, &VERSIONS[..versions])
+                ..report(service, if ready == 3 { Protocol::Tcp } else { Protocol::Http1 }, &VERSIONS[..versions])
             });
             state.reports.insert((*cluster).into(), reports.collect());
+        }
+        for (offset, service) in (0u32..).zip(SERVICES) {
+            state.tcp_slots.insert(("shop".into(), service.into()), offset);
         }
         state
     })
 }
 
-fn clusters_of(rule: &RouteRule) -> BTreeSet<String> {
-    let tiers = rule.tiers.iter().flat_map(|tier| &tier.backends);
+/// Tells an index everything that is different.
+fn update(index: &mut Index, before: &FederationState, after: &FederationState) -> Changed {
+    let mut changed = index.set_authority(&after.trust_domain, &after.bundle_der);
+    changed.merge(index.set_revocations(&after.revocations));
+    for key in before.resources.keys().chain(after.resources.keys()).collect::<BTreeSet<_>>() {
+        if before.resources.get(key) != after.resources.get(key) {
+            changed.merge(index.set_resource(key, after.resources.get(key)));
+        }
+    }
+    for cluster in before.reports.keys().chain(after.reports.keys()).collect::<BTreeSet<_>>() {
+        let reports = after.reports.get(cluster).map(Vec::as_slice).unwrap_or_default();
+        let id = ClusterId::new(cluster.as_str());
+        let since = |key: &ServiceKey| after.reported_since.get(key).and_then(|at| at.get(&id)).copied().unwrap_or(0);
+        changed.merge(index.set_reports(&id, reports, since));
+    }
+    for (cluster, name) in before.gateways.keys().chain(after.gateways.keys()) {
+        let id = GatewayId::new(cluster.as_str(), name.as_str());
+        changed.merge(index.set_gateway(&id, after.gateways.get(&(cluster.clone(), name.clone()))));
+    }
+    for (namespace, name) in before.tcp_slots.keys().chain(after.tcp_slots.keys()) {
+        let key = ServiceKey::new(namespace.as_str(), name.as_str());
+        changed.merge(index.set_tcp_offset(&key, after.tcp_slots.get(&(namespace.clone(), name.clone())).copied()));
+    }
+    changed
+}
+
+fn clusters_of(port: &ServicePort, rule: &RouteRule) -> BTreeSet<String> {
+    let tiers = tiers_of(port, rule).iter().flat_map(|tier| &tier.backends);
     rule.backends.iter().chain(tiers).map(|backend| backend.cluster.clone()).collect()
+}
+
+fn tiers_of<'p>(port: &'p ServicePort, rule: &RouteRule) -> &'p [Tier] {
+    rule.chain.map(|chain| port.chains[chain as usize].tiers.as_slice()).unwrap_or_default()
 }
 
 proptest! {
@@ -367,8 +478,9 @@ proptest! {
                     _ => None,
                 }).unwrap();
                 prop_assert!(!compiled.residency_clusters.is_empty());
-                for rule in &compiled.rules {
-                    for used in clusters_of(rule) {
+                let port = &compiled.ports[0];
+                for rule in &port.rules {
+                    for used in clusters_of(port, rule) {
                         prop_assert!(residency.allows(&used, &region(&used)), "{} in {:?}", used, rule);
                         prop_assert!(compiled.residency_clusters.contains(&used));
                     }
@@ -387,10 +499,11 @@ proptest! {
                     _ => None,
                 });
                 prop_assert!(!service.exporters.is_empty());
-                prop_assert!(service.rules.last().unwrap().r#match.is_none());
-                for rule in &service.rules {
+                let port = &service.ports[0];
+                prop_assert!(port.rules.last().unwrap().matches.is_empty());
+                for rule in &port.rules {
                     let mut seen = BTreeSet::new();
-                    for tier in &rule.tiers {
+                    for tier in tiers_of(port, rule) {
                         let here: BTreeSet<&String> = tier.backends.iter().map(|backend| &backend.cluster).collect();
                         prop_assert!(!here.is_empty());
                         prop_assert!(here.iter().all(|cluster| service.exporters.contains(cluster)));
@@ -400,7 +513,7 @@ proptest! {
                     if policy.as_ref().is_none_or(|policy| policy.order.is_empty() && policy.residency.is_none()) {
                         prop_assert_eq!(seen.into_iter().collect::<Vec<_>>(), service.exporters.clone());
                         if service.exporters.iter().any(|exporter| exporter == cluster) {
-                            prop_assert!(rule.tiers[0].backends.iter().all(|backend| backend.cluster == cluster));
+                            prop_assert!(tiers_of(port, rule)[0].backends.iter().all(|backend| backend.cluster == cluster));
                         }
                     }
                 }
@@ -419,6 +532,36 @@ proptest! {
             if name != "service/shop/a" {
                 prop_assert_eq!(&resource.version, &after[name].version);
             }
+        }
+    }
+
+    /// An index that is told of every change, and what it says must be compiled again, give what compiling anew gives.
+    #[test]
+    fn an_index_kept_up_to_date_is_as_good_as_a_new_one(states in prop::collection::vec(some_state(), 2..5)) {
+        let local = ClusterId::new("par");
+        let mut index = Index::of(&states[0]);
+        let mut config = compile(&states[0], "par");
+        for pair in states.windows(2) {
+            let changed = update(&mut index, &pair[0], &pair[1]);
+            prop_assert_eq!(&index, &Index::of(&pair[1]));
+            if changed.shared {
+                config.retain(|name, _| name.starts_with("service/"));
+                config.extend(compile_shared(&index, &local));
+            }
+            let touched: Vec<ServiceKey> = if changed.every_service {
+                config.retain(|name, _| !name.starts_with("service/"));
+                index.services().cloned().collect()
+            } else {
+                changed.services.into_iter().collect()
+            };
+            for key in touched {
+                let name = format!("service/{key}");
+                match compile_service(&index, &local, &key) {
+                    Some(resource) => config.insert(name, resource),
+                    None => config.remove(&name),
+                };
+            }
+            prop_assert_eq!(&config, &compile(&pair[1], "par"));
         }
     }
 

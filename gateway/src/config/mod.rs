@@ -10,7 +10,7 @@ pub mod store;
 
 pub use publish::Published;
 pub use snapshot::{
-    Backend, Closed, Cluster, LocalEndpoint, Peer, Protocol, Revocation, RevokedSubject, Rule, Service, Snapshot,
-    SnapshotError, StickyKey,
+    Backend, Built, Closed, Cluster, Kept, Listener, LocalEndpoint, Peer, Protocol, Rejected, Revocation,
+    RevokedSubject, Rule, Rules, Service, Snapshot, SnapshotError, StickyKey,
 };
 pub use state::ConfigState;

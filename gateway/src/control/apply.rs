@@ -10,7 +10,7 @@ use archipelago_proto::v1::{ConfigUpdate, LocalUpdate};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::store::Store;
-use crate::config::{ConfigState, Published, Snapshot};
+use crate::config::{Built, ConfigState, Published, Rejected, Snapshot};
 use crate::telemetry::GatewayMetrics;
 
 /// One change, and where to say what became of it.
@@ -55,8 +55,18 @@ impl Applier {
                 Change::Config(update) => before.with_update(update),
                 Change::Local(update) => before.with_local(update),
             };
-            let outcome = match Snapshot::build(&next, &self.cluster, &self.trust_domain) {
-                Ok(snapshot) => {
+            let running = self.published.load();
+            let outcome = match Snapshot::build(&next, &self.cluster, &self.trust_domain, &running) {
+                Ok(Built { snapshot, rejected }) => {
+                    for Rejected { resource, reason, kept, .. } in &rejected {
+                        tracing::warn!(
+                            revision = snapshot.revision,
+                            resource,
+                            reason,
+                            ?kept,
+                            "a resource cannot be used"
+                        );
+                    }
                     let revision = snapshot.revision;
                     let generation = self.published.publish(snapshot);
                     self.published.reached_by_all(generation).await;

@@ -98,11 +98,9 @@ pub fn answer(snapshot: &Snapshot, zone: &Zone, name: &Name, kind: RecordType) -
         }
         Found::Service { index, port_name } => {
             if let Some(service) = snapshot.services.get(index) {
-                let at = match service.protocol {
-                    Protocol::Tcp => {
-                        SocketAddr::new(zone.tcp_base.ip(), zone.tcp_base.port().saturating_add(service.tcp_slot))
-                    }
-                    Protocol::Http1 | Protocol::H2c => zone.http,
+                let at = match service.tcp_offset() {
+                    Some(offset) => SocketAddr::new(zone.tcp_base.ip(), zone.tcp_base.port().saturating_add(offset)),
+                    None => zone.http,
                 };
                 let target =
                     Name::from_ascii(format!("{}.{}.svc.clusterset.local.", service.name, service.namespace)).ok();
@@ -190,28 +188,34 @@ const TTL_SECONDS: u32 = 5;
 mod tests {
     use super::*;
     use crate::config::ConfigState;
-    use archipelago_proto::v1::{self as proto, config_resource::Body};
+    use archipelago_proto::v1::{self as proto, config_resource::Body, service_port::Listener};
 
     fn snapshot() -> Snapshot {
-        let service = |name: &str, protocol: proto::Protocol, slot: u32, exporters: &[&str]| {
+        let service = |name: &str, protocol: proto::Protocol, slot: Option<u32>, exporters: &[&str]| {
             Body::Service(proto::ServiceConfig {
                 namespace: "shop".into(),
                 name: name.into(),
                 hosts: vec![format!("{name}.shop")],
-                protocol: protocol as i32,
-                port: 80,
-                tcp_slot: slot,
-                rules: vec![proto::RouteRule { name: "default".into(), ..Default::default() }],
+                ports: vec![proto::ServicePort {
+                    port: 80,
+                    protocol: protocol as i32,
+                    listener: Some(match slot {
+                        Some(port_offset) => Listener::Tcp(proto::TcpListener { port_offset }),
+                        None => Listener::Http(proto::HttpListener::default()),
+                    }),
+                    rules: vec![proto::RouteRule { name: "default".into(), ..Default::default() }],
+                    ..Default::default()
+                }],
                 exporters: exporters.iter().map(|e| (*e).to_owned()).collect(),
                 ..Default::default()
             })
         };
         let resources = [
             ("cluster/paris", Body::Cluster(proto::ClusterConfig { name: "paris".into(), ..Default::default() })),
-            ("service/shop/checkout", service("checkout", proto::Protocol::Http1, 0, &["paris"])),
-            ("service/shop/catalog", service("catalog", proto::Protocol::H2c, 0, &["paris"])),
-            ("service/shop/ledger", service("ledger", proto::Protocol::Tcp, 3, &["paris"])),
-            ("service/shop/secret", service("secret", proto::Protocol::Http1, 0, &[])),
+            ("service/shop/checkout", service("checkout", proto::Protocol::Http1, None, &["paris"])),
+            ("service/shop/catalog", service("catalog", proto::Protocol::H2c, None, &["paris"])),
+            ("service/shop/ledger", service("ledger", proto::Protocol::Tcp, Some(3), &["paris"])),
+            ("service/shop/secret", service("secret", proto::Protocol::Http1, None, &[])),
         ];
         let resources = resources.map(|(n, b)| {
             (
@@ -228,8 +232,10 @@ mod tests {
             &ConfigState { revision: 9, resources: resources.into(), local: Default::default() },
             "paris",
             "mesh.test",
+            &Snapshot::empty(),
         )
         .unwrap()
+        .snapshot
     }
 
     fn ask(zone: &Zone, name: &str, kind: RecordType) -> String {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use crate::config::{Protocol, Snapshot};
+use crate::config::Snapshot;
 
 /// Accepts HTTP clients until `drain`.
 pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken) {
@@ -50,8 +50,8 @@ impl TcpListeners {
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
     pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) -> bool {
-        let services = snapshot.services.iter().filter(|s| s.protocol == Protocol::Tcp);
-        let wanted: HashMap<u16, &Arc<str>> = services.map(|s| (s.tcp_slot, &s.key)).collect();
+        let wanted: HashMap<u16, &Arc<str>> =
+            snapshot.services.iter().filter_map(|s| Some((s.tcp_offset()?, &s.key))).collect();
         self.open.retain(|slot, (service, task)| {
             let keep = wanted.get(slot) == Some(&&*service) && !task.is_finished();
             if !keep {

@@ -12,7 +12,9 @@ use archipelago_gateway::worker::Limits;
 use archipelago_gateway::{Gateway, Settings};
 use archipelago_identity::testing::TestAuthority;
 use archipelago_identity::{LiveCredential, SpiffeId};
-use archipelago_proto::v1::{self as proto, config_resource::Body as Resource};
+use archipelago_proto::v1::{
+    self as proto, config_resource::Body as Resource, r#match::On, named_match::How, service_port::Listener,
+};
 use archipelago_tunnel::{Peer, PeerHandle, TunnelConfig, Tunnels};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -222,7 +224,7 @@ pub(crate) async fn apply(gateway: &Gateway, change: Change) -> Result<(), Strin
 }
 
 fn resource(name: &str, body: Resource) -> proto::ConfigResource {
-    proto::ConfigResource { name: name.into(), version: vec![0; 16].into(), body: Some(body), ..Default::default() }
+    proto::ConfigResource { name: name.into(), ..archipelago_model::compile::resource(body) }
 }
 
 /// `shop/<name>` exported by `clusters`, split by `weights`, with one rule per cluster for requests that say `x-only: <cluster>`.
@@ -232,34 +234,50 @@ pub(crate) fn service(
     clusters: &[&str],
     weights: &[(&str, u32)],
 ) -> proto::ServiceConfig {
-    let backend =
-        |cluster: &str, weight| proto::WeightedBackend { cluster: cluster.into(), version: String::new(), weight };
+    let backend = |cluster: &str, weight| proto::Backend { cluster: cluster.into(), weight, ..Default::default() };
     let tiers: Vec<_> = clusters.iter().map(|c| proto::Tier { backends: vec![backend(c, 1)] }).collect();
     let only = |cluster: &&str| proto::RouteRule {
         name: format!("only-{cluster}"),
-        r#match: Some(proto::RouteMatch {
-            headers: [("x-only".to_owned(), (*cluster).to_owned())].into(),
-            ..Default::default()
-        }),
+        matches: vec![proto::Match {
+            on: Some(On::Header(proto::NamedMatch {
+                name: "x-only".into(),
+                how: Some(How::Exact((*cluster).to_owned())),
+            })),
+        }],
         backends: vec![backend(cluster, 1)],
-        tiers: vec![],
+        ..Default::default()
     };
     let last = proto::RouteRule {
         name: "backends".into(),
-        r#match: None,
         backends: weights.iter().map(|(c, w)| backend(c, *w)).collect(),
-        tiers,
+        chain: Some(0),
+        ..Default::default()
+    };
+    let listener = match protocol {
+        proto::Protocol::Tcp => Listener::Tcp(proto::TcpListener::default()),
+        _ => Listener::Http(proto::HttpListener::default()),
     };
     proto::ServiceConfig {
         namespace: "shop".into(),
         name: name.into(),
         hosts: vec![format!("{name}.shop"), format!("{name}.shop.svc.clusterset.local")],
-        protocol: protocol as i32,
-        port: 80,
-        rules: clusters.iter().map(only).chain([last]).collect(),
+        ports: vec![proto::ServicePort {
+            port: 80,
+            protocol: protocol as i32,
+            listener: Some(listener),
+            rules: clusters.iter().map(only).chain([last]).collect(),
+            chains: vec![proto::FailoverChain { tiers }],
+            ..Default::default()
+        }],
         exporters: clusters.iter().map(|c| (*c).to_owned()).collect(),
         ..Default::default()
     }
+}
+
+/// The TCP service `config` on another port than the first.
+pub(crate) fn on_port(mut config: proto::ServiceConfig, port_offset: u32) -> proto::ServiceConfig {
+    config.ports[0].listener = Some(Listener::Tcp(proto::TcpListener { port_offset }));
+    config
 }
 
 /// What a backend saw.

@@ -2,129 +2,160 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_proto::v1::{self as proto, Protocol, RouteRule, ServiceConfig, ServiceReport, sticky};
+use archipelago_proto::v1::{
+    self as proto, HttpListener, Match, NamedMatch, PathMatch, Protocol, RouteRule, ServiceConfig, ServicePort,
+    TcpListener, r#match::On, named_match, path_match, service_port::Listener, sticky,
+};
 
-use super::{FederationState, View, hosts, tiers};
-use crate::resource::{Backend, Failback, FailbackMode, Route, Sticky};
+use super::{
+    Index, Meaning, hosts,
+    index::Report,
+    tiers::{self, Chains},
+};
+use crate::{
+    id::{ClusterId, ServiceKey},
+    resource::{Backend, Failback, FailbackMode, Route, RouteMatch, Sticky},
+};
 
 /// What the clusters together offer under one name.
-pub(super) struct Offer<'s> {
-    pub(super) protocol: Protocol,
-    pub(super) port: u32,
+pub(super) struct Offer<'i> {
+    first: (&'i ClusterId, &'i Report),
     /// Cluster → versions it reports.
-    pub(super) exporters: BTreeMap<&'s str, &'s [String]>,
+    pub(super) exporters: BTreeMap<&'i ClusterId, &'i [String]>,
+    disagreeing: Vec<(&'i ClusterId, &'i Report)>,
 }
 
-/// Merges the reports of a service.
-///
-/// Where clusters disagree on protocol and port, most exporters win, then the first by name; those that speak TCP do
-/// not count for an HTTP service nor the other way round, because no request could be carried over to them.
-pub(super) fn offer<'s>(view: &View<'s>, namespace: &str, name: &str) -> Option<Offer<'s>> {
-    let service = (namespace, name);
-    let reports: Vec<(&'s str, &'s ServiceReport)> = view
-        .reports
-        .get(&service)?
-        .iter()
-        .filter(|(cluster, report)| view.exports(service, cluster, report))
-        .map(|(cluster, report)| (*cluster, *report))
-        .collect();
-    let facts = |report: &ServiceReport| (report.protocol(), report.port);
-    let mut best: Option<((Protocol, u32), usize)> = None;
-    for (_, candidate) in &reports {
-        let votes = reports.iter().filter(|(_, report)| facts(report) == facts(candidate)).count();
-        if best.is_none_or(|(_, most)| votes > most) {
-            best = Some((facts(candidate), votes));
+impl Offer<'_> {
+    pub(super) fn meaning(&self) -> Meaning {
+        let (said_by, said) = self.first;
+        Meaning {
+            protocol: said.protocol,
+            port: said.port,
+            said_by: said_by.clone(),
+            exporters: self.exporters.keys().map(|cluster| (*cluster).clone()).collect(),
+            disagreeing: self.disagreeing.iter().map(|(at, says)| ((*at).clone(), says.protocol, says.port)).collect(),
         }
     }
-    let ((protocol, port), _) = best?;
-    let is_tcp = |protocol| protocol == Protocol::Tcp;
-    let exporters = reports
-        .into_iter()
-        .filter(|(_, report)| is_tcp(report.protocol()) == is_tcp(protocol))
-        .map(|(cluster, report)| (cluster, report.versions.as_slice()))
-        .collect();
-    Some(Offer { protocol, port, exporters })
+}
+
+/// Merges the reports of a service, see [`Meaning`].
+///
+/// Age decides, and it is in the replicated state: the result is the same after a restart, on every member, and when
+/// another cluster joins. Of clusters as old as each other the first by name is believed.
+pub(super) fn offer<'i>(index: &'i Index, key: &ServiceKey) -> Option<Offer<'i>> {
+    let facts = index.facts.get(key)?;
+    let exported = || {
+        facts.reports.iter().filter(|(cluster, report)| {
+            index.clusters.contains_key(*cluster)
+                && report.protocol != Protocol::Unspecified
+                && facts.exports(cluster, report)
+        })
+    };
+    let first = exported().min_by_key(|(_, report)| report.since)?;
+    let (_, said) = first;
+    Some(Offer {
+        first,
+        exporters: exported()
+            .filter(|(_, report)| report.protocol == said.protocol)
+            .map(|(cluster, report)| (cluster, report.versions.as_slice()))
+            .collect(),
+        disagreeing: exported()
+            .filter(|(_, report)| (report.protocol, report.port) != (said.protocol, said.port))
+            .collect(),
+    })
 }
 
 /// The configuration of one service for the gateways of `cluster`; `None` while nobody may or can serve it.
-pub(super) fn compile(
-    view: &View<'_>,
-    state: &FederationState,
-    cluster: &str,
-    namespace: &str,
-    name: &str,
-) -> Option<ServiceConfig> {
-    let offer = offer(view, namespace, name)?;
-    let tcp_slot = match offer.protocol {
-        Protocol::Tcp => *state.tcp_slots.get(&(namespace.to_owned(), name.to_owned()))?,
-        Protocol::Unspecified | Protocol::Http1 | Protocol::H2c => 0,
+pub(super) fn compile(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> Option<ServiceConfig> {
+    let offer = offer(index, key)?;
+    let facts = index.facts.get(key)?;
+    let (_, said) = offer.first;
+    let hosts = hosts(&key.namespace, &key.name);
+    let listener = match said.protocol {
+        Protocol::Tcp => Listener::Tcp(TcpListener { port_offset: facts.tcp_offset? }),
+        Protocol::Http1 | Protocol::H2c => Listener::Http(HttpListener { hosts: hosts.clone() }),
+        Protocol::Unspecified => return None,
     };
-    let split = view.splits.get(&(namespace, name)).copied();
-    let policy = view.policies.get(&(namespace, name)).copied();
+    let policy = facts.policy();
     let residency = policy.and_then(|policy| policy.residency.as_ref());
     let allowed = |cluster: &str| {
-        let region = view.clusters.get(cluster).map_or("", |facts| facts.region);
+        let region = index.clusters.get(cluster).map_or("", |spec| &spec.region);
         residency.is_none_or(|residency| residency.allows(cluster, region))
     };
     let residency_clusters: Vec<String> = match residency {
         None => Vec::new(),
-        Some(_) => view.clusters.keys().filter(|name| allowed(name)).map(|name| (*name).to_owned()).collect(),
+        Some(_) => index.clusters.keys().map(ToString::to_string).filter(|name| allowed(name)).collect(),
     };
     if residency.is_some() && residency_clusters.is_empty() {
         // An empty list would mean "no limit".
         return None;
     }
 
-    let order = tiers::order(view, &offer, policy.map_or(&[], |policy| &policy.order), cluster, &allowed);
-    let rule = |name: String, matches: Option<proto::RouteMatch>, backends: &[Backend]| RouteRule {
+    let order = tiers::order(index, &offer, policy.map_or(&[], |policy| &policy.order), cluster, &allowed);
+    let mut chains = Chains::new(&order, &offer);
+    let mut rule = |name: String, matches: Vec<Match>, backends: &[Backend]| RouteRule {
         name,
-        r#match: matches,
+        matches,
         backends: backends.iter().filter(|backend| allowed(&backend.cluster)).map(weighted).collect(),
-        tiers: tiers::versioned(&order, &offer, backends),
+        chain: chains.of(backends),
+        ..RouteRule::default()
     };
+    let split = facts.split();
     let (routes, backends): (&[Route], &[Backend]) = split.map_or((&[], &[]), |split| (&split.routes, &split.backends));
     let mut rules: Vec<RouteRule> = routes
         .iter()
         .enumerate()
-        .map(|(index, route)| rule(format!("routes[{index}]"), Some(route_match(route)), &route.backends))
+        .map(|(index, route)| rule(format!("routes[{index}]"), matches(&route.matches), &route.backends))
         .collect();
     let last = if backends.is_empty() { "default" } else { "backends" };
-    rules.push(rule(last.to_owned(), None, backends));
+    rules.push(rule(last.to_owned(), Vec::new(), backends));
 
     let mut avoid_clusters = policy.map_or_else(Vec::new, |policy| policy.avoid.clone());
     avoid_clusters.sort();
     avoid_clusters.dedup();
     Some(ServiceConfig {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        hosts: hosts(namespace, name),
-        protocol: offer.protocol.into(),
-        port: offer.port,
-        tcp_slot,
-        sticky: split.and_then(|split| split.sticky.as_ref()).map(sticky_key),
-        rules,
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        hosts,
+        ports: vec![ServicePort {
+            name: String::new(),
+            port: said.port,
+            protocol: said.protocol.into(),
+            listener: Some(listener),
+            sticky: split.and_then(|split| split.sticky.as_ref()).map(sticky_key),
+            rules,
+            chains: chains.into_vec(),
+        }],
         failback: Some(failback(policy.map_or_else(Failback::default, |policy| policy.failback.clone()))),
         residency_clusters,
-        exporters: offer.exporters.keys().map(|cluster| (*cluster).to_owned()).collect(),
+        exporters: offer.exporters.keys().map(ToString::to_string).collect(),
         avoid_clusters,
+        backend_settings: None,
     })
 }
 
-fn weighted(backend: &Backend) -> proto::WeightedBackend {
-    proto::WeightedBackend {
+fn weighted(backend: &Backend) -> proto::Backend {
+    proto::Backend {
+        service: String::new(),
+        subset: backend.version.clone().unwrap_or_default(),
         cluster: backend.cluster.clone(),
-        version: backend.version.clone().unwrap_or_default(),
         weight: backend.weight,
     }
 }
 
-fn route_match(route: &Route) -> proto::RouteMatch {
-    proto::RouteMatch {
-        headers: route.matches.headers.clone(),
-        cookies: route.matches.cookies.clone(),
-        path_prefix: route.matches.path_prefix.clone().unwrap_or_default(),
-        method: route.matches.method.clone().unwrap_or_default(),
-    }
+fn matches(given: &RouteMatch) -> Vec<Match> {
+    let exact = |(name, value): (&String, &String)| NamedMatch {
+        name: name.clone(),
+        how: Some(named_match::How::Exact(value.clone())),
+    };
+    let method = given.method.iter().cloned().map(On::Method);
+    let path = given
+        .path_prefix
+        .iter()
+        .map(|prefix| On::Path(PathMatch { how: Some(path_match::How::Prefix(prefix.clone())) }));
+    let headers = given.headers.iter().map(exact).map(On::Header);
+    let cookies = given.cookies.iter().map(exact).map(On::Cookie);
+    method.chain(path).chain(headers).chain(cookies).map(|on| Match { on: Some(on) }).collect()
 }
 
 fn sticky_key(sticky: &Sticky) -> proto::Sticky {

@@ -2,24 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use archipelago_proto::v1::{Tier, WeightedBackend};
+use archipelago_proto::v1::{self as proto, FailoverChain, Tier};
 
-use super::{View, service::Offer};
-use crate::resource::{Backend, FailoverTier, LOCAL, SAME};
+use super::{Index, service::Offer};
+use crate::{
+    id::ClusterId,
+    resource::{Backend, FailoverTier, LOCAL, SAME},
+};
 
 /// The tiers of `local`, as names of clusters; every cluster stands in its first tier only, empty tiers are dropped.
 ///
 /// With an order given, clusters that it does not reach are left out even if they export the service: an order is a
 /// statement about where requests may end. Without one: the local cluster, its region, the rest.
 /// Drained and avoided clusters stay: whether to use them is decided with what the gateway knows of the others.
-pub(super) fn order<'s>(
-    view: &View<'s>,
-    offer: &Offer<'s>,
+pub(super) fn order<'i>(
+    index: &Index,
+    offer: &Offer<'i>,
     order: &[FailoverTier],
-    local: &str,
+    local: &ClusterId,
     allowed: &impl Fn(&str) -> bool,
-) -> Vec<Vec<&'s str>> {
-    let region_of = |cluster: &str| view.clusters.get(cluster).map(|facts| facts.region);
+) -> Vec<Vec<&'i ClusterId>> {
+    let local = local.as_str();
+    let region_of = |cluster: &str| index.clusters.get(cluster).map(|spec| spec.region.as_str());
     let home = region_of(local);
     let in_tier = |tier: &FailoverTier, cluster: &str| match tier {
         FailoverTier::Clusters(names) => {
@@ -30,10 +34,11 @@ pub(super) fn order<'s>(
             wanted.is_some() && region_of(cluster) == wanted
         }),
     };
-    let mut left: Vec<&'s str> = offer.exporters.keys().copied().filter(|cluster| allowed(cluster)).collect();
+    let mut left: Vec<&'i ClusterId> =
+        offer.exporters.keys().copied().filter(|cluster| allowed(cluster.as_str())).collect();
     let mut tiers = Vec::new();
     let mut take = |belongs: &dyn Fn(&str) -> bool| {
-        let (tier, rest): (Vec<_>, Vec<_>) = left.iter().partition(|cluster| belongs(cluster));
+        let (tier, rest): (Vec<_>, Vec<_>) = left.iter().partition(|cluster| belongs(cluster.as_str()));
         left = rest;
         if !tier.is_empty() {
             tiers.push(tier);
@@ -51,15 +56,47 @@ pub(super) fn order<'s>(
     tiers
 }
 
-/// Gives the tiers of one rule their versions.
+/// The failover chains of a service: one for each way in which its rules ask for versions.
 ///
 /// A rule keeps its versions when it fails over, as far as that is possible: if every backend that gets requests names
 /// a version, a fallback cluster serves those of these versions that it reports, in the proportion in which the rule
 /// weighs them, and any version if it reports none of them (a wrong version answers better than nobody). If any
 /// backend that gets requests leaves the version open, or there are none, fallback clusters serve any version.
 /// All clusters of a tier weigh the same.
-pub(super) fn versioned(order: &[Vec<&str>], offer: &Offer<'_>, backends: &[Backend]) -> Vec<Tier> {
-    let wanted = wanted(backends);
+pub(super) struct Chains<'a> {
+    order: &'a [Vec<&'a ClusterId>],
+    offer: &'a Offer<'a>,
+    /// By what is wanted: the index into `chains`.
+    known: BTreeMap<BTreeMap<String, u64>, u32>,
+    chains: Vec<FailoverChain>,
+}
+
+impl<'a> Chains<'a> {
+    pub(super) fn new(order: &'a [Vec<&'a ClusterId>], offer: &'a Offer<'a>) -> Self {
+        Self { order, offer, known: BTreeMap::new(), chains: Vec::new() }
+    }
+
+    /// The chain of a rule with these backends; `None` when no cluster is left to try.
+    pub(super) fn of(&mut self, backends: &[Backend]) -> Option<u32> {
+        if self.order.is_empty() {
+            return None;
+        }
+        let wanted = wanted(backends);
+        if let Some(known) = self.known.get(&wanted) {
+            return Some(*known);
+        }
+        let next = u32::try_from(self.chains.len()).ok()?;
+        self.chains.push(FailoverChain { tiers: versioned(self.order, self.offer, &wanted) });
+        self.known.insert(wanted, next);
+        Some(next)
+    }
+
+    pub(super) fn into_vec(self) -> Vec<FailoverChain> {
+        self.chains
+    }
+}
+
+fn versioned(order: &[Vec<&ClusterId>], offer: &Offer<'_>, wanted: &BTreeMap<String, u64>) -> Vec<Tier> {
     let total: u64 = wanted.values().sum::<u64>().max(1);
     order
         .iter()
@@ -73,13 +110,14 @@ pub(super) fn versioned(order: &[Vec<&str>], offer: &Offer<'_>, backends: &[Back
                     .collect();
                 let kept: Vec<(&str, u64)> = wanted
                     .iter()
-                    .filter(|(version, _)| reported.contains(*version))
-                    .map(|(version, weight)| (*version, *weight))
+                    .filter(|(version, _)| reported.contains(version.as_str()))
+                    .map(|(version, weight)| (version.as_str(), *weight))
                     .collect();
                 let sum: u64 = kept.iter().map(|(_, weight)| weight).sum::<u64>().max(1);
-                let backend = |version: &str, weight: u64| WeightedBackend {
-                    cluster: (*cluster).to_owned(),
-                    version: version.to_owned(),
+                let backend = |subset: &str, weight: u64| proto::Backend {
+                    service: String::new(),
+                    subset: subset.to_owned(),
+                    cluster: cluster.to_string(),
                     weight: u32::try_from(weight).unwrap_or(u32::MAX).max(1),
                 };
                 if kept.is_empty() {
@@ -97,11 +135,11 @@ pub(super) fn versioned(order: &[Vec<&str>], offer: &Offer<'_>, backends: &[Back
 }
 
 /// Versions that the rule asks for with their weights; empty when any version will do.
-fn wanted(backends: &[Backend]) -> BTreeMap<&str, u64> {
+fn wanted(backends: &[Backend]) -> BTreeMap<String, u64> {
     let mut wanted = BTreeMap::new();
     for backend in backends.iter().filter(|backend| backend.weight > 0) {
         let Some(version) = &backend.version else { return BTreeMap::new() };
-        *wanted.entry(version.as_str()).or_insert(0) += u64::from(backend.weight);
+        *wanted.entry(version.clone()).or_insert(0) += u64::from(backend.weight);
     }
     wanted
 }

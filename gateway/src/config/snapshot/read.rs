@@ -1,0 +1,257 @@
+//! Reads one resource: what is not understood whole is not understood.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_model::id::ClusterId;
+use archipelago_proto::v1::{
+    self as proto, r#match::On, named_match, path_match, revocation::Subject, service_port::Listener as Kind,
+};
+use http::{HeaderName, Method};
+
+use super::{
+    Backend, Closed, Cluster, Listener, LocalEndpoint, Peer, Protocol, Revocation, RevokedSubject, Rule, Rules,
+    Service, StickyKey,
+    build::{Clusters, Source},
+};
+use crate::balance::{failback, hash};
+use crate::route::{self, Condition, Matcher, PathPattern, Pattern};
+
+/// Why a resource cannot be used, for people.
+type Reason = String;
+
+pub(super) fn cluster(config: &proto::ClusterConfig) -> Cluster {
+    Cluster { name: config.name.as_str().into(), region: config.region.clone(), drained: config.drained }
+}
+
+pub(super) fn unsupported(config: &proto::UnsupportedService) -> Closed {
+    Closed {
+        key: format!("{}/{}", config.namespace, config.name).into(),
+        hosts: config.hosts.iter().map(|host| route::host_name(host)).collect(),
+        why: format!("this gateway lacks {}", config.missing_features.join(", ")),
+    }
+}
+
+pub(super) fn revocation(config: &proto::Revocation) -> Result<Revocation, Reason> {
+    let subject = match &config.subject {
+        Some(Subject::SpiffeId(id)) => {
+            RevokedSubject::Identity(id.parse().map_err(|error| format!("{id:?} is no SPIFFE id: {error}"))?)
+        }
+        Some(Subject::Cluster(cluster)) => RevokedSubject::Cluster(ClusterId::new(cluster.as_str())),
+        None => return Err("a revocation of an unknown kind of subject".to_owned()),
+    };
+    Ok(Revocation { subject, issued_before_unix: config.issued_before_unix })
+}
+
+pub(super) fn peer(config: &proto::PeerConfig, clusters: &Clusters) -> Result<Peer, Reason> {
+    let spiffe_id: SpiffeId = config.spiffe_id.parse().map_err(|error| format!("{:?}: {error}", config.spiffe_id))?;
+    let expected = MeshRole::Gateway { cluster: config.cluster.clone(), name: config.gateway.clone() };
+    if spiffe_id.role().as_ref() != Some(&expected) {
+        return Err(format!("{spiffe_id} is not the identity of gateway {}/{}", config.cluster, config.gateway));
+    }
+    let addresses = config
+        .tunnel_addresses
+        .iter()
+        .map(|text| text.parse().map_err(|_| format!("tunnel address {text:?} is not ip:port")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let cluster = clusters.get(config.cluster.as_str()).copied();
+    let cluster = cluster.ok_or_else(|| format!("no cluster {:?}", config.cluster))?;
+    Ok(Peer { cluster, gateway: config.gateway.clone(), spiffe_id, addresses })
+}
+
+pub(super) fn service(
+    config: &proto::ServiceConfig,
+    clusters: &Clusters,
+    local: Option<&proto::LocalService>,
+    source: Source,
+) -> Result<Service, Reason> {
+    let [port] = config.ports.as_slice() else {
+        return Err(format!("it has {} ports, this gateway serves services with one", config.ports.len()));
+    };
+    if config.backend_settings.is_some() {
+        return Err("it has backend settings, which this gateway does not know".to_owned());
+    }
+    let protocol = Protocol::from_proto(port.protocol).ok_or("unknown protocol")?;
+    let mut hosts: Vec<String> = config.hosts.iter().map(|host| route::host_name(host)).collect();
+    let listener = match (&port.listener, protocol) {
+        (Some(Kind::Http(http)), Protocol::Http1 | Protocol::H2c) => {
+            hosts.extend(http.hosts.iter().map(|host| route::host_name(host)));
+            Listener::Http
+        }
+        (Some(Kind::Tcp(tcp)), Protocol::Tcp) => Listener::Tcp {
+            port_offset: u16::try_from(tcp.port_offset)
+                .map_err(|_| format!("TCP port offset {} is out of range", tcp.port_offset))?,
+        },
+        (Some(Kind::Http(_) | Kind::Tcp(_)), _) => return Err("its listener does not fit its protocol".to_owned()),
+        (None, _) => return Err("an unknown kind of listener".to_owned()),
+    };
+    let mut seen = HashSet::new();
+    hosts.retain(|host| seen.insert(host.clone()));
+    let sticky = match port.sticky.as_ref().map(|sticky| &sticky.key) {
+        None => None,
+        Some(Some(proto::sticky::Key::Header(header))) => Some(StickyKey::Header(header_name(header)?)),
+        Some(Some(proto::sticky::Key::Cookie(cookie))) => Some(StickyKey::Cookie(cookie.clone())),
+        Some(None) => return Err("an unknown kind of sticky key".to_owned()),
+    };
+    let chains = port
+        .chains
+        .iter()
+        .map(|chain| chain.tiers.iter().map(|tier| backends(&tier.backends, clusters)).collect())
+        .collect::<Result<Vec<Arc<[_]>>, _>>()?;
+    let rules = port
+        .rules
+        .iter()
+        .map(|config| rule(config, &chains, clusters).map_err(|reason| format!("{}: {reason}", config.name)))
+        .collect::<Result<Vec<_>, _>>()?;
+    if !rules.last().is_some_and(|last| last.matcher.is_empty()) {
+        return Err("the last rule must match everything".to_owned());
+    }
+    // A cluster that is not known here cannot serve, so leaving it out changes nothing; that it is not known is said of
+    // the cluster's own resource.
+    let places = |list: &[String]| list.iter().filter_map(|name| clusters.get(name.as_str()).copied()).collect();
+    let failback = config.failback.as_ref().map_or_else(failback::Policy::default, |f| failback::Policy {
+        after: Duration::from_millis(f.after_ms),
+        ramp: Duration::from_millis(f.ramp_ms),
+        automatic: f.automatic,
+    });
+    Ok(Service {
+        key: format!("{}/{}", config.namespace, config.name).into(),
+        namespace: config.namespace.clone(),
+        name: config.name.clone(),
+        hosts,
+        protocol,
+        port: u16::try_from(port.port).map_err(|_| format!("port {} is out of range", port.port))?,
+        listener,
+        sticky,
+        rules: Rules::new(rules),
+        failback,
+        residency: (!config.residency_clusters.is_empty()).then(|| places(&config.residency_clusters)),
+        exporters: places(&config.exporters),
+        avoid: places(&config.avoid_clusters),
+        local: local.map(endpoints).unwrap_or_default(),
+        source,
+    })
+}
+
+fn rule(config: &proto::RouteRule, chains: &[Arc<[Vec<Backend>]>], clusters: &Clusters) -> Result<Rule, Reason> {
+    if !config.filters.is_empty() {
+        return Err("it has filters, which this gateway does not know".to_owned());
+    }
+    if config.timeouts.is_some() || config.retry.is_some() {
+        return Err("it has timeouts or retries, which this gateway does not know".to_owned());
+    }
+    let conditions = config.matches.iter().map(condition).collect::<Result<_, _>>()?;
+    let tiers = match config.chain {
+        None => Arc::default(),
+        Some(place) => {
+            let chain = usize::try_from(place).ok().and_then(|place| chains.get(place));
+            Arc::clone(chain.ok_or_else(|| format!("no failover chain {place}"))?)
+        }
+    };
+    Ok(Rule {
+        name: config.name.as_str().into(),
+        matcher: Matcher { conditions },
+        backends: backends(&config.backends, clusters)?,
+        tiers,
+    })
+}
+
+fn condition(config: &proto::Match) -> Result<Condition, Reason> {
+    match &config.on {
+        Some(On::Method(method)) => Ok(Condition::Method(
+            Method::try_from(method.as_str()).map_err(|_| format!("{method:?} is not an HTTP method"))?,
+        )),
+        Some(On::Path(path)) => match &path.how {
+            Some(path_match::How::Exact(path)) => Ok(Condition::Path(PathPattern::Exact(path.clone()))),
+            Some(path_match::How::Prefix(prefix)) => Ok(Condition::Path(PathPattern::Prefix(prefix.clone()))),
+            Some(path_match::How::RegularExpression(_)) => Err(NO_EXPRESSIONS.to_owned()),
+            None => Err(UNKNOWN_MATCH.to_owned()),
+        },
+        Some(On::Header(header)) => Ok(Condition::Header(header_name(&header.name)?, pattern(header)?)),
+        Some(On::QueryParameter(query)) => Ok(Condition::Query(query.name.clone(), pattern(query)?)),
+        Some(On::Cookie(cookie)) => Ok(Condition::Cookie(cookie.name.clone(), pattern(cookie)?)),
+        None => Err(UNKNOWN_MATCH.to_owned()),
+    }
+}
+
+fn pattern(config: &proto::NamedMatch) -> Result<Pattern, Reason> {
+    match &config.how {
+        Some(named_match::How::Exact(value)) => Ok(Pattern::Exact(value.clone())),
+        Some(named_match::How::Prefix(prefix)) => Ok(Pattern::Prefix(prefix.clone())),
+        Some(named_match::How::Present(_)) => Ok(Pattern::Present),
+        Some(named_match::How::RegularExpression(_)) => Err(NO_EXPRESSIONS.to_owned()),
+        None => Err(UNKNOWN_MATCH.to_owned()),
+    }
+}
+
+fn backends(list: &[proto::Backend], clusters: &Clusters) -> Result<Vec<Backend>, Reason> {
+    let mut seen = HashSet::new();
+    let mut backends = Vec::with_capacity(list.len());
+    for config in list {
+        if !config.service.is_empty() {
+            return Err(format!(
+                "a backend of another service, {:?}, which this gateway does not know",
+                config.service
+            ));
+        }
+        let version = (!config.subset.is_empty()).then_some(config.subset.as_str());
+        if !seen.insert((config.cluster.as_str(), version)) {
+            return Err(format!("{}/{} appears twice", config.cluster, config.subset));
+        }
+        // As for exporters: who is not known cannot serve.
+        if let Some(cluster) = clusters.get(config.cluster.as_str()) {
+            backends.push(Backend {
+                cluster: *cluster,
+                version: version.map(Arc::from),
+                weight: config.weight,
+                id: hash::choice_id(&config.cluster, version),
+            });
+        }
+    }
+    Ok(backends)
+}
+
+/// Unusable and repeated addresses are left out.
+pub(super) fn endpoints(local: &proto::LocalService) -> Vec<LocalEndpoint> {
+    let mut endpoints: Vec<_> = local
+        .endpoints
+        .iter()
+        .filter_map(|e| {
+            let address = e.address.parse().ok()?;
+            Some(LocalEndpoint {
+                address,
+                version: e.version.as_str().into(),
+                instance: e.instance.clone(),
+                readiness: e.readiness(),
+            })
+        })
+        .collect();
+    endpoints.sort_by_key(|e| e.address);
+    endpoints.dedup_by_key(|e| e.address);
+    endpoints
+}
+
+impl Rules {
+    /// The same rules in a snapshot with other clusters.
+    pub(super) fn moved(&self, place: &impl Fn(usize) -> Option<usize>) -> Self {
+        let all = |list: &[Backend]| {
+            list.iter().filter_map(|old| Some(Backend { cluster: place(old.cluster)?, ..old.clone() })).collect()
+        };
+        let moved = |rule: &Rule| Rule {
+            name: Arc::clone(&rule.name),
+            matcher: rule.matcher.clone(),
+            backends: all(&rule.backends),
+            tiers: rule.tiers.iter().map(|tier| all(tier)).collect(),
+        };
+        Self::new(self.as_slice().iter().map(moved).collect())
+    }
+}
+
+fn header_name(name: &str) -> Result<HeaderName, Reason> {
+    HeaderName::try_from(name).map_err(|_| format!("{name:?} is not a header name"))
+}
+
+const UNKNOWN_MATCH: &str = "an unknown kind of match";
+const NO_EXPRESSIONS: &str = "a regular expression, which this gateway does not know";
