@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::{Duration, Instant as StdInstant, SystemTime},
 };
 
 use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     machine::{
@@ -32,7 +32,8 @@ use crate::{
     metrics::Metrics,
     policy::Policy,
     published::Published,
-    upgrade,
+    quota::Quotas,
+    refusal, upgrade,
 };
 
 /// This member's view of the replicated state, and its way to the leader.
@@ -47,6 +48,7 @@ pub(crate) struct Consensus {
     writes: Semaphore,
     admissions: Semaphore,
     admitting: Mutex<()>,
+    quotas: StdMutex<Quotas>,
     /// Since when this member has known no leader.
     leaderless: watch::Sender<Option<Instant>>,
 }
@@ -69,6 +71,7 @@ impl Consensus {
             writes: Semaphore::new(WRITES_MAX),
             admissions: Semaphore::new(ADMISSIONS_MAX),
             admitting: Mutex::default(),
+            quotas: StdMutex::default(),
             leaderless: watch::Sender::new(None),
         }
     }
@@ -161,6 +164,8 @@ impl Consensus {
         if let Err(refused) = self.read(|state| state.check(&action)) {
             return Ok(refused);
         }
+        let quota = self.quotas.lock().unwrap_or_else(PoisonError::into_inner).take(actor, &action, StdInstant::now());
+        quota.map_err(|wait| CommitError::TooFast { wait })?;
         self.require_format(&action).await?;
         let command = Command {
             format_version: format::required(&action),
@@ -296,7 +301,7 @@ impl Consensus {
         match timeout(ATTEMPT_TIMEOUT, asked).await {
             Ok(Ok((led, None))) => Ok(led),
             Ok(Ok((_, Some(next)))) => Err(Attempt::elsewhere(Some(next).filter(|next| *next != 0), id)),
-            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
                 Err(Attempt::Fatal(CommitError::Refused(status.message().to_owned())))
             }
             Ok(Err(status)) => Err(again(status)),
@@ -433,6 +438,8 @@ pub(crate) enum CommitError {
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("too many writes are waiting, try again")]
     Overloaded,
+    #[error("too many changes, the next is taken in {} s", wait.as_secs() + 1)]
+    TooFast { wait: Duration },
     #[error("this member is stopping")]
     Stopped,
     #[error("{0}")]
@@ -450,15 +457,18 @@ pub(crate) enum CommitError {
 
 impl From<CommitError> for Status {
     fn from(error: CommitError) -> Self {
-        let text = error.to_string();
-        match error {
-            CommitError::NoLeader { .. } | CommitError::Stopped => Self::unavailable(text),
-            CommitError::Overloaded => Self::resource_exhausted(text),
-            CommitError::TooLarge { .. } | CommitError::Refused(_) => Self::invalid_argument(text),
-            CommitError::Format { held_back_by, .. } if held_back_by.is_empty() => Self::unavailable(text),
-            CommitError::Format { .. } => Self::failed_precondition(text),
-            CommitError::Incompatible => Self::internal(text),
-        }
+        let (code, word) = match &error {
+            CommitError::NoLeader { .. } => (Code::Unavailable, "NO_LEADER"),
+            CommitError::Stopped => (Code::Unavailable, "STOPPING"),
+            CommitError::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
+            CommitError::TooFast { .. } => (Code::ResourceExhausted, "TOO_FAST"),
+            CommitError::TooLarge { .. } => (Code::InvalidArgument, "TOO_LARGE"),
+            CommitError::Refused(_) => (Code::InvalidArgument, "REFUSED_BY_LEADER"),
+            CommitError::Format { held_back_by, .. } if held_back_by.is_empty() => (Code::Unavailable, "FORMAT_RISES"),
+            CommitError::Format { .. } => (Code::FailedPrecondition, "FORMAT_HELD_BACK"),
+            CommitError::Incompatible => (Code::Internal, "INCOMPATIBLE"),
+        };
+        refusal::coded(Self::new(code, error.to_string()), word)
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`ca`]: the sealed authority and the certificates it issues.
 //! - [`bootstrap`]: founding a federation.
 //! - `consensus`: writing and reading linearizably from any member; `published`, `policy`: the applied state, watched and parsed.
+//! - `quota`: how often agents and gateways may write.
 //! - `upgrade`: the log's format rises when every member knows more.
 //! - `refusal`: words for what the state machine refuses.
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
@@ -25,6 +26,7 @@ mod metrics;
 mod net;
 mod policy;
 mod published;
+mod quota;
 mod refusal;
 mod server;
 mod sessions;

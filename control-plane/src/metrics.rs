@@ -96,6 +96,7 @@ impl Metrics {
             Ok(_) => "committed",
             Err(CommitError::NoLeader { .. }) => "no_leader",
             Err(CommitError::Overloaded) => "overloaded",
+            Err(CommitError::TooFast { .. }) => "too_fast",
             Err(_) => "failed",
         };
         self.commits.get_or_create(&ResultLabel { result }).inc();

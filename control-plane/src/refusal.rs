@@ -1,6 +1,6 @@
 //! Words and status codes for what the state machine refused: it says only codes and parameters.
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{
     consensus::CommitError,
@@ -23,7 +23,14 @@ pub(crate) fn status(refused: &Refused) -> Status {
         | RefusalCode::ReportTooLarge
         | RefusalCode::RegistrationTooLarge => Code::ResourceExhausted,
     };
-    Status::new(code, text(refused))
+    let word = refused.code().as_str_name();
+    coded(Status::new(code, text(refused)), word.strip_prefix("REFUSAL_CODE_").unwrap_or(word))
+}
+
+/// A status that also names its reason by a word that never changes, for clients that must tell reasons apart.
+pub(crate) fn coded(mut status: Status, word: &'static str) -> Status {
+    status.metadata_mut().insert(CODE_KEY, MetadataValue::from_static(word));
+    status
 }
 
 /// The answer of an outcome, refusals as a status.
@@ -85,3 +92,6 @@ fn lines(lines: impl Iterator<Item = String>) -> String {
 fn utc(unix_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(unix_ms).map_or_else(|_| format!("{unix_ms} ms"), |at| at.to_string())
 }
+
+/// Metadata of an error: `TOKEN_EXPIRED`, `NO_LEADER` and the like.
+const CODE_KEY: &str = "archipelago-code";

@@ -86,7 +86,12 @@ async fn tokens_are_for_one_join_of_one_identity_in_time() {
     let expired = join_raw(&control_plane, 2, request(&expired, csr(&key, None), "g")).await.unwrap_err();
     assert!(expired.message().contains("expired at"), "{expired}");
 
-    let list = tokens.list(ListTokensRequest {}).await.unwrap().into_inner().tokens;
+    let list = tokens.list(ListTokensRequest::default()).await.unwrap().into_inner().tokens;
+    let first = tokens.list(ListTokensRequest { page_size: 1, ..Default::default() }).await.unwrap().into_inner();
+    let rest = ListTokensRequest { page_token: first.next_page_token, ..Default::default() };
+    let rest = tokens.list(rest).await.unwrap().into_inner();
+    assert_eq!([first.tokens, rest.tokens].concat(), list);
+    assert!(rest.next_page_token.is_empty());
     assert_eq!(list.iter().filter(|token| token.used_unix > 0).count(), 1);
     for (cluster, role, name) in
         [("Paris", JoinRole::Gateway, "gw-1"), ("paris", JoinRole::Gateway, ""), ("paris", JoinRole::Unspecified, "x")]
@@ -110,7 +115,7 @@ async fn certificates_open_what_their_identity_may_use_and_nothing_else() {
     let channel = control_plane.channel_as(1, &gateway).await.unwrap();
     let denied = [
         ResourcesClient::new(channel.clone()).get(GetRequest::default()).await.unwrap_err(),
-        TokensClient::new(channel.clone()).list(ListTokensRequest {}).await.unwrap_err(),
+        TokensClient::new(channel.clone()).list(ListTokensRequest::default()).await.unwrap_err(),
         FleetClient::new(channel.clone()).status(StatusRequest {}).await.unwrap_err(),
         MembersClient::new(channel.clone()).read_index(ReadIndexRequest {}).await.unwrap_err(),
     ];

@@ -128,6 +128,21 @@ async fn a_member_that_was_away_too_long_gets_a_snapshot() {
     .await;
     assert_eq!(seen.resources.len(), 80);
     assert!(control_plane.log(away).contains("snapshot received"), "it came by snapshot, not entry by entry");
+
+    let mut client = ResourcesClient::new(control_plane.channel(here).await.unwrap());
+    let mut request = GetRequest { kind: "Cluster".into(), page_size: 30, ..GetRequest::default() };
+    let (mut sizes, mut all) = (Vec::new(), Vec::new());
+    loop {
+        let page = client.get(request.clone()).await.unwrap().into_inner();
+        sizes.push(page.resources.len());
+        all.extend(page.resources);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(sizes, [30, 30, 20]);
+    assert_eq!(all, seen.resources);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,7 @@ async fn members_are_upgraded_one_by_one_while_writes_go_on() {
             }
             let refused = create(&federation, order[0], "late").await.unwrap_err();
             assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+            assert_eq!(refused.metadata().get("archipelago-code").unwrap(), "FORMAT_HELD_BACK");
             let holding = order[2];
             assert!(refused.message().contains(&format!("member {holding} knows formats up to 1")), "{refused}");
             federation.previous.remove(&id);

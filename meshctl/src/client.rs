@@ -152,17 +152,26 @@ impl Client {
 
     /// Resources; empty strings mean any.
     pub(crate) async fn get(&self, kind: &str, namespace: &str, name: &str) -> Outcome<v1::GetResponse> {
-        let request = v1::GetRequest {
+        let mut request = v1::GetRequest {
             kind: kind.to_owned(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            stale: false,
+            ..v1::GetRequest::default()
         };
-        self.call(|channel| {
-            let request = request.clone();
-            async move { v1::resources_client::ResourcesClient::new(channel).get(request).await }
-        })
-        .await
+        let mut resources = Vec::new();
+        loop {
+            let page = self
+                .call(|channel| {
+                    let request = request.clone();
+                    async move { v1::resources_client::ResourcesClient::new(channel).get(request).await }
+                })
+                .await?;
+            resources.extend(page.resources);
+            if page.next_page_token.is_empty() {
+                return Ok(v1::GetResponse { revision: page.revision, resources, ..v1::GetResponse::default() });
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// Commits documents; problems in the answer mean that nothing changed.
@@ -215,12 +224,21 @@ impl Client {
 
     /// Tokens, used or not.
     pub(crate) async fn tokens(&self) -> Outcome<Vec<v1::TokenInfo>> {
-        let answer = self
-            .call(|channel| async move {
-                v1::tokens_client::TokensClient::new(channel).list(v1::ListTokensRequest {}).await
-            })
-            .await?;
-        Ok(answer.tokens)
+        let mut request = v1::ListTokensRequest::default();
+        let mut tokens = Vec::new();
+        loop {
+            let page = self
+                .call(|channel| {
+                    let request = request.clone();
+                    async move { v1::tokens_client::TokensClient::new(channel).list(request).await }
+                })
+                .await?;
+            tokens.extend(page.tokens);
+            if page.next_page_token.is_empty() {
+                return Ok(tokens);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// What a live gateway would do with a request.

@@ -15,6 +15,7 @@ mod gateways;
 mod identity;
 mod members;
 pub(crate) mod offer;
+mod page;
 mod resources;
 mod services;
 mod tokens;

@@ -3,7 +3,7 @@
 //! Admission is done here, by the member that proposes: on the state as of a barrier, which the command names. When another
 //! write of resources comes in between, the state machine says so, and everything is judged again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use archipelago_model::{
     admit::{self, Resources as Values},
@@ -17,7 +17,10 @@ use archipelago_proto::v1::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Context, operator, or_random};
+use super::{
+    Context, operator, or_random,
+    page::{self, Page},
+};
 use crate::{
     consensus::{COMMIT_TIMEOUT, CommitError, Consensus},
     machine::{
@@ -109,7 +112,8 @@ impl Resources for ResourcesService {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         operator(&request)?;
-        let GetRequest { kind, namespace, name, stale } = request.into_inner();
+        let GetRequest { kind, namespace, name, stale, page_size, page_token } = request.into_inner();
+        let after = page::parse(&page_token)?.map(|[kind, namespace, name]| Key { kind, namespace, name });
         if !kind.is_empty() {
             parse_kind(&kind)?;
         }
@@ -117,12 +121,15 @@ impl Resources for ResourcesService {
             self.0.consensus.barrier().await?;
         }
         let state = self.0.consensus.state();
-        let resources = state
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut page = Page::new(page_size);
+        let resources: Vec<v1::Resource> = state
             .resources()
-            .iter()
+            .range((from, Bound::Unbounded))
             .filter(|(key, _)| kind.is_empty() || key.kind == kind)
             .filter(|(key, _)| namespace.is_empty() || key.namespace == namespace)
             .filter(|(key, _)| name.is_empty() || key.name == name)
+            .take_while(|(_, stored)| page.takes(stored.canonical.len()))
             .map(|(key, stored)| v1::Resource {
                 kind: key.kind.clone(),
                 namespace: key.namespace.clone(),
@@ -132,7 +139,10 @@ impl Resources for ResourcesService {
                 modified_revision: stored.modified_revision,
             })
             .collect();
-        Ok(Response::new(GetResponse { revision: state.revision(), resources }))
+        let last = resources.last().filter(|_| page.is_full());
+        let next_page_token =
+            last.map_or_else(String::new, |last| format!("{}/{}/{}", last.kind, last.namespace, last.name));
+        Ok(Response::new(GetResponse { revision: state.revision(), resources, next_page_token }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `Tokens`: single-use join tokens.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use archipelago_proto::v1::{
     CreateTokenRequest, CreateTokenResponse, JoinRole, ListTokensRequest, ListTokensResponse, TokenInfo,
@@ -10,7 +10,10 @@ use archipelago_rpc::enrol::JoinToken;
 use data_encoding::HEXLOWER;
 use tonic::{Request, Response, Status};
 
-use super::{Context, operator, or_random};
+use super::{
+    Context, operator, or_random,
+    page::{self, Page},
+};
 use crate::{
     digest::sha256,
     machine::{
@@ -82,22 +85,46 @@ impl Tokens for TokensService {
 
     async fn list(&self, request: Request<ListTokensRequest>) -> Result<Response<ListTokensResponse>, Status> {
         operator(&request)?;
+        let ListTokensRequest { page_size, page_token } = request.into_inner();
+        let after = page::parse(&page_token)?.map(|[id]: [String; 1]| last_of(&id)).transpose()?;
         self.0.consensus.barrier().await?;
-        let tokens = self.0.consensus.read(|state| {
-            let info = |(secret, token): (&[u8; 32], &crate::machine::Token)| TokenInfo {
-                id: HEXLOWER.encode(secret).chars().take(8).collect(),
-                cluster: token.cluster.clone(),
-                role: convert::role(token.role).into(),
-                name: token.name.clone(),
-                expires_unix: token.expires_unix_ms / 1_000,
-                used_unix: token.used_unix_ms.map_or(0, |used| used / 1_000),
-            };
-            state.tokens().iter().map(info).collect()
+        let state = self.0.consensus.state();
+        let mut page = Page::new(page_size);
+        let listed: Vec<_> = state
+            .tokens()
+            .range((after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))
+            .take_while(|_| page.takes(TOKEN_INFO_BYTES))
+            .collect();
+        let last = listed.last().filter(|_| page.is_full());
+        let next_page_token = last.map_or_else(String::new, |(secret, _)| {
+            HEXLOWER.encode(secret.get(..PAGE_TOKEN_BYTES).unwrap_or_default())
         });
-        Ok(Response::new(ListTokensResponse { tokens }))
+        let info = |(secret, token): (&[u8; 32], &crate::machine::Token)| TokenInfo {
+            id: HEXLOWER.encode(secret).chars().take(8).collect(),
+            cluster: token.cluster.clone(),
+            role: convert::role(token.role).into(),
+            name: token.name.clone(),
+            expires_unix: token.expires_unix_ms / 1_000,
+            used_unix: token.used_unix_ms.map_or(0, |used| used / 1_000),
+        };
+        let tokens = listed.into_iter().map(info).collect();
+        Ok(Response::new(ListTokensResponse { tokens, next_page_token }))
     }
+}
+
+/// The greatest hash that begins as a page token says: the whole hash is nobody's business.
+fn last_of(page_token: &str) -> Result<[u8; 32], Status> {
+    let wrong = || Status::invalid_argument("the page token is not one of this listing");
+    let begin = HEXLOWER.decode(page_token.as_bytes()).map_err(|_| wrong())?;
+    let mut last = [0xff; 32];
+    last.get_mut(..begin.len()).ok_or_else(wrong)?.copy_from_slice(&begin);
+    Ok(last)
 }
 
 /// kubeadm's choice; long enough to copy a token to a machine, short enough to forget one.
 const TTL_MS_DEFAULT: i64 = 15 * 60 * 1_000;
+/// Enough that two tokens never begin alike.
+const PAGE_TOKEN_BYTES: usize = 16;
+/// Two names of 63 bytes with what belongs to them.
+const TOKEN_INFO_BYTES: usize = 160;
 const TTL_MS_MAX: i64 = 7 * 24 * 3_600 * 1_000;

@@ -1,0 +1,158 @@
+//! How often, and how much, an agent or a gateway may have written into the log on its behalf.
+//!
+//! Reports and registrations come by themselves and for as long as their sender likes, so each sender has two buckets at
+//! each member that it writes through. A sender over its rate is not refused for good: what it said last is committed once
+//! the buckets have filled again.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use prost::Message;
+
+use crate::machine::command::Action;
+
+/// The buckets of everybody who wrote lately.
+#[derive(Debug, Default)]
+pub(crate) struct Quotas {
+    senders: BTreeMap<String, Buckets>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Buckets {
+    writes: Bucket,
+    bytes: Bucket,
+}
+
+impl Quotas {
+    /// Takes what `action` costs from the buckets of `sender`.
+    ///
+    /// # Errors
+    /// How long to wait until there is enough in them. Nothing was taken.
+    pub(crate) fn take(&mut self, sender: &str, action: &Action, now: Instant) -> Result<(), Duration> {
+        let (rate, bytes) = match action {
+            Action::ReportExports(report) => (REPORTS, report.encoded_len()),
+            Action::RegisterGateway(register) => (REGISTRATIONS, register.encoded_len()),
+            _ => return Ok(()),
+        };
+        if self.senders.len() >= SENDERS_MAX {
+            self.senders.retain(|_, buckets| !buckets.is_full(now));
+        }
+        let buckets = self
+            .senders
+            .entry(sender.to_owned())
+            .or_insert_with(|| Buckets { writes: Bucket::full(rate, now), bytes: Bucket::full(BYTES, now) });
+        // As floats: a report is far below 2^53 bytes.
+        let costs = (1.0, bytes as f64);
+        let wait = buckets.writes.wait(costs.0, now).max(buckets.bytes.wait(costs.1, now));
+        if wait > Duration::ZERO {
+            return Err(wait);
+        }
+        buckets.writes.take(costs.0, now);
+        buckets.bytes.take(costs.1, now);
+        Ok(())
+    }
+}
+
+impl Buckets {
+    fn is_full(&self, now: Instant) -> bool {
+        self.writes.level(now) >= self.writes.rate.burst && self.bytes.level(now) >= self.bytes.rate.burst
+    }
+}
+
+/// What a bucket holds, and how fast it fills.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    rate: Rate,
+    level: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { rate, level: rate.burst, at: now }
+    }
+
+    fn level(&self, now: Instant) -> f64 {
+        let filled = now.saturating_duration_since(self.at).as_secs_f64() * self.rate.per_second;
+        (self.level + filled).min(self.rate.burst)
+    }
+
+    fn wait(&self, cost: f64, now: Instant) -> Duration {
+        // What is larger than the bucket goes when it is full, and leaves it below nothing.
+        let missing = cost.min(self.rate.burst) - self.level(now);
+        if missing <= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.rate.per_second) }
+    }
+
+    fn take(&mut self, cost: f64, now: Instant) {
+        self.level = self.level(now) - cost;
+        self.at = now;
+    }
+}
+
+/// A rolling update changes what is reported a few dozen times in a minute; twice that, for ever, is a fault.
+const REPORTS: Rate = Rate { burst: 30.0, per_second: 1.0 };
+/// A gateway registers when its addresses change: at a start.
+const REGISTRATIONS: Rate = Rate { burst: 10.0, per_second: 0.2 };
+/// The largest report twice, and then a tenth of a slow disk.
+const BYTES: Rate = Rate { burst: 8.0 * 1024.0 * 1024.0, per_second: 256.0 * 1024.0 };
+/// Above the gateways of a large federation; full buckets are forgotten beyond it.
+const SENDERS_MAX: usize = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::command::{RegisterGateway, ReportExports, ReportedService, TokenConsume};
+
+    fn report(bytes: usize) -> Action {
+        let service = ReportedService { name: "x".repeat(bytes), ..ReportedService::default() };
+        Action::ReportExports(ReportExports { cluster: "paris".into(), services: vec![service] })
+    }
+
+    #[test]
+    fn a_burst_goes_and_then_one_a_second() {
+        let (mut quotas, begun) = (Quotas::default(), Instant::now());
+        for _ in 0..30 {
+            quotas.take("paris", &report(10), begun).unwrap();
+        }
+        let wait = quotas.take("paris", &report(10), begun).unwrap_err();
+        assert_eq!(wait, Duration::from_secs(1));
+        quotas.take("tokyo", &report(10), begun).expect("another's quota is its own");
+        quotas.take("paris", &report(10), begun + wait).unwrap();
+        assert!(quotas.take("paris", &report(10), begun + wait).is_err());
+        let token = Action::TokenConsume(TokenConsume::default());
+        quotas.take("paris", &token, begun + wait).expect("only what comes by itself is counted");
+    }
+
+    #[test]
+    fn bytes_are_counted_and_a_gateway_registers_rarely() {
+        let (mut quotas, begun) = (Quotas::default(), Instant::now());
+        for _ in 0..2 {
+            quotas.take("paris", &report(4_000_000), begun).unwrap();
+        }
+        let wait = quotas.take("paris", &report(4_000_000), begun).unwrap_err();
+        assert!(wait > Duration::from_secs(10) && wait < Duration::from_secs(20), "{wait:?}");
+        let register = Action::RegisterGateway(RegisterGateway::default());
+        for _ in 0..10 {
+            quotas.take("gw-1", &register, begun).unwrap();
+        }
+        assert_eq!(quotas.take("gw-1", &register, begun).unwrap_err(), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn those_who_are_quiet_are_forgotten() {
+        let (mut quotas, begun) = (Quotas::default(), Instant::now());
+        for sender in 0..SENDERS_MAX {
+            quotas.take(&sender.to_string(), &report(10), begun).unwrap();
+        }
+        quotas.take("paris", &report(10), begun + Duration::from_secs(60)).unwrap();
+        assert_eq!(quotas.senders.len(), 1);
+    }
+}
