@@ -11,23 +11,20 @@ use anyhow::{Context as _, bail, ensure};
 use archipelago_base::{
     durable::DirLock,
     metrics::{self as metrics_port, Registry},
+    open_files,
     shutdown::Shutdown,
 };
-use archipelago_identity::{
-    CredentialDir, LiveCredential, TrustDomain,
-    tls::{self, ClientAuth},
-};
+use archipelago_identity::{CredentialDir, LiveCredential, TrustDomain, tls::ClientAuth};
 use archipelago_proto::v1::WatchSessionsRequest;
 use archipelago_raft::{Config, Limits, Raft, RaftHandle, Stopped, Timing};
-use archipelago_rpc::grpc;
+use archipelago_rpc::server::{self as rpc, Server};
 use tokio::{
-    net::TcpListener,
     runtime::Handle,
     sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 
 use crate::{
     Args, Profile,
@@ -84,6 +81,7 @@ struct Starting {
 
 impl Starting {
     fn open(args: Args) -> anyhow::Result<Self> {
+        open_files::raise_limit();
         let data_dir = &args.data_dir;
         ensure!(
             data_dir.is_dir(),
@@ -195,8 +193,6 @@ impl Starting {
             tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
         }
 
-        let client_config = tls::server_config(&credential, ClientAuth::Optional, &[b"h2"]);
-        let peer_config = tls::server_config(&credential, ClientAuth::Required, &[b"h2"]);
         let raft_service = RaftService::server(
             node_id,
             federation.federation.clone(),
@@ -204,9 +200,17 @@ impl Starting {
             raft.clone(),
         );
         // The peer port ends last: handing leadership over needs it.
-        tasks.spawn(grpc_server("client", self.client_listener, client_config, api::routes(&context), &draining)?);
-        let peer_routes = Routes::new(raft_service);
-        tasks.spawn(grpc_server("peer", self.peer_listener, peer_config, peer_routes, &stopped)?);
+        let port = |name, auth, access| Server {
+            name,
+            credential: credential.clone(),
+            auth,
+            access,
+            limits: rpc::Limits::default(),
+        };
+        let client = port("client", ClientAuth::Optional, api::access::CLIENT_PORT);
+        tasks.spawn(serve_port(client, self.client_listener, api::routes(&context), draining.clone()));
+        let peer = port("peer", ClientAuth::Required, api::access::PEER_PORT);
+        tasks.spawn(serve_port(peer, self.peer_listener, Routes::new(raft_service), stopped.clone()));
         let ready = {
             let consensus = Arc::clone(&consensus);
             Arc::new(move || readiness(&consensus))
@@ -278,29 +282,11 @@ async fn start_raft(
     Ok((raft, published))
 }
 
-fn grpc_server(
-    name: &'static str,
-    listener: StdListener,
-    config: Arc<rustls::ServerConfig>,
-    routes: Routes,
-    until: &CancellationToken,
-) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
-    listener.set_nonblocking(true)?;
-    let incoming = grpc::serve_incoming(TcpListener::from_std(listener)?, config);
-    let ended = until.clone().cancelled_owned();
-    let serve = Server::builder()
-        // A gateway that vanished is noticed within 6 s, before its session would time out.
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .tcp_nodelay(true)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, ended);
-    Ok(async move {
-        if let Err(error) = serve.await {
-            tracing::error!(server = name, %error, "the server failed");
-        }
-    })
+async fn serve_port(server: Server, listener: StdListener, routes: Routes, until: CancellationToken) {
+    let name = server.name;
+    if let Err(error) = server.serve(listener, routes, until.cancelled_owned()).await {
+        tracing::error!(server = name, %error, "the server failed");
+    }
 }
 
 /// Puts the authority into the replicated state, once, by whichever member gets there first.
@@ -391,10 +377,6 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<StdListener> {
     StdListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
 }
 
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
-/// A gateway needs one stream and a few calls; this bounds what one connection can make the server hold.
-const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// A transfer takes one election timeout at most, the checkpoint a second on a slow disk.
 const RAFT_STOP_MAX: Duration = Duration::from_secs(8);
 const TASKS_STOP_MAX: Duration = Duration::from_millis(500);

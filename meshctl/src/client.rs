@@ -110,7 +110,7 @@ impl Client {
         grpc::connect(std::slice::from_ref(address), &self.credential, Expect::control_plane())
             .await
             // One address was tried, so its cause is the cause.
-            .map_err(|error| Attempt::Again(error.attempts.into_iter().map(|(_, cause)| cause).collect()))
+            .map_err(|error| Attempt::Again(error.attempts.into_iter().map(|(_, cause)| cause.to_string()).collect()))
     }
 
     fn unanswered(&self, tried: &[(String, String)]) -> Failure {

@@ -9,6 +9,7 @@
 //! | `AgentControl` | an agent, for its own cluster |
 //! | `Members` | other members |
 
+pub(crate) mod access;
 mod agents;
 mod fleet;
 mod gateways;

@@ -222,6 +222,14 @@ impl ControlPlane {
         Ok(answer)
     }
 
+    /// Resident memory of a member, in KiB.
+    pub(crate) fn resident_kib(&self, id: u64) -> u64 {
+        let pid = self.processes[index(id)].as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) fn data_dir(&self, id: u64) -> PathBuf {
         member_dir(self.dir.path(), id)
     }

@@ -3,21 +3,21 @@
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use archipelago_base::shutdown::Shutdown;
-use archipelago_identity::{
-    LiveCredential, MeshRole,
-    tls::{self, ClientAuth},
-};
+use archipelago_identity::{LiveCredential, MeshRole, tls::ClientAuth};
 use archipelago_proto::v1::{
     LocalUpdate, WatchLocalRequest,
     local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
 };
-use archipelago_rpc::grpc;
+use archipelago_rpc::{
+    grpc,
+    server::{Access, Call, Caller, Limits, Rule, Server},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
     metrics::Metrics,
@@ -33,20 +33,36 @@ pub(super) async fn serve(
     metrics: Metrics,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let config = tls::server_config(credential, ClientAuth::Required, &[b"h2"]);
-    let incoming = grpc::serve_incoming(listener, config);
     let service =
         Discovery { cluster, views, metrics, slots: Arc::new(Semaphore::new(STREAMS_MAX)), shutdown: shutdown.clone() };
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
-        .add_service(LocalDiscoveryServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .serve_with_incoming_shutdown(incoming, async move { shutdown.requested().await })
-        .await?;
-    Ok(())
+    let server = Server {
+        name: "discovery",
+        credential: credential.clone(),
+        auth: ClientAuth::Required,
+        access: ACCESS,
+        limits: Limits::default(),
+    };
+    let routes = Routes::new(LocalDiscoveryServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let ending = shutdown.clone();
+    let serving = server.serve(listener, routes, async move { ending.requested().await });
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => return Ok(served?),
+        () = shutdown.requested() => {}
+    }
+    // A gateway may hold a connection open that has nothing more to say.
+    match timeout(LAST_WORDS_TIME, serving).await {
+        Ok(served) => Ok(served?),
+        Err(_) => Ok(()),
+    }
 }
+
+/// Gateways watch; which ones is the service's to say.
+const ACCESS: Access = Access(&[Rule {
+    path: "/archipelago.v1.LocalDiscovery/",
+    callers: &[Caller::Gateway],
+    call: Call::Unary { request_bytes_max: REQUEST_BYTES_MAX + 64, time_max: Duration::from_secs(10) },
+}]);
 
 struct Discovery {
     cluster: String,
@@ -110,10 +126,9 @@ async fn feed(
 
 /// One per gateway, some of them twice during an upgrade.
 const STREAMS_MAX: usize = 4_096;
-const STREAMS_PER_CONNECTION_MAX: u32 = 16;
 /// A request is one name.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// One timeout of the default check and a bit.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams end by themselves at shutdown; this is for their last bytes.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(1);

@@ -29,7 +29,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, shutdown::Shutdown};
+use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, open_files, shutdown::Shutdown};
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
 use archipelago_rpc::enrol;
 use clap::Args as ClapArgs;
@@ -90,6 +90,7 @@ pub fn run(args: Args, provider: impl Provider) -> anyhow::Result<()> {
 
 async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     let shutdown = Shutdown::install().context("cannot install signal handlers")?;
+    open_files::raise_limit();
     let _lock = DirLock::acquire(&args.state_dir)?;
     let state = State::load(&args.state_dir);
     let credentials = CredentialDir::new(args.state_dir.join("identity"));

@@ -6,17 +6,20 @@ use archipelago_base::shutdown::ShutdownTrigger;
 use archipelago_identity::{
     SpiffeId,
     testing::TestAuthority,
-    tls::{self, ClientAuth, Expect},
+    tls::{ClientAuth, Expect},
 };
 use archipelago_proto::v1::{
     self, AgentDirective, AgentMessage, LocalUpdate, WatchLocalRequest,
     agent_control_server::{AgentControl, AgentControlServer},
     local_discovery_client::LocalDiscoveryClient,
 };
-use archipelago_rpc::grpc;
+use archipelago_rpc::{
+    grpc,
+    server::{Access, Call, Caller, Limits, Rule, Server},
+};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
+use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
 use super::*;
 use crate::provider::file::ServiceFiles;
@@ -104,14 +107,16 @@ fn spawn(
 
 /// A control plane that writes down who reported what.
 async fn control_plane(authority: &TestAuthority) -> (String, mpsc::Receiver<(SpiffeId, AgentMessage)>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    const ACCESS: Access =
+        Access(&[Rule { path: "/archipelago.v1.AgentControl/", callers: &[Caller::Agent], call: Call::Streaming }]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let credential = authority.live(&SpiffeId::control_plane(authority.trust_domain(), 1));
-    let incoming = grpc::serve_incoming(listener, tls::server_config(&credential, ClientAuth::Required, &[b"h2"]));
     let (sender, reports) = mpsc::channel(64);
-    tokio::spawn(
-        Server::builder().add_service(AgentControlServer::new(Recorder { sender })).serve_with_incoming(incoming),
-    );
+    let server =
+        Server { name: "test", credential, auth: ClientAuth::Required, access: ACCESS, limits: Limits::default() };
+    let routes = Routes::new(AgentControlServer::new(Recorder { sender }));
+    tokio::spawn(server.serve(listener, routes, std::future::pending()));
     (address, reports)
 }
 

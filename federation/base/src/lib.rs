@@ -1,5 +1,5 @@
 //! What every Archipelago process needs and no mesh is needed for: logs, signals, durable files, the metrics port, pauses
-//! between attempts, error chains, seeded randomness.
+//! between attempts, error chains, seeded randomness, the limit of open files.
 //!
 //! Each process calls [`logging::init`] first, takes its state directory with [`durable::DirLock`], and ends when
 //! [`shutdown::Shutdown`] says so.
@@ -9,5 +9,6 @@ pub mod durable;
 pub mod error;
 pub mod logging;
 pub mod metrics;
+pub mod open_files;
 pub mod random;
 pub mod shutdown;

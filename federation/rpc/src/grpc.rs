@@ -1,139 +1,56 @@
-//! tonic over mutual TLS: an acceptor that knows who called, and a channel that finds a living server.
+//! Calls over mutual TLS: who called, and a channel that finds a living server.
 
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use hyper_util::rt::TokioIo;
-use rand::seq::SliceRandom;
-use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-    time::timeout,
-};
-use tokio_rustls::{TlsAcceptor, TlsConnector, server};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint, Uri, server::Connected},
-};
-
+use archipelago_base::error::chain;
 use archipelago_identity::{
     LiveCredential, MeshRole, SpiffeId,
-    tls::{self, Expect, peer_spiffe_id},
+    tls::{self, Expect, PeerCertificate, identity_error, peer_certificate},
+};
+use hyper_util::rt::TokioIo;
+use rand::seq::SliceRandom;
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
 };
 
-/// Accepts connections and finishes their handshakes; give it to tonic's `serve_with_incoming`.
-///
-/// At most 64 handshakes run at once and each has five seconds, so that neither a storm nor a silent client costs others.
-/// A failed handshake is logged at `debug` with its reason and never ends the stream.
-pub fn serve_incoming(
-    listener: TcpListener,
-    config: Arc<ServerConfig>,
-) -> impl Stream<Item = io::Result<TlsStream>> + Send + Unpin {
-    let (ready, accepted) = mpsc::channel(HANDSHAKES_MAX);
-    tokio::spawn(async move {
-        let acceptor = TlsAcceptor::from(config);
-        let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        while let Ok(slot) = slots.clone().acquire_owned().await {
-            let (stream, remote) = tokio::select! {
-                () = ready.closed() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "accept failed");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                        continue;
-                    }
-                },
-            };
-            let (acceptor, ready) = (acceptor.clone(), ready.clone());
-            tokio::spawn(async move {
-                let _slot = slot;
-                // Small messages both ways: waiting to fill a segment only adds latency.
-                let _ = stream.set_nodelay(true);
-                match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                    Ok(Ok(tls)) => {
-                        let peer = tls.get_ref().1.peer_certificates().and_then(|chain| peer_spiffe_id(chain).ok());
-                        // The server went away: so does the connection.
-                        let _ = ready.send(Ok(TlsStream { tls, peer, remote })).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake failed"),
-                    Err(_) => tracing::debug!(%remote, "TLS handshake timed out"),
-                }
-            });
-        }
-    });
-    ReceiverStream::new(accepted)
-}
+use crate::wall_clock::Ending;
 
-/// An accepted connection whose client, if it showed a certificate, is verified.
-pub struct TlsStream {
-    tls: server::TlsStream<TcpStream>,
-    peer: Option<SpiffeId>,
-    remote: SocketAddr,
-}
-
-/// What tonic attaches to each request of a connection.
+/// What is attached to each request of a connection.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// The verified client; `None` when it showed no certificate.
-    pub spiffe_id: Option<SpiffeId>,
+    /// The verified client's certificate; `None` when it showed none.
+    pub certificate: Option<Arc<PeerCertificate>>,
     /// Where it came from.
     pub remote: SocketAddr,
 }
 
-impl Connected for TlsStream {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        PeerInfo { spiffe_id: self.peer.clone(), remote: self.remote }
-    }
-}
-
-impl AsyncRead for TlsStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for TlsStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+impl PeerInfo {
+    /// The verified client.
+    #[must_use]
+    pub fn spiffe_id(&self) -> Option<&SpiffeId> {
+        self.certificate.as_ref().map(|certificate| &certificate.spiffe_id)
     }
 }
 
 /// The verified SPIFFE id of the caller.
 #[must_use]
 pub fn peer<T>(request: &tonic::Request<T>) -> Option<SpiffeId> {
-    request.extensions().get::<PeerInfo>().and_then(|info| info.spiffe_id.clone())
+    certificate(request).map(|certificate| certificate.spiffe_id.clone())
+}
+
+/// The verified certificate of the caller.
+#[must_use]
+pub fn certificate<T>(request: &tonic::Request<T>) -> Option<Arc<PeerCertificate>> {
+    request.extensions().get::<PeerInfo>().and_then(|info| info.certificate.clone())
 }
 
 /// The caller's id, if its role is one that `allowed` accepts.
@@ -164,7 +81,11 @@ pub async fn connect(
     connect_with(addresses, tls::client_config(credential, expect, &[b"h2"])).await
 }
 
-pub(crate) async fn connect_with(addresses: &[String], config: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
+/// As [`connect`], with a TLS configuration that says who is asked and what is shown.
+///
+/// # Errors
+/// As there.
+pub async fn connect_with(addresses: &[String], config: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
     let addresses: Arc<[String]> = addresses.into();
     let failure = Arc::new(Mutex::new(None));
     let connector = {
@@ -188,12 +109,15 @@ pub(crate) async fn connect_with(addresses: &[String], config: Arc<ClientConfig>
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .user_agent(concat!("archipelago/", env!("CARGO_PKG_VERSION")))
-        .map_err(|error| ConnectError { attempts: vec![("user agent".to_owned(), error.to_string())] })?;
+        .map_err(|error| ConnectError {
+            attempts: vec![("user agent".to_owned(), Cause::Broken(error.to_string()))],
+        })?;
     match endpoint.connect_with_connector(connector).await {
         Ok(channel) => Ok(channel),
         Err(error) => {
             let recorded = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Err(recorded.unwrap_or_else(|| ConnectError { attempts: vec![("HTTP/2".to_owned(), error.to_string())] }))
+            let broken = || ConnectError { attempts: vec![("HTTP/2".to_owned(), Cause::Broken(chain(&error)))] };
+            Err(recorded.unwrap_or_else(broken))
         }
     }
 }
@@ -201,7 +125,7 @@ pub(crate) async fn connect_with(addresses: &[String], config: Arc<ClientConfig>
 async fn connect_any(
     addresses: &[String],
     config: Arc<ClientConfig>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConnectError> {
+) -> Result<Ending<TlsStream<TcpStream>>, ConnectError> {
     let mut order: Vec<&String> = addresses.iter().collect();
     order.shuffle(&mut rand::rng());
     let connector = TlsConnector::from(config);
@@ -213,9 +137,16 @@ async fn connect_any(
             connector.connect(server_name(), stream).await
         };
         let cause = match timeout(CONNECT_TIMEOUT, attempt).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            Ok(Ok(stream)) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                match peer_certificate(chain) {
+                    // The server's certificate ends, and with it what it vouched for.
+                    Ok(server) => return Ok(Ending::new(stream, server.not_after)),
+                    Err(error) => Cause::Refused(error.to_string()),
+                }
+            }
+            Ok(Err(error)) => Cause::of(&error),
+            Err(_) => Cause::Silent(CONNECT_TIMEOUT),
         };
         attempts.push((address.clone(), cause));
     }
@@ -226,19 +157,66 @@ async fn connect_any(
 #[derive(Debug)]
 pub struct ConnectError {
     /// Address and cause, in the order tried.
-    pub attempts: Vec<(String, String)>,
+    pub attempts: Vec<(String, Cause)>,
+}
+
+/// Why one address did not do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// Somebody answered, and it did not work out.
+    #[error("{0}")]
+    Broken(String),
+    /// The server's certificate is over, by the clock of this machine.
+    #[error("the server's certificate ended {} s ago by this machine's clock: one of the two clocks is wrong, or the server could not renew", .0.as_secs())]
+    Expired(Duration),
+    /// The server's certificate has not begun, by the clock of this machine: that is behind by at least so much.
+    #[error("the server's certificate begins in {} s by this machine's clock: the clock is behind", .0.as_secs())]
+    NotYetValid(Duration),
+    /// A server is there, but not one that is acceptable.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing happened for so long.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Self {
+        let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+            return Self::Broken(error.to_string());
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        match tls {
+            rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
+                Self::NotYetValid(Duration::from_secs(not_before.as_secs()).saturating_sub(now))
+            }
+            rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) => {
+                Self::Expired(now.saturating_sub(Duration::from_secs(not_after.as_secs())))
+            }
+            rustls::Error::InvalidCertificate(_) => Self::Refused(tls.to_string()),
+            _ => match identity_error(tls) {
+                Some(refused) => Self::Refused(refused.to_string()),
+                None => Self::Broken(error.to_string()),
+            },
+        }
+    }
 }
 
 impl ConnectError {
     /// True when servers are there but their identity was refused, so that trying again cannot help.
     #[must_use]
     pub fn is_identity_refusal(&self) -> bool {
-        let refused = |cause: &String| {
-            ["expected", "trust domain", "certificate", "wrong CA", "UnknownIssuer"]
-                .iter()
-                .any(|word| cause.contains(word))
+        !self.attempts.is_empty() && self.attempts.iter().all(|(_, cause)| matches!(cause, Cause::Refused(_)))
+    }
+
+    /// By how much this machine's clock is behind at least, when that is why servers were refused.
+    #[must_use]
+    pub fn clock_behind(&self) -> Option<Duration> {
+        let behind = |(_, cause): &(String, Cause)| match cause {
+            Cause::NotYetValid(by) => Some(*by),
+            _ => None,
         };
-        !self.attempts.is_empty() && self.attempts.iter().all(|(_, cause)| refused(cause))
+        self.attempts.iter().filter_map(behind).max()
     }
 }
 
@@ -250,10 +228,8 @@ impl fmt::Display for ConnectError {
         let refused = self.is_identity_refusal();
         out.write_str(if refused { "no server has an acceptable identity: " } else { "no server answered: " })?;
         // All members of a control plane usually fail alike: each cause is said once.
-        let mut by_cause: Vec<(&str, Vec<&str>)> = Vec::new();
+        let mut by_cause: Vec<(&Cause, Vec<&str>)> = Vec::new();
         for (address, cause) in &self.attempts {
-            // rustls puts this before a verifier's own words.
-            let cause = cause.strip_prefix("unexpected error: ").unwrap_or(cause);
             match by_cause.iter_mut().find(|(known, _)| *known == cause) {
                 Some((_, addresses)) => addresses.push(address),
                 None => by_cause.push((cause, vec![address])),
@@ -274,10 +250,6 @@ fn server_name() -> ServerName<'static> {
     ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
-/// One handshake costs about a millisecond of CPU (ML-KEM, two ECDSA checks); 64 keep a core busy without a queue of seconds.
-const HANDSHAKES_MAX: usize = 64;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,7 +1,11 @@
 //! How the processes of a federation call each other, and how they come by the identity that takes.
 //!
-//! - [`grpc`]: tonic servers and clients over mutual TLS.
-//! - [`enrol`]: join tokens, the first SVID, and renewal.
+//! - [`server`]: a port that anybody may knock at.
+//! - [`grpc`]: who called, and channels to a server of a known identity.
+//! - [`enrol`]: join tokens, the first SVID, renewal, and the way back after it ran out.
+//! - [`wall_clock`]: waiting for moments that certificates name.
 
 pub mod enrol;
 pub mod grpc;
+pub mod server;
+pub mod wall_clock;
