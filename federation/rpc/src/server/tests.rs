@@ -138,7 +138,7 @@ async fn calls_are_judged_before_their_bodies_and_bounded_in_bytes_and_time() {
     assert_eq!(anybody.join(join(10)).await.unwrap().into_inner().spiffe_id, "a");
     assert!(anybody.join(join(2_000)).await.is_err(), "more than the rule allows is not read");
     assert_eq!(anybody.renew(RenewRequest::default()).await.unwrap_err().code(), Code::Unauthenticated);
-    let list = |channel: Channel| async move { TokensClient::new(channel).list(ListTokensRequest {}).await };
+    let list = |channel: Channel| async move { TokensClient::new(channel).list(ListTokensRequest::default()).await };
     assert_eq!(list(stranger).await.unwrap_err().code(), Code::Unauthenticated);
 
     let gateway = port.channel(&port.lasting("/cluster/paris/gateway/gw-1", HOUR)).await;
@@ -161,7 +161,7 @@ async fn silent_sockets_are_dropped_for_newer_ones_and_keep_nobody_out() {
     }
     let begun = Instant::now();
     let operator = port.channel(&port.lasting("/operator/admin", HOUR)).await;
-    TokensClient::new(operator).list(ListTokensRequest {}).await.unwrap();
+    TokensClient::new(operator).list(ListTokensRequest::default()).await.unwrap();
     assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2, "{:?}", begun.elapsed());
     // The oldest went: its socket reads as closed long before its deadline.
     let mut byte = [0];
