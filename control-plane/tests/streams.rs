@@ -108,7 +108,7 @@ async fn wait_applied(
     timeout_ms: u64,
 ) -> WaitAppliedProgress {
     let mut fleet = FleetClient::new(control_plane.channel(member).await.unwrap());
-    let request = WaitAppliedRequest { revision, timeout_ms, percent: 0 };
+    let request = WaitAppliedRequest { revision, timeout_ms, ..Default::default() };
     let mut progress = fleet.wait_applied(request).await.unwrap().into_inner();
     let mut last = None;
     while let Some(next) = timeout(PATIENCE, progress.message()).await.expect("progress in time").unwrap() {

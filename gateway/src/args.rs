@@ -49,6 +49,9 @@ pub struct Args {
     /// First port of TCP services; a service listens on this + its slot.
     #[arg(long, default_value = "0.0.0.0:16000")]
     pub tcp_base: SocketAddr,
+    /// How many ports from there on are for TCP services; a service beyond them is not served here.
+    #[arg(long, default_value_t = u16::MAX)]
+    pub tcp_ports: u16,
     /// Unix socket for `meshctl`; default: admin.sock in the state directory.
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
@@ -87,6 +90,7 @@ impl Args {
             health: self.health,
             metrics: self.metrics,
             tcp_base: self.tcp_base,
+            tcp_ports: self.tcp_ports,
             admin_socket: self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock")),
             workers: if self.workers == 0 { num_cpus::get() } else { self.workers },
             access_log: self.access_log.clone(),

@@ -49,6 +49,8 @@ pub struct Settings {
     pub metrics: SocketAddr,
     /// First port of TCP services.
     pub tcp_base: SocketAddr,
+    /// How many of them there are.
+    pub tcp_ports: u16,
     /// Admin socket.
     pub admin_socket: PathBuf,
     /// Worker threads, at least 1.
@@ -113,6 +115,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access_log,
             tcp_base: settings.tcp_base,
+            tcp_ports: settings.tcp_ports,
             drain: drain.clone(),
             tunnels_changed: Arc::clone(&tunnels_changed),
         };

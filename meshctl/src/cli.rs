@@ -46,7 +46,7 @@ pub(crate) struct Global {
     /// State directory of the federation: its operator credential, and under `up` everything else
     #[arg(long, global = true, value_name = "DIR", default_value = STATE_DEFAULT, env = "ARCHIPELAGO_STATE", help_heading = "Global options")]
     pub(crate) state: PathBuf,
-    /// Print tables for people, or JSON or YAML for programs
+    /// Print tables for people (wide: with more columns), or JSON or YAML for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
     pub(crate) output: Format,
     /// How long to try to reach a control plane, and then to wait for acknowledgements
@@ -80,7 +80,9 @@ Examples:
     #[command(after_help = "Examples:\n  meshctl status\n  meshctl status -o json")]
     Status,
     /// Services, where they are ready, and their share of the traffic
-    #[command(after_help = "Examples:\n  meshctl services\n  meshctl services -o json")]
+    #[command(
+        after_help = "Examples:\n  meshctl services\n  meshctl services -o wide    what failing health checks heard\n  meshctl services -o json"
+    )]
     Services,
     /// Tunnels between gateways, with their state and round-trip time
     #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -o json")]
@@ -523,7 +525,7 @@ pub(crate) enum Role {
     /// Agent of a cluster
     Agent(AgentArgs),
     /// Gateway
-    Gateway(archipelago_gateway::Args),
+    Gateway(Box<archipelago_gateway::Args>),
     /// Demo backend
     Demo(archipelago_demo::Args),
     /// Supervisor behind `up --detach`

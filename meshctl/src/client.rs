@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::commands::Enough;
 use crate::exit::{Exit, Failure, Outcome};
 
 /// An operator's way to one federation, from the credential under the state directory.
@@ -174,9 +175,14 @@ impl Client {
         }
     }
 
-    /// Commits documents; problems in the answer mean that nothing changed.
-    pub(crate) async fn apply(&self, documents: Vec<v1::Document>, dry_run: bool) -> Outcome<v1::ApplyResponse> {
-        let request = v1::ApplyRequest { documents, dry_run, request_id: request_id(), ..Default::default() };
+    /// Commits documents; problems or conflicts in the answer mean that nothing changed.
+    pub(crate) async fn apply(
+        &self,
+        documents: Vec<v1::Document>,
+        preconditions: Vec<v1::Precondition>,
+        dry_run: bool,
+    ) -> Outcome<v1::ApplyResponse> {
+        let request = v1::ApplyRequest { documents, dry_run, request_id: request_id(), preconditions };
         self.call(|channel| {
             let request = request.clone();
             async move {
@@ -189,9 +195,13 @@ impl Client {
         .map_err(effect_unknown)
     }
 
-    /// Deletes resources.
-    pub(crate) async fn delete(&self, keys: Vec<v1::ResourceKey>) -> Outcome<v1::ApplyResponse> {
-        let request = v1::DeleteRequest { keys, request_id: request_id(), ..Default::default() };
+    /// Deletes resources; conflicts in the answer mean that nothing changed.
+    pub(crate) async fn delete(
+        &self,
+        keys: Vec<v1::ResourceKey>,
+        preconditions: Vec<v1::Precondition>,
+    ) -> Outcome<v1::ApplyResponse> {
+        let request = v1::DeleteRequest { keys, request_id: request_id(), preconditions };
         self.call(|channel| {
             let request = request.clone();
             async move { v1::resources_client::ResourcesClient::new(channel).delete(request).await }
@@ -257,7 +267,7 @@ impl Client {
     pub(crate) async fn wait_applied(
         &self,
         revision: u64,
-        percent: u32,
+        enough: Enough,
         mut progress: impl FnMut(&v1::WaitAppliedProgress),
     ) -> Outcome<v1::WaitAppliedProgress> {
         let deadline = Instant::now() + self.timeout;
@@ -267,7 +277,8 @@ impl Client {
             let request = v1::WaitAppliedRequest {
                 revision,
                 timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-                percent,
+                percent: 0,
+                majority: enough == Enough::Majority,
             };
             let opened = self
                 .with_timeout(left.max(GRACE))

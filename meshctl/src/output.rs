@@ -14,6 +14,8 @@ use crate::exit::{Failure, Outcome};
 pub(crate) enum Format {
     /// Aligned columns for people.
     Table,
+    /// The same with more columns, where there are more.
+    Wide,
     /// One JSON value.
     Json,
     /// YAML.
@@ -40,10 +42,15 @@ impl Output {
         self.format
     }
 
+    /// Whether people asked for more columns.
+    pub(crate) fn is_wide(self) -> bool {
+        self.format == Format::Wide
+    }
+
     /// Prints one value: `table` for people, the serialised value for programs.
     pub(crate) fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> Text) -> Outcome {
         match self.format {
-            Format::Table => self.text(&table()),
+            Format::Table | Format::Wide => self.text(&table()),
             Format::Json => {
                 let mut json = serde_json::to_string_pretty(value).map_err(unprintable)?;
                 json.push('\n');

@@ -272,6 +272,12 @@ pub(crate) struct ServiceClusterView {
     pub(crate) weight: Option<f64>,
     pub(crate) state: String,
     pub(crate) versions: Vec<String>,
+    /// Endpoints that were not asked yet.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) unknown: u32,
+    /// What the latest failing health check heard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failure: Option<String>,
 }
 
 /// Where a TCP service is reached at one gateway.
@@ -300,6 +306,8 @@ impl ServiceView {
                     weight: cluster.weight,
                     state: cluster.state,
                     versions: cluster.versions,
+                    unknown: cluster.unknown,
+                    failure: cluster.last_failure.as_ref().map(failure),
                 })
                 .collect(),
             tcp: service
@@ -312,13 +320,19 @@ impl ServiceView {
 }
 
 /// `services` for people.
-pub(crate) fn service_text(services: &[ServiceView]) -> Text {
-    let mut table = Table::new(&["SERVICE", "PROTOCOL", "CLUSTER", "READY", "WEIGHT", "STATE", "VERSIONS", "HOSTS"]);
+///
+/// `wide`: with what health checks heard.
+pub(crate) fn service_text(services: &[ServiceView], wide: bool) -> Text {
+    let mut names = vec!["SERVICE", "PROTOCOL", "CLUSTER", "READY", "WEIGHT", "STATE", "VERSIONS", "HOSTS"];
+    if wide {
+        names.extend(["UNCHECKED", "LAST FAILURE"]);
+    }
+    let mut table = Table::new(&names);
     for service in services {
         for (index, cluster) in service.clusters.iter().enumerate() {
             let first = index == 0;
             let once = |text: &str| Cell::from(if first { text } else { "" });
-            table.row([
+            let mut cells = vec![
                 once(&service.name),
                 once(service.protocol),
                 cluster.name.clone().into(),
@@ -327,7 +341,12 @@ pub(crate) fn service_text(services: &[ServiceView]) -> Text {
                 Cell::state(&cluster.state),
                 cluster.versions.join(",").into(),
                 once(&service.hosts.join(",")),
-            ]);
+            ];
+            if wide {
+                cells.push(u64::from(cluster.unknown).into());
+                cells.push(cluster.failure.as_deref().unwrap_or("-").into());
+            }
+            table.row(cells);
         }
     }
     let mut tcp = Table::new(&["TCP SERVICE", "GATEWAY", "CONNECT TO"]);
@@ -409,6 +428,8 @@ pub(crate) struct WriteView {
     pub(crate) stragglers: Vec<String>,
     pub(crate) rejections: Vec<RejectionView>,
     pub(crate) changes: Vec<ChangeView>,
+    /// Accepted, but perhaps not what was meant; people read them on stderr.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A gateway that refused the revision.
@@ -452,6 +473,7 @@ impl WriteView {
                     applied.rejections.iter().map(view).collect()
                 })
                 .unwrap_or_default(),
+            warnings: commit.warnings,
             changes: commit
                 .changes
                 .into_iter()
@@ -547,6 +569,27 @@ pub(crate) fn timestamp(unix_ms: i64) -> Option<String> {
         return None;
     }
     jiff::Timestamp::from_millisecond(unix_ms).ok().map(|time| time.to_string())
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// What a health check heard, in words of a closed set and a status.
+fn failure(failure: &v1::CheckFailure) -> String {
+    use v1::CheckFailureReason as Reason;
+    let words = match failure.reason() {
+        Reason::Connect => "nobody accepts connections",
+        Reason::Closed => "closed without an answer",
+        Reason::Protocol => "answered in another protocol",
+        Reason::Status => return format!("answered {}", failure.status),
+        Reason::Timeout => "no answer in time",
+        Reason::Request => "host or path of the check are not valid",
+        Reason::Provider => "not ready, says its provider",
+        Reason::Unspecified => "failed",
+    };
+    words.to_owned()
 }
 
 fn protocol(protocol: v1::Protocol) -> &'static str {

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         status_tunnels_and_services_have_the_documented_shape,
         writes_have_the_documented_shape_and_exit_codes,
         any_directory_and_shell_reaches_the_federation,
+        operators_at_once_lose_nothing,
         a_straggler_is_named_with_exit_code_2,
         tokens_are_refused_each_with_its_reason,
         a_certificate_of_one_cluster_is_nobody_elsewhere,
@@ -172,6 +173,41 @@ async fn a_straggler_is_named_with_exit_code_2(federation: &Federation) {
     assert_eq!(unwaited["gateways"], Value::Null, "{unwaited}");
     federation.ok("drill end").await;
     federation.settle().await;
+}
+
+/// Each verb reads, edits and commits what it read from; whoever comes second does it again.
+async fn operators_at_once_lose_nothing(federation: &Federation) {
+    let at_once = async |lines: Vec<String>| {
+        let lines: Vec<String> = lines.iter().map(|line| format!("{line} --wait none --timeout 60s")).collect();
+        futures_util::future::join_all(lines.iter().map(|line| federation.ok(line))).await;
+    };
+    let rounds = 6;
+    for round in 0..rounds {
+        at_once(["paris", "tokyo"].map(|from| format!("failover trigger shop/checkout --from {from}")).to_vec()).await;
+        let avoided = federation.json("failover status shop/checkout").await[0]["avoid"].clone();
+        assert_eq!(avoided, json!(["paris", "tokyo"]), "round {round}");
+        at_once(["paris", "tokyo"].map(|from| format!("failover release shop/checkout --from {from}")).to_vec()).await;
+        let avoided = federation.json("failover status shop/checkout").await[0]["avoid"].clone();
+        assert_eq!(avoided, json!([]), "round {round}");
+    }
+    federation.ok("split set shop/checkout paris=90 tokyo=10").await;
+    let before = federation.json("split get shop/checkout").await["spec"].clone();
+    let route = |number| format!("split set shop/checkout tokyo=1 --header x-operator=op-{number}");
+    at_once((0..8).map(route).collect()).await;
+    let split = federation.json("split get shop/checkout").await;
+    assert_eq!(split["spec"]["routes"].as_array().unwrap().len(), 8, "{split}");
+    let clear = |number| format!("split clear shop/checkout --header x-operator=op-{number}");
+    at_once((0..8).map(clear).collect()).await;
+    assert_eq!(federation.json("split get shop/checkout").await["spec"], before);
+
+    // Two switches, and two operators who each take one of them back: the split is what it was.
+    federation.ok("switch shop/checkout --to tokyo --wait none").await;
+    federation.ok("switch shop/checkout --to paris --wait none").await;
+    at_once(vec!["switch shop/checkout --undo".to_owned(); 2]).await;
+    assert_eq!(federation.json("split get shop/checkout").await["spec"], before);
+    at_once(["paris", "tokyo", "frankfurt"].map(|name| format!("cluster drain {name}")).to_vec()).await;
+    at_once(["paris", "tokyo", "frankfurt"].map(|name| format!("cluster uncordon {name}")).to_vec()).await;
+    saw!("{rounds} rounds of two, two of eight operators at once: nothing lost");
 }
 
 async fn tokens_are_refused_each_with_its_reason(federation: &Federation) {

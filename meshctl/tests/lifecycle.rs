@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         a_second_up_on_one_state_is_refused,
         a_taken_port_is_named_with_its_owner,
         a_state_directory_that_cannot_be_written_is_refused,
+        a_topology_serves_servers_of_ones_own,
         a_kept_state_is_resumed,
         a_foreground_up_ends_on_ctrl_c_and_keeps_its_state,
         certificates_are_renewed_and_nothing_is_dropped,
@@ -95,6 +96,91 @@ async fn a_taken_port_is_named_with_its_owner() {
     let ran = federation.meshctl(["up".as_ref(), "--detach".as_ref(), file.as_os_str()]).await;
     ran.expect(1).says(&["wrong.yaml:10:", "did you mean `gateways`?"]);
     assert!(!federation.state.exists());
+}
+
+/// A server outside that answers to its name only, the way many do.
+async fn a_topology_serves_servers_of_ones_own() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let topology = format!(
+        "\
+apiVersion: archipelago.dev/v1alpha1
+kind: Topology
+metadata: {{ name: own }}
+spec:
+  trustDomain: own.example
+  controlPlane: {{ nodes: 1 }}
+  clusters:
+    - name: paris
+      region: eu-west
+      gateways: 1
+      services:
+        - name: mine
+          namespace: shop
+          port: 80
+          endpoints: [\"{address}\"]
+          healthCheck: {{ http: /, host: mine.example, interval: 100ms }}
+    - name: tokyo
+      region: ap-northeast
+      gateways: 1
+      services: [{{ name: web, namespace: shop, port: 80 }}]
+---
+apiVersion: archipelago.dev/v1alpha1
+kind: ServiceExport
+metadata: {{ name: mine, namespace: shop }}
+"
+    );
+    let (status, statuses) = tokio::sync::watch::channel("404 Not Found");
+    let serve = tokio::spawn(async move {
+        loop {
+            let (stream, _) = server.accept().await.unwrap();
+            let statuses = statuses.clone();
+            tokio::spawn(async move {
+                let (read, mut write) = stream.into_split();
+                let mut lines = BufReader::new(read).lines();
+                let mut host = String::new();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("host:") {
+                        host = value.trim().to_owned();
+                    }
+                    if line.is_empty() {
+                        // The mesh asks by the name of the service, the check by the one it was given.
+                        let known = host == "mine.example" || host == "mine.shop";
+                        let status = if known { *statuses.borrow() } else { "421 Misdirected Request" };
+                        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\nmine");
+                        if tokio::io::AsyncWriteExt::write_all(&mut write, answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+
+    // It does not answer well yet, which keeps nothing from starting; what it says is shown.
+    let federation = Federation::up(Some(&topology)).await;
+    let paris = async || federation.json("services").await[0]["clusters"][0].clone();
+    eventually("the check says what it heard", PATIENCE, async || {
+        let paris = paris().await;
+        check(paris["failure"] == "answered 404", || paris.to_string())
+    })
+    .await;
+    let wide = federation.ok("services -o wide").await;
+    assert!(wide.stdout.contains("answered 404"), "{wide}");
+
+    status.send_replace("200 OK");
+    for gateway in ["paris/gw-1", "tokyo/gw-1"] {
+        eventually("it serves", PATIENCE, async || {
+            let mut connection = Connection::http1(&federation.gateway(gateway).http).await;
+            let reply = connection.get("mine.shop", "/", &[]).await;
+            check(reply.status == 200 && reply.body == "mine", || format!("{gateway}: {reply:?}"))
+        })
+        .await;
+    }
+    let demos = federation.status().await.running(|process| process.role == "demo");
+    assert_eq!(demos.len(), 1, "{demos:?}");
+    federation.down().await;
+    serve.abort();
 }
 
 async fn a_state_directory_that_cannot_be_written_is_refused() {

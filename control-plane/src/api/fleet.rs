@@ -57,10 +57,11 @@ impl Fleet for FleetService {
         request: Request<WaitAppliedRequest>,
     ) -> Result<Response<Self::WaitAppliedStream>, Status> {
         operator(&request)?;
-        let WaitAppliedRequest { revision, timeout_ms, percent } = request.into_inner();
+        let WaitAppliedRequest { revision, timeout_ms, percent, majority } = request.into_inner();
+        let enough = if majority { Enough::Majority } else { Enough::Percent(percent) };
         let wait = if timeout_ms == 0 { WAIT_DEFAULT } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) };
         let (progress, receiver) = mpsc::channel(PROGRESS_MAX);
-        tokio::spawn(wait_applied(Arc::clone(&self.0), revision, percent, Instant::now() + wait, progress));
+        tokio::spawn(wait_applied(Arc::clone(&self.0), revision, enough, Instant::now() + wait, progress));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -220,10 +221,27 @@ fn gateway_status(
 }
 
 /// Streams progress until the revision is everywhere, refused by the rest, or the deadline passes.
+/// Whose acknowledgements end the wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Enough {
+    /// 0: all.
+    Percent(u32),
+    Majority,
+}
+
+impl Enough {
+    fn percent(self) -> u32 {
+        match self {
+            Self::Percent(percent) => percent,
+            Self::Majority => 0,
+        }
+    }
+}
+
 async fn wait_applied(
     context: Arc<Context>,
     revision: u64,
-    percent: u32,
+    enough: Enough,
     deadline: Instant,
     progress: mpsc::Sender<Result<WaitAppliedProgress, Status>>,
 ) {
@@ -239,7 +257,8 @@ async fn wait_applied(
         let expected: Vec<String> = context
             .consensus
             .read(|state| state.gateways().keys().map(|(cluster, gateway)| gateway_key(cluster, gateway)).collect());
-        let mut judged = judge(target, &expected, &context.sessions.acks(target), percent);
+        let mut judged = judge(target, &expected, &context.sessions.acks(target), enough.percent());
+        judged.done |= enough == Enough::Majority && judged.acknowledged > judged.expected / 2;
         judged.done &= caught_up;
         let over = Instant::now() >= deadline;
         let done = judged.done || over;

@@ -64,6 +64,7 @@ fn in_cluster(
         .get(cluster)
         .map(|session| session.services.iter().find(|service| service.namespace == namespace && service.name == name));
     let (ready, total) = live.flatten().map_or((0, 0), |service| (service.ready, service.total));
+    let unknown = live.flatten().map_or(0, |service| service.unknown);
     let versions = live
         .flatten()
         .or_else(|| reported(federation, cluster, namespace, name))
@@ -76,6 +77,7 @@ fn in_cluster(
     } else {
         match live {
             None => "unknown",
+            Some(_) if ready == 0 && unknown > 0 => "unknown",
             Some(_) if ready == 0 => "down",
             Some(_) if ready < total => "degraded",
             Some(_) => "ready",
@@ -88,6 +90,8 @@ fn in_cluster(
         weight: split.and_then(|split| share(split, cluster)),
         state: state.to_owned(),
         versions,
+        unknown,
+        last_failure: live.flatten().and_then(|service| service.last_failure),
     }
 }
 

@@ -27,7 +27,7 @@ pub use self::{
     failover_policy::{Failback, FailbackMode, FailoverPolicySpec, FailoverTier, LOCAL, Residency, SAME},
     metadata::{DEFAULT_NAMESPACE, Metadata},
     service_export::ServiceExportSpec,
-    topology::{Topology, TopologyCluster, TopologyControlPlane, TopologyService, TopologySpec},
+    topology::{OwnServers, Topology, TopologyCluster, TopologyControlPlane, TopologyService, TopologySpec},
     traffic_split::{Backend, Route, RouteMatch, Sticky, TrafficSplitSpec},
 };
 use crate::document::{

@@ -362,15 +362,7 @@ impl Spec for ServiceSpec {
 impl ServiceEndpoint {
     fn decode(at: &Cursor<'_>, out: &mut Mistakes) -> Option<Self> {
         let mut fields = at.fields(out)?;
-        let address = fields.required("address").and_then(|cursor| {
-            let before = cursor.text(out);
-            let address = before.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
-            if address.is_none() && !before.is_empty() {
-                let shown = document::tree::shorten(&before);
-                cursor.wrong(out, format!("expected ip:port, found `{shown}`"));
-            }
-            address
-        });
+        let address = fields.required("address").and_then(|cursor| cursor.socket_address(out));
         let version = match fields.optional("version") {
             None => "v1".to_owned(),
             Some(cursor) => {
@@ -389,7 +381,7 @@ impl ServiceEndpoint {
 }
 
 impl HealthCheck {
-    fn decode(at: &Cursor<'_>, protocol: ServiceProtocol, out: &mut Mistakes) -> Self {
+    pub(crate) fn decode(at: &Cursor<'_>, protocol: ServiceProtocol, out: &mut Mistakes) -> Self {
         if let document::tree::Value::Text(_) = at.node.value {
             return at.one_of(&[("none", ())], out).map_or_else(Self::default, |()| Self::None);
         }

@@ -36,6 +36,7 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
 #[derive(Debug)]
 pub struct TcpListeners {
     base: SocketAddr,
+    ports: u16,
     drain: CancellationToken,
     open: HashMap<u16, (Arc<str>, JoinHandle<()>)>,
     /// Slots whose port could not be had, so that it is said once.
@@ -43,9 +44,10 @@ pub struct TcpListeners {
 }
 
 impl TcpListeners {
-    /// None yet.
-    pub fn new(base: SocketAddr, drain: CancellationToken) -> Self {
-        Self { base, drain, open: HashMap::new(), failed: HashSet::new() }
+    /// None yet; at most `ports` from `base` on, since those behind them are somebody else's, and a port that two share by
+    /// accident gives each the other's clients.
+    pub fn new(base: SocketAddr, ports: u16, drain: CancellationToken) -> Self {
+        Self { base, ports, drain, open: HashMap::new(), failed: HashSet::new() }
     }
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
@@ -83,6 +85,10 @@ impl TcpListeners {
     }
 
     fn listen(&self, slot: u16) -> io::Result<TcpListener> {
+        if slot >= self.ports {
+            let message = format!("only {} ports are set aside for TCP services (--tcp-ports)", self.ports);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         let beyond = || io::Error::new(io::ErrorKind::InvalidInput, "the TCP base port plus the slot is beyond 65535");
         let port = self.base.port().checked_add(slot).ok_or_else(beyond)?;
         TcpListener::from_std(crate::tcp::listen(SocketAddr::new(self.base.ip(), port))?)

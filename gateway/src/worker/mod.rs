@@ -144,6 +144,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// First port of TCP services.
     pub tcp_base: SocketAddr,
+    /// How many of them there are.
+    pub tcp_ports: u16,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
     /// Told when a tunnel changed its state.
@@ -482,7 +484,7 @@ async fn run(
 async fn follow(worker: Rc<Worker>, shared: Shared) {
     let mut generations = shared.published.subscribe();
     let mut changes = worker.tunnels.changes();
-    let mut listeners = listen::TcpListeners::new(shared.tcp_base, shared.drain.clone());
+    let mut listeners = listen::TcpListeners::new(shared.tcp_base, shared.tcp_ports, shared.drain.clone());
     loop {
         let generation = *generations.borrow_and_update();
         changes.mark_unchanged();

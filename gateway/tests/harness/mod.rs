@@ -102,6 +102,7 @@ impl Mesh {
             metrics: any,
             tcp_base: SocketAddr::new(any.ip(), self.tcp_bases[cluster]),
             admin_socket: state_dir.join("admin.sock"),
+            tcp_ports: u16::MAX,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             state_dir,
             workers: 2,

@@ -1,6 +1,9 @@
 //! `cluster list|drain|uncordon`.
 
+use serde_json::Value;
+
 use super::resources::documents;
+use super::write::Subject;
 use super::{Context, write};
 use crate::cli::{ClusterCommand, Wait};
 use crate::edit::{Edit, cluster};
@@ -36,13 +39,16 @@ async fn list(context: &Context) -> Outcome {
 
 async fn drain(context: &Context, name: &str, drained: bool, wait: Wait) -> Outcome {
     let client = context.client()?;
-    let answer = client.get("Cluster", "", "").await?;
-    let clusters = documents(&answer.resources)?;
-    let Some(current) = clusters.iter().find(|cluster| crate::edit::name(cluster) == name) else {
+    let subject = Subject::Cluster(name);
+    if subject.read(&client).await?.is_none() {
+        let clusters = documents(&client.get("Cluster", "", "").await?.resources)?;
         let names: Vec<&str> = clusters.iter().map(crate::edit::name).collect();
         return Err(Failure::refused(format!("no cluster `{name}`")).hint(format!("there are {}", names.join(", "))));
-    };
+    }
     let verb = if drained { "drain" } else { "uncordon" };
-    let change = Edit::Apply(cluster::drained(current, drained));
-    write::edit(context, &client, &format!("cluster {verb} {name}"), "Cluster", change, Some(current), wait).await
+    let change = |current: Option<&Value>| {
+        let current = current.ok_or_else(|| Failure::refused(format!("cluster `{name}` was deleted meanwhile")))?;
+        Ok(Edit::Apply(cluster::drained(current, drained)))
+    };
+    write::edit(context, &client, &format!("cluster {verb} {name}"), subject, change, wait).await
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::resources::documents;
+use super::write::Subject;
 use super::{Context, write};
 use crate::cli::FailoverCommand;
 use crate::client::Client;
@@ -22,22 +23,21 @@ pub(super) async fn run(context: &Context, command: FailoverCommand) -> Outcome 
         FailoverCommand::Trigger { service, from, wait } => {
             let client = context.client()?;
             exporter(&client, &service, &from).await?;
-            let current = current(&client, &service).await?;
-            let change = Edit::Apply(failover::trigger(current.as_ref(), &service, &from));
             let what = format!("failover trigger {service}");
-            write::edit(context, &client, &what, KIND, change, current.as_ref(), wait.wait).await
+            let change = |current: Option<&Value>| Ok(Edit::Apply(failover::trigger(current, &service, &from)));
+            write::edit(context, &client, &what, Subject::About(KIND, &service), change, wait.wait).await
         }
         FailoverCommand::Release { service, from, wait } => {
             let client = context.client()?;
-            let current = current(&client, &service).await?;
-            let change =
-                current.as_ref().and_then(|policy| failover::release(policy, from.as_deref())).ok_or_else(|| {
+            let change = |current: Option<&Value>| {
+                current.and_then(|policy| failover::release(policy, from.as_deref())).ok_or_else(|| {
                     let place = from.as_ref().map_or_else(|| "any cluster".to_owned(), Clone::clone);
                     Failure::refused(format!("{service} was not moved away from {place} by hand"))
                         .hint(format!("`meshctl failover status {service}` shows where it stands"))
-                })?;
+                })
+            };
             let what = format!("failover release {service}");
-            write::edit(context, &client, &what, KIND, change, current.as_ref(), wait.wait).await
+            write::edit(context, &client, &what, Subject::About(KIND, &service), change, wait.wait).await
         }
     }
 }
@@ -95,11 +95,6 @@ fn text(views: &[FailoverView]) -> Text {
         }
     }
     if table.is_empty() { Text::default().line("no service is known yet") } else { table.into() }
-}
-
-async fn current(client: &Client, service: &ServiceName) -> Outcome<Option<Value>> {
-    let answer = client.get(KIND, &service.namespace, "").await?;
-    Ok(edit::about(&documents(&answer.resources)?, service).cloned())
 }
 
 /// A cluster that does not have the service cannot be left: most likely a typing error.

@@ -15,6 +15,8 @@ mod write;
 
 use std::path::Path;
 
+pub(crate) use self::write::Enough;
+
 use crate::cli::{AgentArgs, Cli, Command, Global, Role};
 use crate::client::{self, Client};
 use crate::exit::{Exit, Failure, Outcome};
@@ -82,7 +84,7 @@ fn run_role(role: Role) -> Outcome {
         Role::Agent(AgentArgs { agent, files }) => archipelago_agent::run(agent, files)?,
         Role::Gateway(args) => {
             archipelago_base::logging::init("gateway");
-            archipelago_gateway::run(args)?;
+            archipelago_gateway::run(*args)?;
         }
         Role::Demo(args) => {
             archipelago_base::logging::init("demo");

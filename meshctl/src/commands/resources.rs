@@ -34,8 +34,9 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
         .map(|document| v1::Document { file: document.file, text: document.text })
         .collect();
     let client = context.client()?;
-    let answer = client.apply(documents, args.dry_run).await?;
+    let answer = client.apply(documents, Vec::new(), args.dry_run).await?;
     if args.dry_run && answer.problems.is_empty() {
+        write::warn(&answer.warnings);
         let changes: Vec<ChangeView> = crate::views::WriteView::new(answer, None).changes;
         return context.output.print(&changes, || {
             changes.iter().fold(Text::default(), |text, change| {
@@ -101,7 +102,7 @@ pub(super) async fn delete(context: &Context, args: DeleteArgs) -> Outcome {
             .collect()
     };
     let client = context.client()?;
-    let answer = client.delete(keys).await?;
+    let answer = client.delete(keys, Vec::new()).await?;
     write::finish(context, &client, answer, args.wait.wait).await
 }
 

@@ -31,7 +31,9 @@ pub(super) async fn status(context: &Context) -> Outcome {
 pub(super) async fn services(context: &Context) -> Outcome {
     let services = context.client()?.services().await?;
     let views: Vec<ServiceView> = services.into_iter().map(ServiceView::new).collect();
-    context.output.print(&views, || or_none(service_text(&views), views.is_empty(), "no service is known yet"))
+    context.output.print(&views, || {
+        or_none(service_text(&views, context.output.is_wide()), views.is_empty(), "no service is known yet")
+    })
 }
 
 /// `tunnels`.

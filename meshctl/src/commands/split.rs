@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::resources::documents;
+use super::write::Subject;
 use super::{Context, write};
 use crate::cli::{SplitCommand, SplitSetArgs, SwitchArgs};
 use crate::client::Client;
@@ -22,19 +22,20 @@ pub(super) async fn split(context: &Context, command: SplitCommand) -> Outcome {
         SplitCommand::Get { service } => get(context, &service).await,
         SplitCommand::Clear { service, route, wait } => {
             let client = context.client()?;
-            let current = current(&client, &service).await?.ok_or_else(|| none(&service))?;
             let route = RouteMatch::from(route);
-            let change = if route.is_empty() {
-                Edit::Delete(edit::name(&current).to_owned())
-            } else {
-                let without = clear_route(&current, &route).ok_or_else(|| {
+            let change = |current: Option<&Value>| {
+                let current = current.ok_or_else(|| none(&service))?;
+                if route.is_empty() {
+                    return Ok(Edit::Delete);
+                }
+                let without = clear_route(current, &route).ok_or_else(|| {
                     Failure::refused(format!("the split of {service} has no route that matches exactly this"))
                         .hint(format!("`meshctl split get {service}` shows its routes"))
                 })?;
-                Edit::Apply(without)
+                Ok(Edit::Apply(without))
             };
-            write::edit(context, &client, &format!("split clear {service}"), KIND, change, Some(&current), wait.wait)
-                .await
+            let what = format!("split clear {service}");
+            write::edit(context, &client, &what, Subject::About(KIND, &service), change, wait.wait).await
         }
     }
 }
@@ -43,41 +44,42 @@ pub(super) async fn split(context: &Context, command: SplitCommand) -> Outcome {
 pub(super) async fn switch(context: &Context, args: SwitchArgs) -> Outcome {
     let SwitchArgs { service, to, wait, .. } = args;
     let client = context.client()?;
-    let current = current(&client, &service).await?;
-    let change = match &to {
-        Some(target) => {
-            known(&client, &service).await?;
-            Edit::Apply(switch::switch(current.as_ref(), &service, target))
-        }
-        None => current.as_ref().and_then(switch::undo).ok_or_else(|| {
+    if to.is_some() {
+        known(&client, &service).await?;
+    }
+    // With an undo a conflict means that the switch to undo may be another one now: the split is read again, and what
+    // stands there is undone. A retry of the same request is answered by what it did the first time.
+    let change = |current: Option<&Value>| match &to {
+        Some(target) => Ok(Edit::Apply(switch::switch(current, &service, target))),
+        None => current.and_then(switch::undo).ok_or_else(|| {
             Failure::refused(format!("there is no switch of {service} to undo"))
                 .hint(format!("`meshctl split get {service}` shows the split in force"))
-        })?,
+        }),
     };
-    write::edit(context, &client, &format!("switch {service}"), KIND, change, current.as_ref(), wait.wait).await
+    let what = format!("switch {service}");
+    write::edit(context, &client, &what, Subject::About(KIND, &service), change, wait.wait).await
 }
 
 async fn set(context: &Context, args: SplitSetArgs) -> Outcome {
     let sticky = args.sticky();
     let SplitSetArgs { service, shares, route, wait, .. } = args;
-    let change = SplitEdit { shares, route: route.into(), sticky };
-    if change.shares.is_empty() && (change == SplitEdit::default() || !change.route.is_empty()) {
+    let edit = SplitEdit { shares, route: route.into(), sticky };
+    if edit.shares.is_empty() && (edit == SplitEdit::default() || !edit.route.is_empty()) {
         return Err(Failure::refused("no share is given")
             .hint(format!("write for example `meshctl split set {service} paris=90 tokyo=10`")));
     }
     let client = context.client()?;
-    let current = current(&client, &service).await?;
-    if current.is_none() {
+    let subject = Subject::About(KIND, &service);
+    if subject.read(&client).await?.is_none() {
         known(&client, &service).await?;
     }
-    let after = set_split(current.as_ref(), &service, &change);
-    let what = format!("split set {service}");
-    write::edit(context, &client, &what, KIND, Edit::Apply(after), current.as_ref(), wait.wait).await
+    let change = |current: Option<&Value>| Ok(Edit::Apply(set_split(current, &service, &edit)));
+    write::edit(context, &client, &format!("split set {service}"), subject, change, wait.wait).await
 }
 
 async fn get(context: &Context, service: &ServiceName) -> Outcome {
     let client = context.client()?;
-    let split = current(&client, service).await?.ok_or_else(|| none(service))?;
+    let split = Subject::About(KIND, service).read(&client).await?.ok_or_else(|| none(service))?.document;
     let answer = client.get(KIND, &service.namespace, edit::name(&split)).await?;
     let printed: Option<Ordered> =
         answer.resources.first().and_then(|resource| serde_json::from_str(&resource.json).ok());
@@ -86,12 +88,6 @@ async fn get(context: &Context, service: &ServiceName) -> Outcome {
         Some(printed) => context.output.print(&printed, || text(service, &split)),
         None => context.output.print(&split, || text(service, &split)),
     }
-}
-
-/// The split of a service, whatever its name.
-async fn current(client: &Client, service: &ServiceName) -> Outcome<Option<Value>> {
-    let answer = client.get(KIND, &service.namespace, "").await?;
-    Ok(edit::about(&documents(&answer.resources)?, service).cloned())
 }
 
 /// A verb about a service that nobody has is a typing error, unlike a file that comes before its deployment.

@@ -2,41 +2,115 @@
 
 use std::time::{Duration, Instant};
 
+use archipelago_base::backoff::Backoff;
 use archipelago_proto::v1;
+use rand::RngExt as _;
 use serde_json::Value;
 
 use super::Context;
+use super::resources::documents;
 use crate::cli::Wait;
 use crate::client::Client;
-use crate::edit::Edit;
+use crate::edit::{self, Edit};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::names::ServiceName;
 use crate::output;
 use crate::views::WriteView;
 
-/// Commits an edit of one resource.
+/// The one resource that a verb edits.
+#[derive(Clone, Copy)]
+pub(super) enum Subject<'a> {
+    /// The resource of this kind that is about a service, whatever its name.
+    About(&'static str, &'a ServiceName),
+    /// The cluster of this name.
+    Cluster(&'a str),
+}
+
+impl Subject<'_> {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::About(kind, _) => kind,
+            Self::Cluster(_) => "Cluster",
+        }
+    }
+
+    /// Reads it, with the revision that it is at.
+    pub(super) async fn read(self, client: &Client) -> Outcome<Option<Held>> {
+        let namespace = match self {
+            Self::About(_, service) => service.namespace.as_str(),
+            Self::Cluster(_) => "",
+        };
+        let answer = client.get(self.kind(), namespace, "").await?;
+        let found = answer.resources.iter().zip(documents(&answer.resources)?).find(|(_, document)| match self {
+            Self::About(_, service) => edit::is_about(document, service),
+            Self::Cluster(name) => edit::name(document) == name,
+        });
+        Ok(found.map(|(resource, document)| Held { document, revision: resource.modified_revision }))
+    }
+}
+
+/// A resource as it was read.
+pub(super) struct Held {
+    pub(super) document: Value,
+    revision: u64,
+}
+
+/// Edits one resource: reads it, lets `change` make the next form of it, and commits that only if nobody wrote the
+/// resource in between; otherwise all of it again, so that of two operators neither loses a word.
+///
+/// # Errors
+/// What `change` refuses; [`TRIES_MAX`] conflicts in a row; and everything that [`finish`] says.
 pub(super) async fn edit(
     context: &Context,
     client: &Client,
     what: &str,
-    kind: &str,
-    edit: Edit,
-    before: Option<&Value>,
+    subject: Subject<'_>,
+    change: impl Fn(Option<&Value>) -> Outcome<Edit>,
     wait: Wait,
 ) -> Outcome {
-    let answer = match edit {
-        Edit::Apply(document) => {
-            let documents = vec![v1::Document { file: what.to_owned(), text: document.to_string() }];
-            client.apply(documents, false).await?
+    let mut pause = Backoff::new(Duration::ZERO, PAUSE_MIN, PAUSE_MAX);
+    for _ in 0..TRIES_MAX {
+        let held = subject.read(client).await?;
+        let before = held.as_ref().map(|held| &held.document);
+        let answer = match change(before)? {
+            Edit::Apply(document) => {
+                let preconditions = vec![precondition(subject.kind(), &document, held.as_ref())];
+                let documents = vec![v1::Document { file: what.to_owned(), text: document.to_string() }];
+                client.apply(documents, preconditions, false).await?
+            }
+            Edit::Delete => {
+                let Some(Held { document, .. }) = &held else {
+                    return Err(Failure::refused("there is nothing to delete"));
+                };
+                let preconditions = vec![precondition(subject.kind(), document, held.as_ref())];
+                client.delete(vec![key(subject.kind(), document)], preconditions).await?
+            }
+        };
+        if answer.conflicts.is_empty() {
+            return finish(context, client, answer, wait).await;
         }
-        Edit::Delete(name) => {
-            let namespace = before
-                .and_then(|document| document.get("metadata")?.get("namespace")?.as_str())
-                .unwrap_or_default()
-                .to_owned();
-            client.delete(vec![v1::ResourceKey { kind: kind.to_owned(), namespace, name }]).await?
-        }
+        tokio::time::sleep(pause.next_delay(rand::rng().random_range(0.0..1.0))).await;
+    }
+    Err(Failure::refused(format!("{what}: others changed it {TRIES_MAX} times in a row; nothing changed"))
+        .hint("something else writes this resource all the time; try again"))
+}
+
+/// That the resource is still as it was read.
+fn precondition(kind: &str, document: &Value, held: Option<&Held>) -> v1::Precondition {
+    let expect = match held {
+        Some(held) => v1::precondition::Expect::Revision(held.revision),
+        None => v1::precondition::Expect::Absent(true),
     };
-    finish(context, client, answer, wait).await
+    v1::Precondition { key: Some(key(kind, document)), expect: Some(expect) }
+}
+
+fn key(kind: &str, document: &Value) -> v1::ResourceKey {
+    let text = |field: &str| document.get("metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_str);
+    v1::ResourceKey {
+        kind: kind.to_owned(),
+        namespace: text("namespace").unwrap_or_default().to_owned(),
+        name: text("name").unwrap_or_default().to_owned(),
+    }
 }
 
 /// Waits for the acknowledgement of a commit and prints how it went.
@@ -47,7 +121,8 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     if !answer.problems.is_empty() {
         return Err(refused(answer.problems));
     }
-    let Some(percent) = percent(wait) else {
+    warn(&answer.warnings);
+    let Some(enough) = Enough::of(wait) else {
         let view = WriteView::new(answer, None);
         return context.output.print(&view, || view.text());
     };
@@ -55,7 +130,7 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     let began = Instant::now();
     let mut last = 0;
     let applied = client
-        .wait_applied(revision, percent, |progress| {
+        .wait_applied(revision, enough, |progress| {
             let v1::WaitAppliedProgress { acknowledged, expected, done, .. } = *progress;
             if began.elapsed() >= WORTH_TELLING && acknowledged != last && !done {
                 output::talk(format!("revision {revision}: {acknowledged}/{expected} gateways"));
@@ -75,7 +150,14 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     };
     let view = WriteView::new(answer, Some(&applied));
     context.output.print(&view, || view.text())?;
-    verdict(&applied, percent)
+    verdict(&applied, enough)
+}
+
+/// Says what was accepted and may not be what was meant.
+pub(super) fn warn(warnings: &[String]) {
+    for warning in warnings {
+        output::talk(format!("warning: {warning}"));
+    }
 }
 
 /// Refused input: every problem, and that nothing changed.
@@ -85,18 +167,33 @@ pub(super) fn refused(problems: Vec<String>) -> Failure {
         .problems(problems)
 }
 
-/// The share of gateways to wait for, in percent; `None`: do not wait.
-fn percent(wait: Wait) -> Option<u32> {
-    match wait {
-        Wait::All => Some(100),
-        // More than half, whatever the number: 51 % of up to 100 gateways rounds up to a majority.
-        Wait::Quorum => Some(51),
-        Wait::None => None,
+/// Whose acknowledgements a write waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enough {
+    All,
+    Majority,
+}
+
+impl Enough {
+    /// `None`: do not wait.
+    fn of(wait: Wait) -> Option<Self> {
+        match wait {
+            Wait::All => Some(Self::All),
+            Wait::Quorum => Some(Self::Majority),
+            Wait::None => None,
+        }
+    }
+
+    fn reached(self, applied: &v1::WaitAppliedProgress) -> bool {
+        match self {
+            Self::All => applied.acknowledged >= applied.expected,
+            Self::Majority => applied.expected == 0 || applied.acknowledged > applied.expected / 2,
+        }
     }
 }
 
 /// The exit code of a committed write.
-fn verdict(applied: &v1::WaitAppliedProgress, percent: u32) -> Outcome {
+fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough) -> Outcome {
     if !applied.rejections.is_empty() {
         let who: Vec<String> =
             applied.rejections.iter().map(|rejection| format!("{}: {}", rejection.gateway, rejection.error)).collect();
@@ -108,8 +205,7 @@ fn verdict(applied: &v1::WaitAppliedProgress, percent: u32) -> Outcome {
             .problems(who)
             .hint("they go on with their last good configuration; correct the resource and apply it again"));
     }
-    let wanted = u64::from(applied.expected) * u64::from(percent);
-    if u64::from(applied.acknowledged) * 100 >= wanted {
+    if enough.reached(applied) {
         return Ok(());
     }
     let who: Vec<String> =
@@ -125,6 +221,10 @@ fn verdict(applied: &v1::WaitAppliedProgress, percent: u32) -> Outcome {
     .hint("they apply it as soon as they are reachable; `meshctl gateways` shows when"))
 }
 
+/// Eight operators who write one resource at the same moment need at most eight rounds; more is not people.
+const TRIES_MAX: usize = 32;
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Below this nobody has begun to wonder.
 const WORTH_TELLING: Duration = Duration::from_millis(500);
 
@@ -150,7 +250,7 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_gateways() {
         let exit = |progress: &v1::WaitAppliedProgress, wait| {
-            verdict(progress, percent(wait).unwrap()).map_or_else(|failure| failure.exit(), |()| Exit::Done)
+            verdict(progress, Enough::of(wait).unwrap()).map_or_else(|failure| failure.exit(), |()| Exit::Done)
         };
         assert_eq!(exit(&progress(6, 6, &[]), Wait::All), Exit::Done);
         assert_eq!(exit(&progress(0, 0, &[]), Wait::All), Exit::Done);
@@ -158,14 +258,16 @@ mod tests {
         assert_eq!(exit(&progress(5, 6, &["paris/gw-1"]), Wait::All), Exit::Rejected);
         assert_eq!(exit(&progress(4, 6, &[]), Wait::Quorum), Exit::Done);
         assert_eq!(exit(&progress(3, 6, &[]), Wait::Quorum), Exit::Unacknowledged);
-        assert_eq!(percent(Wait::None), None);
+        assert_eq!(exit(&progress(26, 51, &[]), Wait::Quorum), Exit::Done);
+        assert_eq!(exit(&progress(25, 51, &[]), Wait::Quorum), Exit::Unacknowledged);
+        assert_eq!(Enough::of(Wait::None), None);
     }
 
     #[test]
     fn stragglers_and_rejections_are_named() {
-        let late = verdict(&progress(5, 6, &[]), 100).unwrap_err().render();
+        let late = verdict(&progress(5, 6, &[]), Enough::All).unwrap_err().render();
         assert!(late.contains("tokyo/gw-2: at revision 6") && late.contains("5 of 6"), "{late}");
-        let rejected = verdict(&progress(5, 6, &["paris/gw-1"]), 100).unwrap_err().render();
+        let rejected = verdict(&progress(5, 6, &["paris/gw-1"]), Enough::All).unwrap_err().render();
         assert!(rejected.contains("paris/gw-1: no such cluster"), "{rejected}");
     }
 

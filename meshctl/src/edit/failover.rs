@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Edit, annotate, annotation, document, name, object, set};
+use super::{Edit, annotate, annotation, document, object, set};
 use crate::names::ServiceName;
 
 /// Annotation of a policy that exists only because of a trigger; release removes such a policy.
@@ -34,7 +34,7 @@ pub(crate) fn release(current: &Value, cluster: Option<&str>) -> Option<Edit> {
         return None;
     }
     if after.is_empty() && annotation(current, MADE_BY_TRIGGER) == Some(TRIGGER) {
-        return Some(Edit::Delete(name(current).to_owned()));
+        return Some(Edit::Delete);
     }
     let mut policy = current.clone();
     set(object(&mut policy, "spec"), "avoid", (!after.is_empty()).then(|| after.into()));
@@ -63,8 +63,8 @@ mod tests {
         let two = trigger(Some(&one), &checkout(), "frankfurt");
         assert_eq!(avoided(&two), ["frankfurt", "paris"]);
         assert_eq!(release(&two, Some("frankfurt")), Some(Edit::Apply(one.clone())));
-        assert_eq!(release(&two, None), Some(Edit::Delete("checkout".to_owned())));
-        assert_eq!(release(&one, Some("paris")), Some(Edit::Delete("checkout".to_owned())));
+        assert_eq!(release(&two, None), Some(Edit::Delete));
+        assert_eq!(release(&one, Some("paris")), Some(Edit::Delete));
     }
 
     #[test]

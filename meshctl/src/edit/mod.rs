@@ -1,7 +1,7 @@
 //! What the verbs do to resources, as pure functions: the document before, the document after.
 //!
 //! They work on canonical JSON and touch only the fields they are about, so that everything else an
-//! operator wrote stays as it was. Whether the result is allowed is the control plane's to say.
+//! operator wrote stays as it was, also what a newer control plane knows and this program does not. Whether the result is allowed is the control plane's to say.
 
 pub(crate) mod cluster;
 pub(crate) mod failover;
@@ -63,12 +63,15 @@ fn annotate(document: &mut Value, key: &str, value: Option<String>) {
     }
 }
 
-/// Of all documents of one kind, the one whose `spec.service` is this service.
+/// Whether a document's `spec.service` is this service.
+pub(crate) fn is_about(document: &Value, service: &ServiceName) -> bool {
+    let text = |section: &str, key: &str| document.get(section)?.get(key)?.as_str();
+    text("metadata", "namespace") == Some(&service.namespace) && text("spec", "service") == Some(&service.name)
+}
+
+/// Of all documents of one kind, the one about this service.
 pub(crate) fn about<'a>(documents: &'a [Value], service: &ServiceName) -> Option<&'a Value> {
-    documents.iter().find(|document| {
-        let text = |section: &str, key: &str| document.get(section)?.get(key)?.as_str();
-        text("metadata", "namespace") == Some(&service.namespace) && text("spec", "service") == Some(&service.name)
-    })
+    documents.iter().find(|document| is_about(document, service))
 }
 
 /// `metadata.name`.
@@ -81,8 +84,8 @@ pub(crate) fn name(document: &Value) -> &str {
 pub(crate) enum Edit {
     /// Write this document.
     Apply(Value),
-    /// Remove the document of this name.
-    Delete(String),
+    /// Remove the document that was read.
+    Delete,
 }
 
 #[cfg(test)]

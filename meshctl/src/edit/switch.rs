@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::split::backends;
-use super::{Edit, annotate, annotation, document, name, object, set};
+use super::{Edit, annotate, annotation, document, object, set};
 use crate::names::{ServiceName, Share, Target};
 
 /// Annotation: JSON array of the `spec`s that switches replaced, oldest first; `null`: there was no split.
@@ -37,7 +37,7 @@ pub(crate) fn undo(current: &Value) -> Option<Edit> {
     let mut history = history(current);
     let before = history.pop()?;
     if before.is_null() {
-        return Some(Edit::Delete(name(current).to_owned()));
+        return Some(Edit::Delete);
     }
     let mut split = current.clone();
     set(&mut split, "spec", Some(before));
@@ -102,7 +102,7 @@ mod tests {
     fn undo_of_a_first_split_removes_it() {
         let after = switch(None, &checkout(), &to("tokyo"));
         assert_eq!(after["spec"], json!({ "service": "checkout", "backends": [{ "cluster": "tokyo", "weight": 1 }] }));
-        assert_eq!(undo(&after), Some(Edit::Delete("checkout".to_owned())));
+        assert_eq!(undo(&after), Some(Edit::Delete));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl BringUp {
             .iter()
             .map(|resource| v1::Document { file: self.record.topology_file.clone(), text: resource.to_json() })
             .collect();
-        let answer = client.apply(documents, false).await?;
+        let answer = client.apply(documents, Vec::new(), false).await?;
         if !answer.problems.is_empty() {
             return Err(
                 Failure::refused("the control plane refused the topology's resources").problems(answer.problems)
@@ -193,7 +193,8 @@ struct Expected {
 fn expected(topology: &TopologySpec, exports: &[ServiceExport]) -> Vec<Expected> {
     let mut expected = Vec::new();
     for cluster in &topology.clusters {
-        for service in &cluster.services {
+        // Whether servers of the user's own run already is theirs to say.
+        for service in cluster.services.iter().filter(|service| service.own.is_none()) {
             let exported = exports.iter().any(|export| {
                 let same = export.metadata.name == service.name && export.metadata.namespace == service.namespace;
                 same && (export.spec.clusters.is_empty() || export.spec.clusters.contains(&cluster.name))
@@ -307,6 +308,7 @@ mod tests {
             versions: vec!["v1".into(), "v2".into()],
             instances: 1,
             port: 80,
+            own: None,
         };
         for cluster in &mut topology.clusters {
             cluster.services = vec![service("checkout"), service("private")];

@@ -40,6 +40,26 @@ pub(crate) fn text(
             let _ = writeln!(text, "  curl -H 'Host: {host}' http://{address}/   # enters at {}", cluster.name);
         }
     }
+    for cluster in &topology.clusters {
+        for service in &cluster.services {
+            let Some(own) = &service.own else { continue };
+            let (namespace, name) = (&service.namespace, &service.name);
+            let known = services.iter().find(|known| known.namespace == *namespace && known.name == *name);
+            let here = known.and_then(|known| known.clusters.iter().find(|here| here.cluster == cluster.name));
+            let state = match here {
+                Some(here) if here.ready > 0 => "ready",
+                Some(_) => "not ready yet: start it when you like",
+                None => "only used here: no ServiceExport offers it",
+            };
+            let endpoints: Vec<String> = own.endpoints.iter().map(ToString::to_string).collect();
+            let _ = writeln!(
+                text,
+                "{namespace}/{name} in {} is your own, at {} ({state}).",
+                cluster.name,
+                endpoints.join(", ")
+            );
+        }
+    }
     for service in services {
         // Where the first cluster of the topology is entered, like the first curl above.
         let place = |cluster: &str| topology.clusters.iter().position(|known| known.name == cluster);

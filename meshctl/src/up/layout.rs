@@ -9,10 +9,11 @@
 //! | 20 + i | … metrics and health |
 //! | 100 + c·B | block of cluster c; inside it: |
 //! | +0, +1 | agent: gateways; metrics |
-//! | +10 + g·30 | gateway g+1: +0 HTTP, +1 DNS, +2 health, +3 metrics, +4… tunnel of worker 0…7, +12… TCP services 0…17 |
+//! | +10 + g·G | gateway g+1: +0 HTTP, +1 DNS, +2 health, +3 metrics, +4… tunnel of worker 0…7, +12… TCP services |
 //! | after the gateways | demo backends, one port each |
 //!
-//! B is the size of the largest cluster, rounded up to a hundred, so that blocks start at round numbers.
+//! B is the size of the largest cluster, rounded up to a hundred, so that blocks start at round numbers. G is 30, with room
+//! for 18 TCP services, as long as the topology has no more; else there is room for its own and 18 to come.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -22,6 +23,7 @@ pub(crate) struct Layout {
     base: u16,
     members: u16,
     cluster_block: u16,
+    gateway_block: u16,
 }
 
 /// How large one cluster is.
@@ -91,23 +93,33 @@ pub(crate) struct GatewayPorts {
 }
 
 impl Layout {
-    /// Lays out a federation of `members` control-plane nodes and these clusters above `base`.
+    /// Lays out a federation of `members` control-plane nodes and these clusters above `base`; `tcp_services` are known
+    /// from the start.
     ///
     /// # Errors
     /// A sentence when the ports would not fit below 65,536 or a privileged port would be used.
-    pub(crate) fn new(base: u16, members: u16, clusters: &[ClusterSize]) -> Result<Self, String> {
+    pub(crate) fn new(base: u16, members: u16, clusters: &[ClusterSize], tcp_services: usize) -> Result<Self, String> {
         if base < PORT_MIN {
             return Err(format!("--base-port {base} is below {PORT_MIN}"));
         }
-        let largest = clusters.iter().map(|size| size.ports()).max().unwrap_or(0);
+        let tcp_ports = if tcp_services <= TCP_SPARE { TCP_SPARE } else { tcp_services + TCP_SPARE };
+        let block = (usize::from(TCP_SERVICES) + tcp_ports).next_multiple_of(GATEWAY_STEP);
+        let gateway_block = u16::try_from(block)
+            .map_err(|_| format!("{tcp_services} TCP services need more ports than a machine has"))?;
+        let largest = clusters.iter().map(|size| size.ports(gateway_block)).max().unwrap_or(0);
         let cluster_block = largest.div_ceil(BLOCK_STEP) * BLOCK_STEP;
         let count = u32::try_from(clusters.len()).unwrap_or(u32::MAX);
         let end = u32::from(base) + u32::from(CLUSTERS) + count.saturating_mul(cluster_block);
         if end > u32::from(u16::MAX) {
-            return Err(format!("{count} clusters above --base-port {base} need ports up to {end}, beyond 65535"));
+            let most = clusters.iter().map(|size| size.gateways).max().unwrap_or(0);
+            return Err(format!(
+                "the ports run out: {count} clusters of up to {most} gateways, with {tcp_ports} TCP ports each, above \
+                 --base-port {base} need ports up to {end}, beyond 65535; take a lower --base-port, or fewer clusters, \
+                 gateways or TCP services"
+            ));
         }
         let cluster_block = u16::try_from(cluster_block).map_err(|_| "a cluster is too large".to_owned())?;
-        Ok(Self { base, members, cluster_block })
+        Ok(Self { base, members, cluster_block, gateway_block })
     }
 
     /// Addresses of member `index`, from 0.
@@ -127,7 +139,7 @@ impl Layout {
 
     /// Addresses of gateway `gateway` of cluster `cluster`, both from 0.
     pub(crate) fn gateway(&self, cluster: u16, gateway: u16) -> GatewayPorts {
-        let start = self.block(cluster) + GATEWAYS + gateway * GATEWAY_BLOCK;
+        let start = self.block(cluster) + GATEWAYS + gateway * self.gateway_block;
         GatewayPorts {
             http: self.at(start),
             dns: self.at(start + 1),
@@ -138,9 +150,14 @@ impl Layout {
         }
     }
 
+    /// How many TCP services a gateway has ports for.
+    pub(crate) fn tcp_ports(&self) -> u16 {
+        self.gateway_block - TCP_SERVICES
+    }
+
     /// Address of backend `backend` of cluster `cluster`, which has `gateways` gateways.
     pub(crate) fn backend(&self, cluster: u16, gateways: u16, backend: u16) -> SocketAddr {
-        self.at(self.block(cluster) + GATEWAYS + gateways * GATEWAY_BLOCK + backend)
+        self.at(self.block(cluster) + GATEWAYS + gateways * self.gateway_block + backend)
     }
 
     /// Every port that will be listened on.
@@ -172,7 +189,7 @@ impl Layout {
                     let tunnel = above(ports.tunnel, worker);
                     claim(Transport::Udp, tunnel, format!("{gateway} (tunnel of worker {worker})"));
                 }
-                for slot in 0..TCP_SLOTS {
+                for slot in 0..self.tcp_ports() {
                     claim(Transport::Tcp, above(ports.tcp_base, slot), format!("{gateway} (TCP service {slot})"));
                 }
             }
@@ -193,8 +210,8 @@ impl Layout {
 }
 
 impl ClusterSize {
-    fn ports(self) -> u32 {
-        u32::from(GATEWAYS) + u32::from(self.gateways) * u32::from(GATEWAY_BLOCK) + u32::from(self.backends)
+    fn ports(self, gateway_block: u16) -> u32 {
+        u32::from(GATEWAYS) + u32::from(self.gateways) * u32::from(gateway_block) + u32::from(self.backends)
     }
 }
 
@@ -212,10 +229,12 @@ const MEMBER_PEER: u16 = 10;
 const MEMBER_METRICS: u16 = 20;
 const CLUSTERS: u16 = 100;
 const GATEWAYS: u16 = 10;
-const GATEWAY_BLOCK: u16 = 30;
 const TUNNELS: u16 = 4;
 const TCP_SERVICES: u16 = 12;
-const TCP_SLOTS: u16 = GATEWAY_BLOCK - TCP_SERVICES;
+/// Ports for TCP services that come while the federation runs.
+const TCP_SPARE: usize = 18;
+/// Gateways start at round numbers.
+const GATEWAY_STEP: usize = 10;
 const BLOCK_STEP: u32 = 100;
 
 #[cfg(test)]
@@ -229,7 +248,7 @@ mod tests {
     }
 
     fn layout(base: u16, clusters: &[(String, ClusterSize)]) -> Layout {
-        Layout::new(base, 3, &clusters.iter().map(|(_, size)| *size).collect::<Vec<_>>()).unwrap()
+        Layout::new(base, 3, &clusters.iter().map(|(_, size)| *size).collect::<Vec<_>>(), 1).unwrap()
     }
 
     #[test]
@@ -258,9 +277,25 @@ mod tests {
     }
 
     #[test]
+    fn blocks_grow_with_the_tcp_services_that_there_are() {
+        let clusters = sizes(2, 5, 3);
+        let sizes: Vec<_> = clusters.iter().map(|(_, size)| *size).collect();
+        for (services, ports) in [(0, 18), (18, 18), (22, 48), (100, 118), (500, 518)] {
+            let layout = Layout::new(7400, 3, &sizes, services).unwrap();
+            assert_eq!(layout.tcp_ports(), ports, "{services} services");
+            let claims = layout.claims(&clusters, WORKERS_MAX);
+            let unique: BTreeSet<_> =
+                claims.iter().map(|claim| (claim.transport == Transport::Tcp, claim.port)).collect();
+            assert_eq!(unique.len(), claims.len(), "{services} services");
+        }
+        let error = Layout::new(7400, 3, &sizes, 20_000).unwrap_err();
+        assert!(error.contains("the ports run out") && error.contains("20018 TCP ports"), "{error}");
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         let many: Vec<_> = sizes(16, 100, 200).into_iter().map(|(_, size)| size).collect();
-        assert!(Layout::new(7400, 3, &many).unwrap_err().contains("65535"));
-        assert!(Layout::new(80, 3, &[]).unwrap_err().contains("below"));
+        assert!(Layout::new(7400, 3, &many, 1).unwrap_err().contains("65535"));
+        assert!(Layout::new(80, 3, &[], 1).unwrap_err().contains("below"));
     }
 }

@@ -210,7 +210,7 @@ fn follow(state: &StateDir, child: &mut Child) -> Outcome<String> {
 /// What `up --detach` prints: the guide for people, the status for programs.
 fn announce(global: &Global, state: &StateDir, guide: &str) -> Outcome {
     let output = Output::new(global.output);
-    if output.format() == Format::Table {
+    if matches!(output.format(), Format::Table | Format::Wide) {
         return output::write_stdout(guide);
     }
     commands::block_on(async {

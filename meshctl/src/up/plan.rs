@@ -1,17 +1,17 @@
 //! From a topology to processes: names, arguments, ports, service files. Pure.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use archipelago_model::resource::{Metadata, TopologyCluster, TopologySpec};
+use archipelago_model::resource::{Metadata, TopologyCluster, TopologyService, TopologySpec};
 use archipelago_model::service_file::{
     ActiveCheck, HealthCheck, Probe, ServiceEndpoint, ServiceFile, ServiceProtocol, ServiceSpec,
 };
 use archipelago_proto::v1::JoinRole;
 
-use super::layout::{Claim, ClusterSize, Layout};
+use super::layout::{Claim, ClusterSize, Layout, Transport};
 use super::state::StateDir;
 
 /// Everything that runs, in the order in which it is started.
@@ -106,7 +106,13 @@ impl Plan {
         for cluster in &topology.clusters {
             sizes.push((cluster.name.clone(), size(cluster)?));
         }
-        let layout = Layout::new(knobs.base_port, members, &sizes.iter().map(|(_, size)| *size).collect::<Vec<_>>())?;
+        let services = topology.clusters.iter().flat_map(|cluster| &cluster.services);
+        let tcp: BTreeSet<(&str, &str)> = services
+            .filter(|service| service.protocol == ServiceProtocol::Tcp)
+            .map(|service| (service.namespace.as_str(), service.name.as_str()))
+            .collect();
+        let blocks: Vec<ClusterSize> = sizes.iter().map(|(_, size)| *size).collect();
+        let layout = Layout::new(knobs.base_port, members, &blocks, tcp.len())?;
         let control_plane: Vec<String> = (0..members).map(|index| layout.member(index).client.to_string()).collect();
         let mut builder = Builder {
             layout,
@@ -125,6 +131,7 @@ impl Plan {
             builder.add_backends(index, size.gateways, cluster);
         }
         let claims = layout.claims(&sizes, knobs.workers);
+        apart(topology, &claims)?;
         Ok(Self { layout, processes: builder.processes, service_files: builder.service_files, claims })
     }
 
@@ -234,6 +241,7 @@ impl Builder<'_> {
             .flag("--health", ports.health)
             .flag("--metrics", ports.metrics)
             .flag("--tcp-base", ports.tcp_base)
+            .flag("--tcp-ports", self.layout.tcp_ports())
             .flag("--admin-socket", &socket)
             .flag("--workers", self.knobs.workers)
             .flag("--drain-timeout-ms", GATEWAY_DRAIN.as_millis())
@@ -250,7 +258,18 @@ impl Builder<'_> {
         for service in &cluster.services {
             let mut endpoints = Vec::new();
             let full = format!("{}/{}", service.namespace, service.name);
-            for version in &service.versions {
+            let (health_check, versions) = match &service.own {
+                None => (demo_check(service.protocol), service.versions.as_slice()),
+                Some(own) => {
+                    endpoints.extend(own.endpoints.iter().map(|address| ServiceEndpoint {
+                        address: *address,
+                        version: service.versions.first().cloned().unwrap_or_default(),
+                        instance: address.to_string(),
+                    }));
+                    (own.health_check.clone(), [].as_slice())
+                }
+            };
+            for version in versions {
                 for instance in 1..=service.instances {
                     let address = self.layout.backend(index, gateways, next);
                     next += 1;
@@ -275,7 +294,7 @@ impl Builder<'_> {
                     self.push(cluster, &name, Role::Demo, args, None);
                 }
             }
-            let file = service_file(&service.namespace, &service.name, service.port, service.protocol, endpoints);
+            let file = service_file(service, endpoints, health_check);
             let path = self
                 .state
                 .cluster(&cluster.name)
@@ -314,7 +333,10 @@ impl Args {
 
 fn size(cluster: &TopologyCluster) -> Result<ClusterSize, String> {
     let count = |count: usize| u16::try_from(count).map_err(|_| format!("cluster {} is too large", cluster.name));
-    let per_service = |service: &archipelago_model::resource::TopologyService| {
+    let per_service = |service: &TopologyService| {
+        if service.own.is_some() {
+            return 0;
+        }
         service.versions.len() * usize::try_from(service.instances).unwrap_or(usize::MAX)
     };
     Ok(ClusterSize {
@@ -334,26 +356,43 @@ fn join(cluster: &str, role: JoinRole, name: &str, state: &StateDir) -> Join {
     }
 }
 
-fn service_file(
-    namespace: &str,
-    name: &str,
-    port: u16,
-    protocol: ServiceProtocol,
-    endpoints: Vec<ServiceEndpoint>,
-) -> ServiceFile {
+/// Two things cannot listen on one port, and with SO_REUSEPORT they would even both believe that they do.
+fn apart(topology: &TopologySpec, claims: &[Claim]) -> Result<(), String> {
+    for cluster in &topology.clusters {
+        for service in &cluster.services {
+            let Some(own) = &service.own else { continue };
+            for address in own.endpoints.iter().filter(|address| here(address.ip())) {
+                let taken =
+                    claims.iter().find(|claim| claim.transport == Transport::Tcp && claim.port == address.port());
+                if let Some(claim) = taken {
+                    return Err(format!(
+                        "{address}, an endpoint of {}/{} in {}, is the port of {}: choose other ports with --base-port",
+                        service.namespace, service.name, cluster.name, claim.purpose
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn here(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified()
+}
+
+fn demo_check(protocol: ServiceProtocol) -> HealthCheck {
     let probe = match protocol {
         // A backend that hangs still accepts connections; only an answer proves that it lives.
         ServiceProtocol::Http | ServiceProtocol::H2c => Probe::Http { path: "/".to_owned(), host: None },
         ServiceProtocol::Tcp => Probe::Tcp,
     };
+    HealthCheck::Active(ActiveCheck { probe, ..ActiveCheck::default() })
+}
+
+fn service_file(service: &TopologyService, endpoints: Vec<ServiceEndpoint>, health_check: HealthCheck) -> ServiceFile {
     ServiceFile {
-        metadata: Metadata { name: name.to_owned(), namespace: namespace.to_owned(), ..Metadata::default() },
-        spec: ServiceSpec {
-            port,
-            protocol,
-            endpoints,
-            health_check: HealthCheck::Active(ActiveCheck { probe, ..ActiveCheck::default() }),
-        },
+        metadata: Metadata { name: service.name.clone(), namespace: service.namespace.clone(), ..Metadata::default() },
+        spec: ServiceSpec { port: service.port, protocol: service.protocol, endpoints, health_check },
         // What is offered to other clusters is said by the topology's ServiceExports, which an operator can delete.
         exported: false,
     }
@@ -365,7 +404,7 @@ const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
-    use archipelago_model::resource::{TopologyControlPlane, TopologyService};
+    use archipelago_model::resource::{OwnServers, TopologyControlPlane};
 
     use super::*;
 
@@ -377,6 +416,57 @@ mod tests {
             versions: versions.iter().map(|version| (*version).to_owned()).collect(),
             instances: 1,
             port: 80,
+            own: None,
+        }
+    }
+
+    fn topology(services: Vec<TopologyService>) -> TopologySpec {
+        let cluster = TopologyCluster { name: "paris".into(), region: "eu-west".into(), gateways: 2, services };
+        TopologySpec {
+            trust_domain: "archipelago.local".into(),
+            control_plane: TopologyControlPlane { nodes: 1 },
+            clusters: vec![cluster],
+        }
+    }
+
+    fn planned(services: Vec<TopologyService>) -> Result<Plan, String> {
+        let state = StateDir::new(std::path::Path::new("/state-of-a-test")).unwrap();
+        Plan::new(&topology(services), &state, Knobs { base_port: 7400, workers: 1, access_log: false })
+    }
+
+    fn own(address: &str) -> TopologyService {
+        let endpoints = vec![address.parse().unwrap()];
+        let own = Some(OwnServers { endpoints, health_check: HealthCheck::default() });
+        TopologyService { own, ..service("shop", ServiceProtocol::Http, &["v7"]) }
+    }
+
+    #[test]
+    fn servers_of_ones_own_are_in_the_file_and_no_process() {
+        let plan = planned(vec![own("127.0.0.1:8080"), service("web", ServiceProtocol::Http, &["v1"])]).unwrap();
+        let demos: Vec<_> = plan.processes.iter().filter(|process| process.role == Role::Demo).collect();
+        assert_eq!(demos.len(), 1);
+        let (_, text) = plan.service_files.iter().find(|(path, _)| path.ends_with("shop.shop.yaml")).unwrap();
+        let documents = [archipelago_model::document::Document { file: "f".into(), text: text.clone() }];
+        let files = archipelago_model::service_file::parse(&documents).unwrap();
+        let endpoint = &files[0].spec.endpoints[0];
+        assert_eq!((endpoint.address.to_string().as_str(), endpoint.version.as_str()), ("127.0.0.1:8080", "v7"));
+    }
+
+    #[test]
+    fn servers_of_ones_own_and_the_federation_share_no_port() {
+        let error = planned(vec![own("127.0.0.1:7510")]).unwrap_err();
+        assert!(error.contains("127.0.0.1:7510") && error.contains("paris/gw-1 (HTTP)"), "{error}");
+        assert!(planned(vec![own("192.0.2.7:7510")]).is_ok(), "another machine has its own ports");
+    }
+
+    #[test]
+    fn with_many_tcp_services_no_port_is_anybody_elses() {
+        for count in [22, 100] {
+            let tcp = |number: usize| service(&format!("tcp-{number}"), ServiceProtocol::Tcp, &["v1"]);
+            let plan = planned((0..count).map(tcp).collect()).unwrap();
+            assert!(usize::from(plan.layout.tcp_ports()) >= count);
+            let (one, two) = (plan.layout.gateway(0, 0), plan.layout.gateway(0, 1));
+            assert!(one.tcp_base.port() + plan.layout.tcp_ports() <= two.http.port());
         }
     }
 

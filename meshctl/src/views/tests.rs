@@ -129,6 +129,8 @@ fn services_json_and_table() {
                 weight: Some(90.0),
                 state: "degraded".into(),
                 versions: vec!["v1".into()],
+                unknown: 0,
+                last_failure: Some(v1::CheckFailure { reason: v1::CheckFailureReason::Status.into(), status: 404 }),
             },
             v1::ServiceClusterStatus { cluster: "tokyo".into(), state: "down".into(), ..Default::default() },
         ],
@@ -143,7 +145,8 @@ fn services_json_and_table() {
         json!({
             "name": "shop/ledger", "hosts": ["ledger.shop"], "protocol": "tcp", "port": 9000,
             "clusters": [
-                { "name": "paris", "ready": 1, "total": 2, "weight": 90.0, "state": "degraded", "versions": ["v1"] },
+                { "name": "paris", "ready": 1, "total": 2, "weight": 90.0, "state": "degraded", "versions": ["v1"],
+                  "failure": "answered 404" },
                 { "name": "tokyo", "ready": 0, "total": 0, "weight": null, "state": "down", "versions": [] },
             ],
             "tcp": [{ "gateway": "gw-1", "cluster": "paris", "address": "127.0.0.1:7522" }],
@@ -157,7 +160,7 @@ shop/ledger   tcp        paris     1/2     90%      degraded   v1         ledger
 TCP SERVICE   GATEWAY      CONNECT TO
 shop/ledger   paris/gw-1   127.0.0.1:7522
 ";
-    assert_eq!(service_text(&[ledger]).render(false), expected);
+    assert_eq!(service_text(&[ledger], false).render(false), expected);
 }
 
 #[test]
@@ -214,6 +217,7 @@ fn writes_json() {
             "revision": 43, "commitMillis": 3.21, "firstAckMillis": 0.9, "lastAckMillis": 4.5,
             "gateways": 6, "acknowledged": 5, "stragglers": ["tokyo/gw-2"], "rejections": [],
             "changes": [{ "kind": "TrafficSplit", "namespace": "shop", "name": "checkout", "what": "updated" }],
+            "warnings": [],
         })
     );
     assert_eq!(

@@ -4,7 +4,7 @@
 //! whatever else is in the document is checked too. A document with any [`Mistake`] is refused as a whole, hence no
 //! placeholder ever leaves it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::{
     suggest,
@@ -174,6 +174,16 @@ impl<'n> Cursor<'n> {
             .enumerate()
             .filter_map(|(index, node)| read(&Self { node, path: format!("{}[{index}]", self.path) }, out))
             .collect()
+    }
+
+    /// An address that something can listen on.
+    pub(crate) fn socket_address(&self, out: &mut Mistakes) -> Option<SocketAddr> {
+        let text = self.text(out);
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+        if address.is_none() && !text.is_empty() {
+            self.wrong(out, format!("expected ip:port, found `{}`", shorten(&text)));
+        }
+        address
     }
 
     /// A list of texts.

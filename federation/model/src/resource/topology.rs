@@ -1,8 +1,10 @@
 //! `kind: Topology`: the processes that `meshctl up` starts on one machine.
 
+use std::net::SocketAddr;
+
 use super::{Object, Spec};
 use crate::document::decode::{Cursor, Fields, Mistakes};
-use crate::service_file::ServiceProtocol;
+use crate::service_file::{HealthCheck, ServiceProtocol};
 
 /// A runnable federation.
 pub type Topology = Object<TopologySpec>;
@@ -34,11 +36,11 @@ pub struct TopologyCluster {
     pub region: String,
     /// Number of gateways, 1 to 16.
     pub gateways: u32,
-    /// Demo services behind them.
+    /// Services behind them.
     pub services: Vec<TopologyService>,
 }
 
-/// One demo service of a cluster.
+/// One service of a cluster: demo processes that `up` starts, or a user's own servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopologyService {
     /// RFC 1123 label.
@@ -49,10 +51,21 @@ pub struct TopologyService {
     pub protocol: ServiceProtocol,
     /// Versions that run side by side, never empty.
     pub versions: Vec<String>,
-    /// Processes per version, 1 to 16.
+    /// Demo processes per version, 1 to 16.
     pub instances: u32,
     /// Port under which the service is known.
     pub port: u16,
+    /// Where the user's own servers listen. `None`: `up` starts demo processes.
+    pub own: Option<OwnServers>,
+}
+
+/// Servers that run already, outside of the federation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnServers {
+    /// Never empty, all of the one version of the service.
+    pub endpoints: Vec<SocketAddr>,
+    /// How to tell that they are ready.
+    pub health_check: HealthCheck,
 }
 
 impl Spec for TopologySpec {
@@ -104,10 +117,32 @@ impl TopologyService {
             .and_then(|cursor| cursor.one_of(&ServiceProtocol::WORDS, out))
             .unwrap_or(ServiceProtocol::Http);
         let versions = fields.optional("versions").map_or_else(|| vec!["v1".to_owned()], |cursor| cursor.texts(out));
-        let instances = fields.optional("instances").map_or(1, |cursor| cursor.number(1, 16, out));
+        let instances = fields.optional("instances").map(|cursor| (cursor.number(1, 16, out), cursor));
         let port = fields.required("port").map_or(1, |cursor| cursor.port(out));
+        let health_check = fields.optional("healthCheck").map(|cursor| {
+            let check = HealthCheck::decode(&cursor, protocol, out);
+            (check, cursor)
+        });
+        let own = fields.optional("endpoints").map(|cursor| {
+            let endpoints = cursor.list(out, |item, out| item.socket_address(out));
+            if endpoints.is_empty() {
+                cursor.wrong(out, "needs at least one ip:port; without `endpoints`, demo servers are started");
+            }
+            if versions.len() > 1 {
+                cursor.wrong(out, "are of one version: leave `versions` out or name one");
+            }
+            if let Some((_, instances)) = &instances {
+                instances.wrong(out, "counts demo servers, and there are none beside `endpoints`");
+            }
+            let health_check = health_check.as_ref().map_or_else(HealthCheck::default, |(check, _)| check.clone());
+            OwnServers { endpoints, health_check }
+        });
+        if let (None, Some((_, cursor))) = (&own, &health_check) {
+            cursor.wrong(out, "is for servers of your own; demo servers know how they are checked");
+        }
         fields.finish(out);
-        Some(Self { name, namespace, protocol, versions, instances, port })
+        let instances = instances.map_or(1, |(instances, _)| instances);
+        Some(Self { name, namespace, protocol, versions, instances, port, own })
     }
 }
 
