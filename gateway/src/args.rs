@@ -55,6 +55,9 @@ pub struct Args {
     /// Unix socket for `meshctl`; default: admin.sock in the state directory.
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
+    /// Gateways of each other cluster to keep tunnels to; the rest is dialled when needed.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub peers_per_cluster: u16,
     /// Worker threads; 0 means one per core.
     #[arg(long, default_value_t = 0)]
     pub workers: usize,
@@ -92,6 +95,7 @@ impl Args {
             tcp_base: self.tcp_base,
             tcp_ports: self.tcp_ports,
             admin_socket: self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock")),
+            peers_per_cluster: usize::from(self.peers_per_cluster),
             workers: if self.workers == 0 { num_cpus::get() } else { self.workers },
             access_log: self.access_log.clone(),
             limits: Limits {

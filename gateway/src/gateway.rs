@@ -53,6 +53,8 @@ pub struct Settings {
     pub tcp_ports: u16,
     /// Admin socket.
     pub admin_socket: PathBuf,
+    /// Gateways of each other cluster to keep tunnels to.
+    pub peers_per_cluster: usize,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Path, "-" or "off".
@@ -110,6 +112,7 @@ impl Gateway {
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
+            peers_per_cluster: settings.peers_per_cluster,
             credential: credential.clone(),
             published: Arc::clone(&published),
             metrics: metrics.clone(),

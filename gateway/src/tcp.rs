@@ -36,7 +36,10 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
         let key = *key.get_or_insert_with(|| live.draw());
         let query =
             RouteQuery { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };
-        let Some(decision) = view.decide(&query, &mut NoTrace) else { break };
+        let Some(decision) = view.decide(&query, &mut NoTrace) else {
+            worker.demand(&view, index);
+            break;
+        };
         let Decision { target, version, .. } = decision;
         match target {
             Target::Local(endpoint) => match connect(&view, &service, &endpoint).await {

@@ -43,6 +43,9 @@ pub async fn forward(call: Box<Call>) -> Outcome {
         let view = worker.view();
         let service = view.snapshot.service_by_key(&key).ok_or(Failure::UnknownHost)?;
         let Some(decision) = decide(&call, &view, service, &mut draw, &tried) else {
+            if matches!(call.origin, Origin::Client) {
+                worker.demand(&view, service);
+            }
             return Err(match call.origin {
                 Origin::Client => Failure::NoHealthy,
                 Origin::Arrived(_) | Origin::Peer(..) if !touched => Failure::NoEndpointHere,

@@ -134,6 +134,8 @@ pub struct Shared {
     pub identity: Arc<Identity>,
     /// Bounds.
     pub limits: Limits,
+    /// Gateways of each other cluster to keep tunnels to.
+    pub peers_per_cluster: usize,
     /// Our SVID.
     pub credential: LiveCredential,
     /// Configuration.
@@ -252,6 +254,14 @@ impl Worker {
         Slot::take(self)
     }
 
+    /// Nobody can serve a request for this service: of the clusters that export it, other gateways than the chosen may know better.
+    pub fn demand(&self, view: &View, service: usize) {
+        let Some(service) = view.snapshot.services.get(service) else { return };
+        for cluster in service.exporters.iter().filter(|cluster| Some(**cluster) != view.snapshot.own_cluster) {
+            self.tunnels.demand(view.snapshot.cluster_name(*cluster));
+        }
+    }
+
     /// Counts a first attempt.
     pub fn deposit(&self) {
         self.budget.borrow_mut().deposit();
@@ -320,13 +330,11 @@ impl Worker {
                 {
                     Some(known) => {
                         known.ready += ready;
-                        known.total += 1;
                     }
                     None => health.push(ServiceHealth {
                         service: config.key.to_string(),
                         version: endpoint.version.to_string(),
                         ready,
-                        total: 1,
                     }),
                 }
             }
@@ -423,6 +431,7 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
                 sockets.tunnel,
             );
             config.worker = index;
+            config.peers_per_cluster = shared.peers_per_cluster;
             // Until the first snapshot says who belongs to the federation.
             config.gate = authorize::gate(Arc::new(Snapshot::empty()));
             config.detector = DetectorConfig::default();

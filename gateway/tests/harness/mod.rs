@@ -105,6 +105,7 @@ impl Mesh {
             tcp_ports: u16::MAX,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             state_dir,
+            peers_per_cluster: 4,
             workers: 2,
             limits: self.limits,
         }

@@ -21,6 +21,9 @@ pub struct TunnelConfig {
     pub detector: DetectorConfig,
     /// Bounds.
     pub limits: TunnelLimits,
+    /// Gateways of each cluster to keep tunnels to. With four, the loss of one
+    /// leaves a third more for each of the others until another stands in.
+    pub peers_per_cluster: usize,
     /// Who may keep a tunnel with us, among the gateways of our trust domain, until [`crate::Tunnels::set_gate`] says otherwise.
     pub gate: Gate,
 }
@@ -41,6 +44,7 @@ impl TunnelConfig {
             bind,
             detector: DetectorConfig::default(),
             limits: TunnelLimits::default(),
+            peers_per_cluster: 4,
             gate: Arc::new(|_| Ok(())),
         }
     }

@@ -5,7 +5,8 @@ use crate::{
     config::TunnelLimits,
     detector::{Cause, Counts, Detector, Event, Output, Sample, Verdict, beat::Beat},
     error::TunnelError,
-    health::{self, HealthDecoder},
+    health::{self, HealthError, HealthReader},
+    lifecycle,
     peer::Peering,
     ticker::now,
     transport::varint,
@@ -211,9 +212,8 @@ impl Conn {
         let Some(detector) = guard.as_mut() else { return };
         let Output { beats, changed } = detector.handle(event, now);
         for _ in 0..beats {
-            let load = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
             // Fails when the connection closed, which the reader of datagrams reports.
-            let _ = self.quinn.send_datagram(detector.next_beat(now, load).encode());
+            let _ = self.quinn.send_datagram(detector.next_beat(now).encode());
         }
         self.is_armed.store(detector.is_active(now), Ordering::Relaxed);
         let (due, rtt) = (detector.due(), detector.rtt());
@@ -231,7 +231,7 @@ impl Conn {
             && let Some(peering) = peering.upgrade()
         {
             tracing::debug!(peer = %peering.name(), ?verdict, ?cause, "tunnel verdict");
-            peering.refresh();
+            peering.observe(self, lifecycle::Event::Verdict(verdict));
         }
     }
 
@@ -249,7 +249,7 @@ impl Conn {
         if let Role::Dialled(peering) = &self.role
             && let Some(peering) = peering.upgrade()
         {
-            peering.refresh();
+            peering.observe(self, lifecycle::Event::Closed);
         }
     }
 
@@ -274,7 +274,7 @@ impl Conn {
                 if let Role::Dialled(peering) = &self.role {
                     self.goaway.store(id, Ordering::Relaxed);
                     if let Some(peering) = peering.upgrade() {
-                        peering.refresh();
+                        peering.observe(self, lifecycle::Event::GoingAway);
                     }
                 }
             }
@@ -434,43 +434,75 @@ impl Conn {
             let _ = stream.stop(varint(Code::STREAM_CREATION_ERROR));
             return Ok(());
         };
-        let mut decoder = HealthDecoder::default();
-        decoder.push(&head);
+        let reader = Arc::new(Mutex::new(HealthReader::default()));
+        let mut chunk = head.freeze();
         loop {
-            while let Some(services) = decoder
-                .next_message()
-                .map_err(|_| ProtocolError::connection(Code::GENERAL_PROTOCOL_ERROR, "invalid health message"))?
-            {
-                if let Some(peering) = peering.upgrade() {
-                    peering.set_health(services);
+            let advanced = {
+                let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                reader.push(&chunk);
+                reader.advance()
+            };
+            match (advanced, peering.upgrade()) {
+                (Ok(true), Some(peering)) => peering.health_changed(&reader),
+                (Ok(_), _) => {}
+                // The peer answers this with a stream that begins with everything.
+                (Err(HealthError::Gap), _) => {
+                    let _ = stream.stop(varint(Code::REQUEST_CANCELLED));
+                    return Ok(());
+                }
+                (Err(HealthError::Invalid), _) => {
+                    return Err(ProtocolError::connection(Code::GENERAL_PROTOCOL_ERROR, "invalid health message"));
                 }
             }
             match stream.read_chunk(READ_BYTES, true).await {
-                Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+                Ok(Some(read)) => chunk = read.bytes,
                 Ok(None) | Err(_) => return Ok(()),
             }
         }
     }
 
+    /// Says what is ready here for as long as the connection lives; anew when the reader asks for it by stopping the stream.
     async fn write_health(self: Arc<Self>) {
-        let Ok(mut stream) = self.quinn.open_uni().await else { return };
-        let _ = stream.set_priority(CONTROL_PRIORITY);
-        let mut changes = self.core.health();
-        // What was published before this connection existed is news to it.
-        changes.mark_changed();
-        let mut message = health::stream_prefix();
-        while stream.write_chunk(message).await.is_ok() {
-            message = tokio::select! {
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    // Nothing published yet means nothing known, which is not the same as "no services".
-                    let services = changes.borrow_and_update().clone();
-                    health::encode(services.as_ref().map(|services| &services[..]))
-                }
-                () = tokio::time::sleep(HEALTH_INTERVAL) => health::encode(None),
+        loop {
+            let stopped = tokio::select! {
+                stopped = self.write_health_stream() => stopped,
                 _ = self.quinn.closed() => return,
+            };
+            // A peer that does not know these streams says so once.
+            if stopped.is_none_or(|code| code == varint(Code::STREAM_CREATION_ERROR)) {
+                return;
+            }
+            tokio::time::sleep(HEALTH_RESTART_DELAY).await;
+        }
+    }
+
+    /// One stream; resolves with the code that the reader stopped it with, if it did.
+    async fn write_health_stream(&self) -> Option<quinn::VarInt> {
+        let mut stream = self.quinn.open_uni().await.ok()?;
+        let _ = stream.set_priority(CONTROL_PRIORITY);
+        let mut changes = self.core.health_changes();
+        let mut messages = vec![health::stream_prefix()];
+        let mut sent = 0;
+        loop {
+            for message in messages {
+                if let Err(error) = stream.write_chunk(message).await {
+                    return match error {
+                        quinn::WriteError::Stopped(code) => Some(code),
+                        _ => None,
+                    };
+                }
+            }
+            (messages, sent) = loop {
+                changes.mark_unchanged();
+                let (messages, version) = self.core.health_since(sent);
+                if !messages.is_empty() {
+                    break (messages, version);
+                }
+                // The version is looked at after the mark: a change in between is in the messages, or wakes us.
+                tokio::select! {
+                    changed = changes.changed() => changed.ok()?,
+                    stopped = stream.stopped() => return stopped.ok().flatten(),
+                }
             };
         }
     }
@@ -526,4 +558,5 @@ const MESH_VERSION: u64 = 1;
 const CONTROL_PRIORITY: i32 = 10;
 const READ_BYTES: usize = 16 * 1024;
 const VALIDITY_INTERVAL: Duration = Duration::from_secs(60);
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// A reader that keeps missing something must not make us send everything all the time.
+const HEALTH_RESTART_DELAY: Duration = Duration::from_millis(100);

@@ -1,10 +1,17 @@
 //! What gateways tell each other about their services: how many endpoints are ready.
 //!
-//! The accepting side sends it on a unidirectional stream of a private type, at once when it changes and an empty
-//! message every second in between, so that a reader can tell "unchanged" from "stuck".
+//! The accepting side sends it on a unidirectional stream of a private type: everything once, in parts, and from then on what changes.
+//! [`HealthBook`] keeps what is published, with the changes of late, once for all connections; a writer that is further behind than
+//! those sends everything anew. [`HealthReader`] follows on the other side. Every message says from which state to which it leads; a
+//! reader that is elsewhere stops the stream, which asks the writer for another one. The stream is silent while nothing changes:
+//! beats say that the peer lives.
 
 use crate::codec::varint;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
 /// Readiness of one service version behind one gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,12 +22,88 @@ pub struct ServiceHealth {
     pub version: String,
     /// Endpoints that take requests.
     pub ready: u32,
-    /// Endpoints that exist.
-    pub total: u32,
+}
+
+/// Service and version.
+type Key = (String, String);
+
+/// One entry that changed; `None`: it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Change {
+    key: Key,
+    ready: Option<u32>,
+}
+
+/// What this gateway publishes, with the changes of late.
+#[derive(Debug, Default)]
+pub(crate) struct HealthBook {
+    /// Counts changes; 0: nothing has been published, which is not the same as "no services".
+    version: u64,
+    entries: BTreeMap<Key, u32>,
+    /// Each with the version it leads to; the newest last.
+    recent: VecDeque<(u64, Arc<[Change]>)>,
+    recent_entries: usize,
+}
+
+impl HealthBook {
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Replaces what is published; true when that changed anything. Of two entries with one name the last counts.
+    pub(crate) fn publish(&mut self, services: Vec<ServiceHealth>) -> bool {
+        let next: BTreeMap<Key, u32> = services.into_iter().map(|s| ((s.service, s.version), s.ready)).collect();
+        let gone = self.entries.keys().filter(|key| !next.contains_key(*key));
+        let mut changes: Vec<_> = gone.map(|key| Change { key: key.clone(), ready: None }).collect();
+        let moved = next.iter().filter(|(key, ready)| self.entries.get(*key) != Some(ready));
+        changes.extend(moved.map(|(key, ready)| Change { key: key.clone(), ready: Some(*ready) }));
+        if changes.is_empty() && self.version > 0 {
+            return false;
+        }
+        self.version += 1;
+        self.entries = next;
+        self.recent_entries += changes.len();
+        self.recent.push_back((self.version, changes.into()));
+        while self.recent.len() > RECENT_MAX || self.recent_entries > self.entries.len().max(RECENT_ENTRIES_MIN) {
+            let Some((_, oldest)) = self.recent.pop_front() else { break };
+            self.recent_entries -= oldest.len();
+        }
+        true
+    }
+
+    /// The messages that lead from version `from` (0: nothing) to the current one, and that version.
+    pub(crate) fn since(&self, from: u64) -> (Vec<Bytes>, u64) {
+        let mut messages = Vec::new();
+        if from == self.version {
+            return (messages, from);
+        }
+        let first = self.recent.front().map_or(u64::MAX, |(version, _)| *version);
+        if from > 0 && from < self.version && from + 1 >= first {
+            for (version, changes) in self.recent.iter().filter(|(version, _)| *version > from) {
+                let changes = changes.iter().map(|change| (&change.key, change.ready));
+                write(&mut messages, Header { full: false, base: version - 1, version: *version }, changes);
+            }
+        } else {
+            let entries = self.entries.iter().map(|(key, ready)| (key, Some(*ready)));
+            write(&mut messages, Header { full: true, base: 0, version: self.version }, entries);
+        }
+        (messages, self.version)
+    }
+}
+
+/// What opens a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    /// Of everything, not of changes.
+    full: bool,
+    /// The state it builds on; 0 for a part of everything.
+    base: u64,
+    /// The state that the last of the parts leads to.
+    version: u64,
 }
 
 /// Stream type, from the private space as the settings ids are (RFC 9114 §11.2.4).
-pub(crate) const STREAM_TYPE: u64 = 0x1a7c_6e5d_4d65_7370;
+pub(crate) const STREAM_TYPE: u64 = 0x1a7c_6e5d_4d65_7371;
 
 /// The type byte(s) that open a health stream.
 pub(crate) fn stream_prefix() -> Bytes {
@@ -29,133 +112,193 @@ pub(crate) fn stream_prefix() -> Bytes {
     out.freeze()
 }
 
-/// One message: everything we know, or nothing but a sign of life.
+/// Appends the message, or as many parts of it as it takes.
 ///
-/// Layout: `length: varint | (service: text, version: text, ready: varint, total: varint)*`, where text is
-/// `length: varint | UTF-8`. A length of zero is the sign of life; an empty list is one entry with an empty service.
-pub(crate) fn encode(services: Option<&[ServiceHealth]>) -> Bytes {
-    let mut payload = BytesMut::new();
-    let nothing = [ServiceHealth { service: String::new(), version: String::new(), ready: 0, total: 0 }];
-    let services = match services {
-        Some([]) => &nothing[..],
-        Some(services) => services,
-        None => &[],
-    };
-    for service in services {
-        let before = payload.len();
-        for text in [&service.service, &service.version] {
-            varint::encode(text.len() as u64, &mut payload);
-            payload.put_slice(text.as_bytes());
+/// Layout: `length: varint | flags: u8 | base: varint | version: varint | (service: text, version: text, ready + 1: varint)*`, where
+/// text is `length: varint | UTF-8`. Flags: 1 everything (else changes), 2 first part, 4 last part. A ready + 1 of 0 says that
+/// the entry is gone.
+fn write<'a>(messages: &mut Vec<Bytes>, header: Header, entries: impl Iterator<Item = (&'a Key, Option<u32>)>) {
+    let mut entries = entries.peekable();
+    let mut is_first = true;
+    loop {
+        let mut payload = BytesMut::new();
+        while payload.len() < PART_BYTES
+            && let Some(((service, version), ready)) = entries.next()
+        {
+            for text in [service, version] {
+                varint::encode(text.len() as u64, &mut payload);
+                payload.put_slice(text.as_bytes());
+            }
+            varint::encode(ready.map_or(0, |ready| u64::from(ready) + 1), &mut payload);
         }
-        varint::encode(u64::from(service.ready), &mut payload);
-        varint::encode(u64::from(service.total), &mut payload);
-        if payload.len() > MESSAGE_BYTES_MAX {
-            tracing::warn!(services = services.len(), "more services than one health message holds");
-            payload.truncate(before);
-            break;
+        let is_last = entries.peek().is_none();
+        let mut head = BytesMut::with_capacity(24);
+        head.put_u8(u8::from(header.full) * FULL + u8::from(is_first) * FIRST + u8::from(is_last) * LAST);
+        varint::encode(header.base, &mut head);
+        varint::encode(header.version, &mut head);
+        let mut out = BytesMut::with_capacity(head.len() + payload.len() + 8);
+        varint::encode((head.len() + payload.len()) as u64, &mut out);
+        out.put(head);
+        out.put(payload);
+        messages.push(out.freeze());
+        if is_last {
+            return;
         }
+        is_first = false;
     }
-    let mut out = BytesMut::with_capacity(payload.len() + 8);
-    varint::encode(payload.len() as u64, &mut out);
-    out.put(payload);
-    out.freeze()
 }
 
-/// Collects the bytes of a health stream and cuts them into messages.
+/// What a peer last said, by service.
+pub(crate) type HealthTable = HashMap<String, Vec<ServiceHealth>>;
+
+/// Follows the health stream of a peer.
 #[derive(Debug, Default)]
-pub(crate) struct HealthDecoder {
+pub(crate) struct HealthReader {
     buffer: BytesMut,
+    /// The state that the table is in; 0: none.
+    version: u64,
+    table: HealthTable,
+    entries: usize,
+    /// Parts of everything that have come so far.
+    staged: Option<HealthTable>,
+    staged_entries: usize,
+    /// Changes of which the last part has not come.
+    is_mid_change: bool,
 }
 
-impl HealthDecoder {
+impl HealthReader {
     pub(crate) fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// The next message that says something, or `None` when more bytes are needed.
-    pub(crate) fn next_message(&mut self) -> Result<Option<Vec<ServiceHealth>>, InvalidHealth> {
-        loop {
-            let Some((length, used)) = varint::decode(&self.buffer) else { return Ok(None) };
-            let length =
-                usize::try_from(length).ok().filter(|length| *length <= MESSAGE_BYTES_MAX).ok_or(InvalidHealth)?;
+    /// Takes every complete message in; true when the table changed.
+    ///
+    /// # Errors
+    /// [`HealthError::Gap`]: ask for another stream. [`HealthError::Invalid`]: the peer is broken.
+    pub(crate) fn advance(&mut self) -> Result<bool, HealthError> {
+        let mut changed = false;
+        while let Some((length, used)) = varint::decode(&self.buffer) {
+            let length = usize::try_from(length).ok().filter(|length| *length <= MESSAGE_BYTES_MAX);
+            let length = length.ok_or(HealthError::Invalid)?;
             if self.buffer.len() < used + length {
-                return Ok(None);
+                break;
             }
             self.buffer.advance(used);
-            let payload = self.buffer.split_to(length);
-            if !payload.is_empty() {
-                return decode(&payload).map(Some).ok_or(InvalidHealth);
+            let message = self.buffer.split_to(length);
+            changed |= self.take(&message)?;
+        }
+        Ok(changed)
+    }
+
+    pub(crate) fn table(&self) -> &HealthTable {
+        &self.table
+    }
+
+    fn take(&mut self, mut message: &[u8]) -> Result<bool, HealthError> {
+        let flags = *message.first().ok_or(HealthError::Invalid)?;
+        message.advance(1);
+        let base = number(&mut message).ok_or(HealthError::Invalid)?;
+        let version = number(&mut message).ok_or(HealthError::Invalid)?;
+        let (is_full, is_first, is_last) = (flags & FULL != 0, flags & FIRST != 0, flags & LAST != 0);
+        if is_full {
+            if is_first {
+                (self.staged, self.staged_entries) = (Some(HealthTable::new()), 0);
+            }
+            let staged = self.staged.as_mut().ok_or(HealthError::Gap)?;
+            fill(staged, &mut self.staged_entries, message)?;
+            if !is_last {
+                return Ok(false);
+            }
+            self.table = self.staged.take().unwrap_or_default();
+            (self.entries, self.version, self.is_mid_change) = (self.staged_entries, version, false);
+            return Ok(true);
+        }
+        if self.staged.is_some() || base != self.version || version <= base || is_first == self.is_mid_change {
+            return Err(HealthError::Gap);
+        }
+        fill(&mut self.table, &mut self.entries, message)?;
+        self.is_mid_change = !is_last;
+        if is_last {
+            self.version = version;
+        }
+        Ok(true)
+    }
+}
+
+/// A health stream that cannot be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HealthError {
+    /// Something is missing in between.
+    #[error("health messages are missing")]
+    Gap,
+    /// Not a health message, or more than any gateway has to say.
+    #[error("invalid health message")]
+    Invalid,
+}
+
+/// Applies the entries of a message.
+fn fill(table: &mut HealthTable, count: &mut usize, mut message: &[u8]) -> Result<(), HealthError> {
+    while !message.is_empty() {
+        let (service, version, ready) = entry(&mut message).ok_or(HealthError::Invalid)?;
+        let versions = table.entry(service.clone()).or_default();
+        let known = versions.iter().position(|known| known.version == version);
+        match (known.and_then(|at| versions.get_mut(at)), ready) {
+            (Some(known), Some(ready)) => known.ready = ready,
+            (None, Some(ready)) => {
+                *count += 1;
+                if *count > ENTRIES_MAX || versions.len() >= VERSIONS_MAX {
+                    return Err(HealthError::Invalid);
+                }
+                versions.push(ServiceHealth { service, version, ready });
+            }
+            (_, None) => {
+                if let Some(at) = known {
+                    versions.swap_remove(at);
+                    *count -= 1;
+                }
+                if versions.is_empty() {
+                    table.remove(&service);
+                }
             }
         }
     }
+    Ok(())
 }
 
-/// A health message that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("invalid health message")]
-pub(crate) struct InvalidHealth;
-
-fn decode(mut payload: &[u8]) -> Option<Vec<ServiceHealth>> {
-    let mut services = Vec::new();
-    while !payload.is_empty() {
-        let service = text(&mut payload)?;
-        let version = text(&mut payload)?;
-        let ready = u32::try_from(number(&mut payload)?).ok()?;
-        let total = u32::try_from(number(&mut payload)?).ok()?;
-        if !service.is_empty() {
-            services.push(ServiceHealth { service, version, ready, total });
-        }
-    }
-    Some(services)
+fn entry(message: &mut &[u8]) -> Option<(String, String, Option<u32>)> {
+    let (service, version) = (text(message)?, text(message)?);
+    let ready = number(message)?.checked_sub(1).map(u32::try_from).transpose().ok()?;
+    Some((service, version, ready))
 }
 
-fn number(payload: &mut &[u8]) -> Option<u64> {
-    let (value, used) = varint::decode(payload)?;
-    *payload = payload.get(used..)?;
+fn number(message: &mut &[u8]) -> Option<u64> {
+    let (value, used) = varint::decode(message)?;
+    *message = message.get(used..)?;
     Some(value)
 }
 
-fn text(payload: &mut &[u8]) -> Option<String> {
-    let length = usize::try_from(number(payload)?).ok()?;
-    let (text, rest) = payload.split_at_checked(length)?;
-    *payload = rest;
+fn text(message: &mut &[u8]) -> Option<String> {
+    let length = usize::try_from(number(message)?).ok()?;
+    let (text, rest) = message.split_at_checked(length)?;
+    *message = rest;
     String::from_utf8(text.to_vec()).ok()
 }
 
-/// Ten thousand service versions with names of the length Kubernetes allows in practice.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
+const FULL: u8 = 1;
+const FIRST: u8 = 2;
+const LAST: u8 = 4;
+/// A part is sent once it is this long: one entry more is at most what two names of Kubernetes and their lengths take.
+const PART_BYTES: usize = 16 * 1024;
+/// More than any part, less than a peer could hurt with.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Ten thousand services in ten versions each; at about 150 bytes an entry 15 MiB per peer.
+const ENTRIES_MAX: usize = 100_000;
+/// Versions of one service: a preview of every branch, and then some. They are looked through one by one.
+const VERSIONS_MAX: usize = 1024;
+/// Changes kept for writers that are behind: a writer that is further behind than everything is long sends everything.
+const RECENT_MAX: usize = 256;
+const RECENT_ENTRIES_MIN: usize = 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn round_trip(services in proptest::collection::vec(("[a-z]{1,9}/[a-z]{1,9}", "[a-z0-9]{0,5}", any::<u32>(), any::<u32>()), 0..20), cut: usize) {
-            let services: Vec<_> = services.into_iter().map(|(service, version, ready, total)| ServiceHealth { service, version, ready, total }).collect();
-            let wire = [encode(None), encode(Some(&services)), encode(None)].concat();
-            let mut decoder = HealthDecoder::default();
-            decoder.push(&wire[..cut % wire.len()]);
-            let early = decoder.next_message().unwrap();
-            decoder.push(&wire[cut % wire.len()..]);
-            let got = match early { Some(services) => services, None => decoder.next_message().unwrap().unwrap() };
-            prop_assert_eq!(got, services);
-            prop_assert_eq!(decoder.next_message(), Ok(None));
-        }
-
-        #[test]
-        fn arbitrary_bytes(bytes: Vec<u8>) {
-            let mut decoder = HealthDecoder::default();
-            decoder.push(&bytes);
-            while let Ok(Some(_)) = decoder.next_message() {}
-        }
-    }
-
-    #[test]
-    fn bounded() {
-        let mut decoder = HealthDecoder::default();
-        decoder.push(&[0xbf, 0xff, 0xff, 0xff]);
-        assert_eq!(decoder.next_message(), Err(InvalidHealth));
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

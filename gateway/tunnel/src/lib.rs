@@ -4,6 +4,9 @@
 //! | --- | --- | --- |
 //! | [`codec`] | HTTP/3 and QPACK: bytes to messages and back | none |
 //! | [`detector`] | is the peer alive | none |
+//! | `choice` | to which peers tunnels are kept | none |
+//! | `lifecycle` | where a tunnel stands, and when to dial | none |
+//! | `health` | what is ready behind a gateway, as changes | none |
 //! | `lobby` | whose handshake waits, and whose makes room | none |
 //! | `tunnels`, `peer`, `accept`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
 //! | `server`, `request`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
@@ -24,9 +27,11 @@ mod transport;
 
 mod accept;
 mod body;
+mod choice;
 mod conn;
 mod connect;
 mod health;
+mod lifecycle;
 mod lobby;
 mod peer;
 mod pump;

@@ -6,7 +6,8 @@ use crate::{
     conn::{Conn, Role},
     detector::Verdict,
     error::TunnelError,
-    health::ServiceHealth,
+    health::{HealthReader, ServiceHealth},
+    lifecycle::{Event, Lifecycle, Output},
     transport::{self, SERVER_NAME, varint},
     tunnels::Core,
 };
@@ -14,12 +15,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use archipelago_identity::{Credential, SpiffeId, tls::IdentityError};
 use quinn::{ConnectError, ConnectionError, crypto::rustls::NoInitialCipherSuite};
 use std::{
-    collections::HashMap,
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -56,7 +56,7 @@ impl fmt::Display for PeerState {
     }
 }
 
-/// A peer and the connection to it, if there is one.
+/// A peer and the connection to it, if there is one: [`Lifecycle`] with hands.
 #[derive(Debug)]
 pub(crate) struct Peering {
     name: PeerName,
@@ -64,11 +64,13 @@ pub(crate) struct Peering {
     addresses: ArcSwap<Vec<SocketAddr>>,
     core: Arc<Core>,
     current: ArcSwapOption<Conn>,
-    was_up: AtomicBool,
+    lifecycle: Mutex<Lifecycle>,
     state: watch::Sender<PeerState>,
+    dialling: watch::Sender<bool>,
     deaths: AtomicU64,
     death: Notify,
-    health: ArcSwap<HashMap<String, Vec<ServiceHealth>>>,
+    /// What the peer says, once it has said everything; of the newest connection that did.
+    health: ArcSwapOption<Mutex<HealthReader>>,
     last_error: Mutex<Option<String>>,
     /// The peer gave a sign of life elsewhere: do not wait to dial it.
     redial: Notify,
@@ -78,17 +80,19 @@ pub(crate) struct Peering {
 impl Peering {
     /// Starts keeping a tunnel to `peer`.
     pub(crate) fn start(peer: Peer, core: &Arc<Core>) -> Arc<Self> {
+        let lifecycle = Lifecycle::new();
         let peering = Arc::new(Self {
             name: peer.name(),
             spiffe_id: peer.spiffe_id,
             addresses: ArcSwap::from_pointee(peer.addresses),
             core: core.clone(),
             current: ArcSwapOption::empty(),
-            was_up: AtomicBool::new(false),
-            state: watch::Sender::new(PeerState::Dialing),
+            state: watch::Sender::new(lifecycle.state()),
+            dialling: watch::Sender::new(lifecycle.wants_dialling()),
+            lifecycle: Mutex::new(lifecycle),
             deaths: AtomicU64::new(0),
             death: Notify::new(),
-            health: ArcSwap::default(),
+            health: ArcSwapOption::empty(),
             last_error: Mutex::default(),
             redial: Notify::new(),
             task: Mutex::default(),
@@ -106,7 +110,7 @@ impl Peering {
         if let Some(conn) = self.current.swap(None) {
             retire(conn, self.core.config().limits.retire_timeout);
         }
-        self.refresh();
+        self.handle(Event::Stopped);
     }
 
     pub(crate) fn name(&self) -> &PeerName {
@@ -130,6 +134,11 @@ impl Peering {
         *self.state.borrow()
     }
 
+    /// See [`Lifecycle::is_promising`].
+    pub(crate) fn is_promising(&self) -> bool {
+        self.lifecycle().is_promising()
+    }
+
     pub(crate) fn last_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -146,16 +155,17 @@ impl Peering {
             .ok_or_else(|| TunnelError::NotConnected { peer: self.name.clone() })
     }
 
-    pub(crate) fn health(&self) -> Arc<HashMap<String, Vec<ServiceHealth>>> {
-        self.health.load_full()
+    pub(crate) fn health(&self, service: &str) -> Vec<ServiceHealth> {
+        let Some(reader) = self.health.load_full() else { return Vec::new() };
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.table().get(service).cloned().unwrap_or_default()
     }
 
-    pub(crate) fn set_health(&self, services: Vec<ServiceHealth>) {
-        let mut by_name: HashMap<String, Vec<ServiceHealth>> = HashMap::new();
-        for service in services {
-            by_name.entry(service.service.clone()).or_default().push(service);
+    /// What `reader` follows changed.
+    pub(crate) fn health_changed(&self, reader: &Arc<Mutex<HealthReader>>) {
+        if !self.health.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, reader)) {
+            self.health.store(Some(reader.clone()));
         }
-        self.health.store(Arc::new(by_name));
         self.core.changed();
     }
 
@@ -178,61 +188,55 @@ impl Peering {
         }
     }
 
-    /// Derives the state from the connection in use and tells everyone who waits for it.
-    pub(crate) fn refresh(&self) {
-        let state = match &*self.current.load() {
-            None if self.was_up.load(Ordering::Relaxed) => PeerState::Dead,
-            None => PeerState::Dialing,
-            Some(conn) if !conn.is_open() => PeerState::Dead,
-            Some(conn) => match conn.current_verdict() {
-                Verdict::Dead => PeerState::Dead,
-                _ if conn.is_going_away() => PeerState::Draining,
-                Verdict::Suspect => PeerState::Suspect,
-                Verdict::Up => PeerState::Up,
-            },
-        };
-        let before = self.state.send_replace(state);
-        if before == state {
-            return;
+    /// Something happened to `conn`; it matters if that is the connection in use.
+    pub(crate) fn observe(&self, conn: &Conn, event: Event) {
+        if self.current.load().as_ref().is_some_and(|current| std::ptr::eq(&**current, conn)) {
+            self.handle(event);
         }
-        match state {
-            PeerState::Suspect => tracing::debug!(peer = %self.name, %state, "tunnel state"),
-            _ => tracing::info!(peer = %self.name, %state, "tunnel state"),
+    }
+
+    fn handle(&self, event: Event) {
+        let Output { announce, died, dial } = self.lifecycle().handle(event);
+        if let Some(dial) = dial {
+            self.dialling.send_replace(dial);
         }
-        self.core.count_state(state);
-        if state == PeerState::Dead {
+        let Some(state) = announce else { return };
+        self.state.send_replace(state);
+        if event != Event::Stopped {
+            match state {
+                PeerState::Suspect => tracing::debug!(peer = %self.name, %state, "tunnel state"),
+                _ => tracing::info!(peer = %self.name, %state, "tunnel state"),
+            }
+            self.core.count_state(state);
+        }
+        if died {
             self.deaths.fetch_add(1, Ordering::Release);
             self.death.notify_waiters();
         }
         self.core.changed();
     }
 
+    fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn run(self: Arc<Self>) {
-        let mut renew_at = None;
+        let mut dialling = self.dialling.subscribe();
+        let mut aged = None;
         loop {
-            let wanted = self.until_wanted(renew_at).await;
-            if let Some(conn) = self.redial(wanted).await {
-                renew_at = Some(Instant::now() + self.connection_age());
+            tokio::select! {
+                () = until(&mut dialling, true) => {}
+                () = sleep_until(aged.unwrap_or_else(Instant::now)), if aged.is_some() => self.handle(Event::Aged),
+            }
+            if let Some(conn) = self.dial_until_connected(&mut dialling).await {
+                aged = Some(Instant::now() + self.connection_age());
                 self.install(conn);
             }
         }
     }
 
-    /// Waits until a new connection is wanted, and says why.
-    async fn until_wanted(&self, renew_at: Option<Instant>) -> Wanted {
-        let Some(renew_at) = renew_at else { return Wanted::First };
-        let mut state = self.state.subscribe();
-        tokio::select! {
-            // The sender lives in `self`.
-            bad = state.wait_for(|state| matches!(state, PeerState::Dead | PeerState::Draining)) => {
-                if bad.is_ok_and(|state| *state == PeerState::Draining) { Wanted::Leaving } else { Wanted::Dead }
-            }
-            () = sleep_until(renew_at) => Wanted::Old,
-        }
-    }
-
-    /// Dials until it succeeds, or until a peer taken for dead comes back on the connection it has.
-    async fn redial(self: &Arc<Self>, wanted: Wanted) -> Option<Arc<Conn>> {
+    /// Dials until it succeeds, or until the connection that there is turns out to be alive.
+    async fn dial_until_connected(self: &Arc<Self>, dialling: &mut watch::Receiver<bool>) -> Option<Arc<Conn>> {
         let mut delay_max = REDIAL_DELAY_MIN;
         loop {
             let failed = tokio::select! {
@@ -240,7 +244,7 @@ impl Peering {
                     Ok(conn) => return Some(conn),
                     Err(error) => error,
                 },
-                () = self.revived(), if wanted == Wanted::Dead => return None,
+                () = until(dialling, false) => return None,
                 // The peer is back, and our handshake may sit in a long back-off: begin a new one.
                 () = async { sleep(HINT_PATIENCE).await; self.redial.notified().await } => continue,
             };
@@ -251,14 +255,9 @@ impl Peering {
             tokio::select! {
                 () = sleep(delay) => {}
                 () = self.redial.notified() => sleep(HINT_DELAY).await,
-                () = self.revived(), if wanted == Wanted::Dead => return None,
+                () = until(dialling, false) => return None,
             }
         }
-    }
-
-    async fn revived(&self) {
-        let mut state = self.state.subscribe();
-        let _ = state.wait_for(|state| *state == PeerState::Up).await;
     }
 
     async fn dial(self: &Arc<Self>) -> Result<Arc<Conn>, DialError> {
@@ -292,9 +291,17 @@ impl Peering {
 
     fn install(self: &Arc<Self>, conn: Arc<Conn>) {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.was_up.store(true, Ordering::Relaxed);
         let before = self.current.swap(Some(conn.clone()));
-        self.refresh();
+        self.handle(Event::Connected);
+        // What happened to it before it was the one in use.
+        if conn.is_going_away() {
+            self.handle(Event::GoingAway);
+        }
+        match conn.current_verdict() {
+            _ if !conn.is_open() => self.handle(Event::Closed),
+            Verdict::Up => {}
+            verdict => self.handle(Event::Verdict(verdict)),
+        }
         if let Some(before) = before {
             match (before.incarnation(), conn.incarnation()) {
                 // The process we talked to is gone: whoever waits for it should learn so now, not in three seconds.
@@ -312,6 +319,11 @@ impl Peering {
             *last = Some(text);
         }
         self.core.count_failed_dial();
+        let was_promising = self.is_promising();
+        self.handle(Event::DialFailed);
+        if was_promising != self.is_promising() {
+            self.core.changed(); // another peer may have to stand in
+        }
     }
 
     /// How old the new connection may get: half the SVID's life, never past its end, all of it with jitter.
@@ -324,13 +336,9 @@ impl Peering {
     }
 }
 
-/// Why a new connection is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    First,
-    Dead,
-    Leaving,
-    Old,
+/// Resolves when the value is `wanted`; its sender lives in the [`Peering`] that asks.
+async fn until(dialling: &mut watch::Receiver<bool>, wanted: bool) {
+    let _ = dialling.wait_for(|dialling| *dialling == wanted).await;
 }
 
 /// Closes a connection that is given up half-way.

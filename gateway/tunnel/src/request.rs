@@ -74,12 +74,7 @@ impl PeerHandle {
 
     /// What the peer last said about a service (`namespace/name`): one entry per version; empty when it never did.
     pub fn health(&self, service: &str) -> Vec<ServiceHealth> {
-        self.0.health().get(service).cloned().unwrap_or_default()
-    }
-
-    /// Everything the peer last said, by service.
-    pub fn all_health(&self) -> Arc<std::collections::HashMap<String, Vec<ServiceHealth>>> {
-        self.0.health()
+        self.0.health(service)
     }
 
     /// Resolves when the peer is dead, at once if it is already; the time to replay elsewhere what may be replayed.

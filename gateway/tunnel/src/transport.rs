@@ -85,8 +85,8 @@ pub(crate) fn transport(limits: &TunnelLimits) -> Arc<TransportConfig> {
         .mtu_discovery_config(Some(mtu))
         // The default of 333 ms makes the first probe of a handshake wait a second.
         .initial_rtt(Duration::from_millis(50))
-        // Beats keep an idle tunnel alive; this does it for peers that have none.
-        .keep_alive_interval(Some(limits.idle_timeout / 3))
+        // Beats keep an idle tunnel alive, once a second; this does it for peers that have none.
+        .keep_alive_interval(Some(limits.idle_timeout / 2))
         .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
         // Datagrams are beats of 42 bytes: a full buffer means that nobody reads, and old beats are worthless.
         .datagram_receive_buffer_size(Some(64 * 1024))

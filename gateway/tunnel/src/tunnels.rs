@@ -2,11 +2,12 @@
 
 use crate::{
     accept::{self, Gate},
+    choice::Choice,
     codec::Code,
     config::{Peer, PeerName, TunnelConfig},
     conn::Conn,
     error::BindError,
-    health::ServiceHealth,
+    health::{HealthBook, ServiceHealth},
     peer::{PeerState, Peering},
     request::PeerHandle,
     server::{Incoming, IncomingRequest},
@@ -16,6 +17,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use archipelago_identity::{MeshRole, SpiffeId};
+use bytes::Bytes;
 use quinn::{Endpoint, TransportConfig};
 use std::{
     collections::BTreeMap,
@@ -29,7 +31,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 /// The tunnels of one worker, to and from all its peers. Cheap to clone.
@@ -48,8 +50,8 @@ impl Tunnels {
         let local_addr = endpoint.local_addr().map_err(|source| BindError::Socket { address: config.bind, source })?;
         let (incoming, requests) = mpsc::channel(config.limits.incoming_queue);
         let gate = Gate::clone(&config.gate);
+        let own = PeerName { cluster: config.cluster.clone(), gateway: config.gateway.clone() };
         let core = Arc::new(Core {
-            config,
             endpoint,
             local_addr,
             transport,
@@ -59,14 +61,18 @@ impl Tunnels {
             conns: Mutex::default(),
             incoming,
             changes: watch::Sender::new(0),
-            health: watch::Sender::new(None),
+            chosen: Mutex::new(Chosen { choice: Choice::new(own, config.peers_per_cluster), known: BTreeMap::new() }),
+            health: Mutex::default(),
+            health_version: watch::Sender::new(0),
             draining: watch::Sender::new(false),
             gate: ArcSwap::from_pointee(gate),
             ticker: Ticker::new(),
             incarnation: rand::random::<u64>() >> 2,
             counters: Counters::default(),
+            config,
         });
         tokio::spawn(accept::accept(core.clone()));
+        tokio::spawn(core.clone().keep_choosing());
         let ticking = core.clone();
         tokio::spawn(async move { ticking.ticker.run().await });
         Ok((Self(core), Incoming::new(requests)))
@@ -77,30 +83,27 @@ impl Tunnels {
         self.0.local_addr
     }
 
-    /// Keeps tunnels to exactly these peers. A peer that stays keeps its connection; one that goes finishes its requests.
+    /// The gateways of other clusters that there are. Of each cluster as many as [`TunnelConfig::peers_per_cluster`] says are chosen to
+    /// keep tunnels to, others as they are needed. A peer that stays chosen keeps its connection; one that goes finishes its requests.
     pub fn set_peers(&self, peers: Vec<Peer>) {
-        let before = self.0.peers.load_full();
-        let mut after = BTreeMap::new();
-        for peer in peers {
-            let name = peer.name();
-            let kept = before.get(&name).filter(|peering| *peering.spiffe_id() == peer.spiffe_id);
-            let peering = match kept {
-                Some(peering) => {
-                    if *peering.addresses() != peer.addresses {
-                        peering.set_addresses(peer.addresses);
-                    }
-                    peering.clone()
-                }
-                None => Peering::start(peer, &self.0),
-            };
-            after.insert(name, peering);
+        let known: BTreeMap<PeerName, Peer> = peers.into_iter().map(|peer| (peer.name(), peer)).collect();
+        {
+            let mut chosen = self.0.chosen();
+            if !chosen.known.keys().eq(known.keys()) {
+                chosen.choice.set_members(known.keys());
+            }
+            chosen.known = known;
         }
-        let gone = before.iter().filter(|(name, old)| !after.get(*name).is_some_and(|new| Arc::ptr_eq(old, new)));
-        let gone: Vec<_> = gone.map(|(_, peering)| peering.clone()).collect();
-        self.0.peers.store(Arc::new(after));
-        gone.iter().for_each(|peering| peering.stop());
-        self.0.apply_cut();
-        self.0.changed();
+        self.0.choose();
+    }
+
+    /// Requests find nobody in `cluster` who can serve them: dials one more gateway of it, if there is one. Cheap to call for each.
+    pub fn demand(&self, cluster: &str) {
+        let is_news = self.0.chosen().choice.demand(cluster, Instant::now().into_std());
+        if is_news {
+            tracing::debug!(cluster, "one more tunnel on demand");
+            self.0.choose();
+        }
     }
 
     /// The peer of that name.
@@ -108,7 +111,7 @@ impl Tunnels {
         self.0.peers.load().get(name).cloned().map(PeerHandle::new)
     }
 
-    /// All peers, by name.
+    /// The chosen peers, by name.
     pub fn peers(&self) -> Vec<PeerHandle> {
         self.0.peers.load().values().cloned().map(PeerHandle::new).collect()
     }
@@ -120,12 +123,10 @@ impl Tunnels {
 
     /// Tells every connected peer what is ready here.
     pub fn publish_health(&self, services: Vec<ServiceHealth>) {
-        let services: Arc<[ServiceHealth]> = services.into();
-        self.0.health.send_if_modified(|known| {
-            let is_news = known.as_ref() != Some(&services);
-            *known = Some(services);
-            is_news
-        });
+        let mut book = self.0.health.lock().unwrap_or_else(PoisonError::into_inner);
+        if book.publish(services) {
+            self.0.health_version.send_replace(book.version());
+        }
     }
 
     /// Starts a drill: packets from and to these peers vanish silently, until [`heal`](Self::heal).
@@ -180,9 +181,7 @@ impl Tunnels {
 
     /// Closes everything at once; requests in flight fail on both sides.
     pub async fn close(&self) {
-        for peering in self.0.peers.swap(Arc::default()).values() {
-            peering.stop();
-        }
+        self.set_peers(Vec::new());
         self.0.endpoint.close(varint(Code::NO_ERROR), b"shutting down");
         let _ = timeout(CLOSE_LINGER, self.0.endpoint.wait_idle()).await;
     }
@@ -205,6 +204,13 @@ pub struct TunnelStats {
     pub deaths: u64,
 }
 
+/// Which peers tunnels are kept to, out of those that there are.
+#[derive(Debug)]
+struct Chosen {
+    choice: Choice,
+    known: BTreeMap<PeerName, Peer>,
+}
+
 /// What the tasks of a worker's tunnels share.
 pub(crate) struct Core {
     config: TunnelConfig,
@@ -217,7 +223,9 @@ pub(crate) struct Core {
     conns: Mutex<Vec<Weak<Conn>>>,
     incoming: mpsc::Sender<IncomingRequest>,
     changes: watch::Sender<u64>,
-    health: watch::Sender<Option<Arc<[ServiceHealth]>>>,
+    chosen: Mutex<Chosen>,
+    health: Mutex<HealthBook>,
+    health_version: watch::Sender<u64>,
     draining: watch::Sender<bool>,
     gate: ArcSwap<Gate>,
     ticker: Ticker,
@@ -260,8 +268,14 @@ impl Core {
         self.incarnation
     }
 
-    pub(crate) fn health(&self) -> watch::Receiver<Option<Arc<[ServiceHealth]>>> {
-        self.health.subscribe()
+    /// The version of what is published here.
+    pub(crate) fn health_changes(&self) -> watch::Receiver<u64> {
+        self.health_version.subscribe()
+    }
+
+    /// See [`HealthBook::since`].
+    pub(crate) fn health_since(&self, version: u64) -> (Vec<Bytes>, u64) {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).since(version)
     }
 
     pub(crate) fn draining(&self) -> watch::Receiver<bool> {
@@ -270,6 +284,61 @@ impl Core {
 
     pub(crate) fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    /// Starts and stops tunnels so that they are those that [`Choice`] wants.
+    fn choose(self: &Arc<Self>) {
+        let before = self.peers.load_full();
+        let mut after = BTreeMap::new();
+        let mut chosen = self.chosen();
+        let is_promising = |name: &PeerName| before.get(name).is_none_or(|peering| peering.is_promising());
+        for name in chosen.choice.wanted(is_promising, Instant::now().into_std()) {
+            let Some(peer) = chosen.known.get(&name) else { continue };
+            let peering = match before.get(&name).filter(|peering| *peering.spiffe_id() == peer.spiffe_id) {
+                Some(peering) => {
+                    if *peering.addresses() != peer.addresses {
+                        peering.set_addresses(peer.addresses.clone());
+                    }
+                    peering.clone()
+                }
+                None => Peering::start(peer.clone(), self),
+            };
+            after.insert(name, peering);
+        }
+        let gone: Vec<_> = before
+            .iter()
+            .filter(|(name, old)| !after.get(*name).is_some_and(|new| Arc::ptr_eq(old, new)))
+            .map(|(_, peering)| peering.clone())
+            .collect();
+        let is_same = gone.is_empty() && after.len() == before.len();
+        self.peers.store(Arc::new(after));
+        drop(chosen);
+        if is_same {
+            return;
+        }
+        gone.iter().for_each(|peering| peering.stop());
+        self.apply_cut();
+        self.changed();
+    }
+
+    /// Chooses anew whenever a peer's state changes, and when a tunnel was kept long enough.
+    async fn keep_choosing(self: Arc<Self>) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let due = self.chosen().choice.due();
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = async { match due {
+                    Some(due) => sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
+            self.choose();
+        }
+    }
+
+    fn chosen(&self) -> MutexGuard<'_, Chosen> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn changed(&self) {

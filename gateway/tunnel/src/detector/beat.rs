@@ -18,15 +18,13 @@ pub struct Beat {
     pub echo_micros: u64,
     /// How long ago that beat arrived.
     pub hold_micros: u32,
-    /// Requests the sender is working on over this connection.
-    pub load: u32,
 }
 
 impl Beat {
     /// The datagram.
     ///
     /// Layout: `quarter stream id: varint(2^60 - 1) | version: u8 = 1 | flags: u8 | sequence: u32 | sent: u64 |
-    /// echo sequence: u32 | echo: u64 | hold: u32 | load: u32`, big endian.
+    /// echo sequence: u32 | echo: u64 | hold: u32`, big endian.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(BEAT_BYTES);
         varint::encode(QUARTER_STREAM_ID, &mut out);
@@ -37,7 +35,6 @@ impl Beat {
         out.put_u32(self.echo_sequence);
         out.put_u64(self.echo_micros);
         out.put_u32(self.hold_micros);
-        out.put_u32(self.load);
         out.freeze()
     }
 
@@ -55,7 +52,6 @@ impl Beat {
             echo_sequence: rest.get_u32(),
             echo_micros: rest.get_u64(),
             hold_micros: rest.get_u32(),
-            load: rest.get_u32(),
         })
     }
 }
@@ -63,7 +59,7 @@ impl Beat {
 /// The largest quarter stream id: no request stream will ever have it.
 const QUARTER_STREAM_ID: u64 = (1 << 60) - 1;
 const VERSION: u8 = 1;
-const BEAT_BYTES: usize = 8 + 1 + 1 + 4 + 8 + 4 + 8 + 4 + 4;
+const BEAT_BYTES: usize = 8 + 1 + 1 + 4 + 8 + 4 + 8 + 4;
 
 #[cfg(test)]
 mod tests {
@@ -71,8 +67,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn round_trip(is_active: bool, sequence: u32, sent_micros: u64, echo_sequence: u32, echo_micros: u64, hold_micros: u32, load: u32, tail: Vec<u8>) {
-            let beat = Beat { is_active, sequence, sent_micros, echo_sequence, echo_micros, hold_micros, load };
+        fn round_trip(is_active: bool, sequence: u32, sent_micros: u64, echo_sequence: u32, echo_micros: u64, hold_micros: u32, tail: Vec<u8>) {
+            let beat = Beat { is_active, sequence, sent_micros, echo_sequence, echo_micros, hold_micros };
             let mut wire = beat.encode().to_vec();
             proptest::prop_assert_eq!(wire.len(), BEAT_BYTES);
             for cut in 0..wire.len() {

@@ -7,7 +7,10 @@
 //! | cadence | when | a beat after | suspect after silence of | dead after silence of |
 //! | --- | --- | --- | --- | --- |
 //! | active | requests in flight, or within the last second | R/4, 5–25 ms | 3 beats, 20 ms | 6 beats, 40 ms, 1.5 × learned silence |
-//! | idle | else | 200 ms | 3 beats | 6 beats |
+//! | idle | else | 1 s | 3 beats | 6 beats |
+//!
+//! A gateway may keep hundreds of tunnels that carry nothing, so idle beats are rare: QUIC's own idle timeout (3 s) finds an idle
+//! peer dead, while the first request finds it dead as fast as on a busy tunnel.
 //!
 //! Every threshold gets 4 × jitter and a millisecond or two on top. The first request after idleness sends two
 //! beats at once and starts the clock anew, plus one round trip. Three rules keep a verdict honest:
@@ -44,6 +47,8 @@ pub struct DetectorConfig {
     pub beat_interval_max: Duration,
     /// Beat interval without traffic.
     pub idle_interval: Duration,
+    /// Beat interval towards a peer taken for dead.
+    pub dead_interval: Duration,
     /// Silence below which nobody is suspected.
     pub suspect_floor: Duration,
     /// Silence below which nobody is dead.
@@ -65,7 +70,8 @@ impl Default for DetectorConfig {
         Self {
             beat_interval_min: Duration::from_millis(5),
             beat_interval_max: Duration::from_millis(25),
-            idle_interval: Duration::from_millis(200),
+            idle_interval: Duration::from_secs(1),
+            dead_interval: Duration::from_millis(100),
             suspect_floor: Duration::from_millis(20),
             dead_floor: Duration::from_millis(40),
             active_linger: Duration::from_secs(1),
@@ -174,7 +180,7 @@ impl Detector {
     }
 
     /// The next beat to send; call once for each that [`Output::beats`] asks for.
-    pub fn next_beat(&mut self, now: Instant, load: u32) -> Beat {
+    pub fn next_beat(&mut self, now: Instant) -> Beat {
         self.sequence = self.sequence.wrapping_add(1);
         if self.unechoed.len() == UNECHOED_MAX {
             // Keep the oldest: its age is what counts.
@@ -192,7 +198,6 @@ impl Detector {
             echo_sequence,
             echo_micros,
             hold_micros: u32::try_from(hold.as_micros()).unwrap_or(u32::MAX),
-            load,
         }
     }
 
@@ -418,7 +423,7 @@ impl Detector {
     /// How often the peer should hear of us: as often as either side asks for.
     fn beat_interval(&self, now: Instant) -> Duration {
         match self.state {
-            State::Dead => self.config.idle_interval / 2, // enough to find a healed path before a new handshake does
+            State::Dead => self.config.dead_interval, // enough to find a healed path before a new handshake does
             _ if self.is_active(now) || now < self.peer_active_until => self.active_interval(),
             _ => self.config.idle_interval,
         }

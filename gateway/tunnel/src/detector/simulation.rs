@@ -155,7 +155,7 @@ impl Sim {
         let now = self.start + self.now;
         let output = self.sides[who].detector.handle(event, now);
         for _ in 0..output.beats {
-            let beat = self.sides[who].detector.next_beat(now, 0);
+            let beat = self.sides[who].detector.next_beat(now);
             self.sides[who].counts.sent += 1;
             let is_lost = self.uniform() < self.world.loss || self.now < self.dark_until || self.is_cut;
             let jitter = Duration::from_micros((self.uniform() * 200.0) as u64);

@@ -6,6 +6,7 @@ const CONFIG: DetectorConfig = DetectorConfig {
     beat_interval_min: Duration::from_millis(5),
     beat_interval_max: Duration::from_millis(25),
     idle_interval: Duration::from_millis(200),
+    dead_interval: Duration::from_millis(100),
     suspect_floor: Duration::from_millis(20),
     dead_floor: Duration::from_millis(40),
     active_linger: Duration::from_secs(1),
@@ -45,7 +46,7 @@ impl Bench {
         let sample = Sample { counts: self.counts, in_flight: self.in_flight };
         let output = self.detector.handle(Event::Tick(sample), self.now);
         for _ in 0..output.beats {
-            self.detector.next_beat(self.now, 0);
+            self.detector.next_beat(self.now);
         }
         output
     }
@@ -78,7 +79,6 @@ impl Bench {
             echo_sequence: 0,
             echo_micros: 0,
             hold_micros: 0,
-            load: 0,
         };
         self.detector.handle(Event::Beat(beat), self.now)
     }
@@ -279,7 +279,7 @@ fn a_peer_that_hears_nothing_of_us_is_unreachable() {
 fn round_trip_from_beats() {
     let mut bench = Bench::new(50);
     for sequence in 1..=60 {
-        let ours = bench.detector.next_beat(bench.now, 0);
+        let ours = bench.detector.next_beat(bench.now);
         bench.pass(9); // 4 ms on the path, 5 ms with the peer
         let echo = Beat {
             is_active: true,
@@ -288,7 +288,6 @@ fn round_trip_from_beats() {
             echo_sequence: ours.sequence,
             echo_micros: ours.sent_micros,
             hold_micros: 5000,
-            load: 0,
         };
         bench.detector.handle(Event::Beat(echo), bench.now);
     }
@@ -304,7 +303,7 @@ proptest::proptest! {
         let mut bench = Bench::new(5);
         for (kind, wait, sequence, sent_micros, echo_sequence, echo_micros, hold_micros) in events {
             bench.now += Duration::from_micros(u64::from(wait) * 10);
-            let beat = Beat { is_active: kind & 8 != 0, sequence, sent_micros, echo_sequence, echo_micros, hold_micros, load: 0 };
+            let beat = Beat { is_active: kind & 8 != 0, sequence, sent_micros, echo_sequence, echo_micros, hold_micros };
             let event = match kind % 4 {
                 0 => Event::Beat(beat),
                 1 => Event::RequestStarted(bench.counts),
@@ -314,7 +313,7 @@ proptest::proptest! {
             let output = bench.detector.handle(event, bench.now);
             proptest::prop_assert!(output.beats <= 2);
             for _ in 0..output.beats {
-                bench.detector.next_beat(bench.now, 1);
+                bench.detector.next_beat(bench.now);
             }
             proptest::prop_assert!(bench.detector.due() > bench.now);
             proptest::prop_assert!(bench.detector.due() <= bench.now + Duration::from_secs(10));
