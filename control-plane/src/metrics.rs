@@ -177,6 +177,11 @@ impl Collector for Scraped {
             ("raft_has_leader", "1 while this member knows a leader", u64::from(status.leader.is_some())),
             ("raft_commit_index", "Highest log index known to be committed", status.commit),
             ("raft_applied_index", "Highest log index applied here", status.applied_index),
+            (
+                "raft_state_diverged",
+                "1 while the states of members are known to differ after the same log index",
+                u64::from(status.divergence.is_some()),
+            ),
             ("revision", "Policy revision applied here", version.revision),
             ("fleet_version", "Fleet version applied here", version.fleet),
             ("gateway_sessions", "Gateways connected to this member", gateways as u64),

@@ -39,6 +39,7 @@ async fn consensus_listens_to_members_alone() {
         from,
         federation: federation.to_owned(),
         messages: vec![message],
+        ..RaftBatch::default()
     };
     let send = async |credential: &LiveCredential, batch: RaftBatch| {
         let mut client = peer_port(&control_plane, credential).await?;

@@ -38,6 +38,9 @@ pub(crate) struct MemberView {
     pub(crate) address: String,
     pub(crate) applied_index: u64,
     pub(crate) term: u64,
+    /// What an operator must see to there; absent if nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) problem: String,
 }
 
 /// `.clusters[]`.
@@ -148,7 +151,11 @@ impl StatusView {
                     format!("{synced}/{}", cluster.gateways.len()).into(),
                 ]);
             }
-            text = text.table(members).line("").table(clusters);
+            text = text.table(members);
+            for member in self.control_plane.members.iter().filter(|member| !member.problem.is_empty()) {
+                text = text.line(format!("cp-{}: {}", member.id, member.problem));
+            }
+            text = text.line("").table(clusters);
             let gateways = gateway_table(&self.gateways());
             if !gateways.is_empty() {
                 text = text.line("").table(gateways);
@@ -172,6 +179,7 @@ impl MemberView {
             address: member.address,
             applied_index: member.applied_index,
             term: member.term,
+            problem: member.problem,
         }
     }
 }

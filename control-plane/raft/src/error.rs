@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use crate::store::StoreError;
+use crate::{
+    digest::{Digest, Divergence},
+    store::StoreError,
+};
 
 /// Why a proposal was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +165,19 @@ pub enum Fatal {
         log_index: u64,
         /// The machine's words.
         reason: String,
+    },
+    /// This node's state is not what a majority of the voters agrees on.
+    #[error(
+        "{divergence}: this member, {node_id}, has {own} there and must not serve it. hint: set its data directory aside \
+         for diagnosis, remove the member and add a new one"
+    )]
+    StateDiverged {
+        /// This node.
+        node_id: u64,
+        /// Where, and who agrees.
+        divergence: Divergence,
+        /// This node's digest.
+        own: Digest,
     },
     /// A broken invariant in this node, the raft crate or the state machine.
     #[error("internal error: {0}")]

@@ -7,6 +7,7 @@
 //! - A read that waits for [`RaftHandle::read_index`] sees every write acknowledged before it began.
 //! - Nothing is answered from memory that the disk does not back: a message that promises durability is typed as held
 //!   until an fsync returned (`core/write.rs`).
+//! - Members compare digests of their states at the same log indices; one that differs from a majority stops.
 //! - A failed fsync, a damaged, foreign or missing file stops the node with a sentence that says what to do.
 //!
 //! # The code, in reading order
@@ -23,6 +24,7 @@
 
 mod config;
 mod core;
+mod digest;
 mod driver;
 mod error;
 mod machine;
@@ -33,6 +35,7 @@ mod store;
 
 pub use config::{Config, Limits, Timing};
 pub use core::{MembershipChange, Role, Status};
+pub use digest::{Digest, Divergence, StateDigest};
 pub use driver::{NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
 pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
 pub use machine::{CannotApply, Encode, StateMachine, Transport};

@@ -2,6 +2,8 @@
 
 use raft_proto::eraftpb::Message;
 
+use crate::digest::StateDigest;
+
 /// The replicated state. Every node applies the same commands in the same order, so each method must depend on
 /// nothing but the state and its arguments: no clock, no randomness, no iteration order of hash maps.
 pub trait StateMachine: Send + Sync + 'static {
@@ -53,4 +55,9 @@ pub trait Transport: Send + 'static {
     /// Hands messages over, each to `message.to`. Must return at once: it runs on the thread that keeps the
     /// heartbeats going. Bound the queues behind it and drop what does not fit.
     fn send(&mut self, messages: Vec<Message>);
+
+    /// Tells every other member this member's newest state digests, for
+    /// [`RaftHandle::peer_digests`](crate::RaftHandle::peer_digests) there. They are repeated every few elections, so
+    /// they may be lost; otherwise as [`send`](Self::send).
+    fn send_digests(&mut self, digests: Vec<StateDigest>);
 }

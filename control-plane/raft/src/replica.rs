@@ -13,6 +13,7 @@ use raft_proto::eraftpb::{ConfState, Message};
 use crate::{
     config::{Limits, Timing},
     core::{Action, Command, Core, Event, Position, Reply, RequestId, Status, Write},
+    digest::{self, Judge, StateDigest},
     error::Fatal,
     machine::{CannotApply, Encode, StateMachine},
     store::Checkpoint,
@@ -23,6 +24,9 @@ pub(crate) struct Replica<M> {
     machine: Arc<RwLock<M>>,
     applied: Position,
     checkpoints: CheckpointPolicy,
+    judge: Judge,
+    /// Ticks until the digests are told again, and how many there are between two times.
+    announce: (u64, u64),
     /// A peer waits for the next encoded snapshot.
     snapshot_wanted: bool,
     actions: Vec<Action>,
@@ -38,14 +42,32 @@ pub(crate) enum Output {
     /// Encode this on another thread and report it with [`Replica::encoded`]; save it, then report it with
     /// [`Replica::checkpoint_saved`]. Never two at once.
     Checkpoint(Capture),
+    /// Tell all other members.
+    Announce(Vec<StateDigest>),
     /// Answer a request.
     Reply(RequestId, Reply),
 }
 
 impl<M: StateMachine> Replica<M> {
-    pub(crate) fn new(core: Core, machine: Arc<RwLock<M>>, applied: Position, limits: &Limits, timing: Timing) -> Self {
-        let checkpoints = CheckpointPolicy::new(limits, timing);
-        Self { core, machine, applied, checkpoints, snapshot_wanted: false, actions: Vec::new() }
+    /// A replica whose `machine` was restored from `checkpoint`.
+    pub(crate) fn new(
+        core: Core,
+        machine: Arc<RwLock<M>>,
+        checkpoint: &Checkpoint,
+        limits: &Limits,
+        timing: Timing,
+    ) -> Self {
+        let announce_ticks = ANNOUNCE_ELECTIONS * timing.election_ticks as u64;
+        Self {
+            judge: Judge::new(core.status().node_id, &checkpoint.digests),
+            core,
+            machine,
+            applied: checkpoint.position,
+            checkpoints: CheckpointPolicy::new(limits, timing),
+            announce: (announce_ticks, announce_ticks),
+            snapshot_wanted: false,
+            actions: Vec::new(),
+        }
     }
 
     /// Takes in one event; see [`Core::on`].
@@ -55,6 +77,10 @@ impl<M: StateMachine> Replica<M> {
     pub(crate) fn on(&mut self, event: Event, out: &mut Vec<Output>) -> Result<(), Fatal> {
         if matches!(event, Event::Tick) {
             self.checkpoints.tick();
+            self.announce.0 = self.announce.0.saturating_sub(1);
+            if self.announce.0 == 0 {
+                self.announce(out);
+            }
         }
         self.core.on(event, &mut self.actions)?;
         self.perform(out)
@@ -90,6 +116,13 @@ impl<M: StateMachine> Replica<M> {
     /// # Errors
     /// As [`on`](Self::on).
     pub(crate) fn encoded(&mut self, checkpoint: Checkpoint, out: &mut Vec<Output>) -> Result<(), Fatal> {
+        if let Some(newest) = checkpoint.digests.last() {
+            let node_id = self.core.status().node_id;
+            // Told before it is judged: should this member have to stop, the others must know why.
+            self.judge.note(node_id, &[*newest]);
+            self.announce(out);
+            self.hear(node_id, &[*newest])?;
+        }
         if !std::mem::take(&mut self.snapshot_wanted) {
             return Ok(());
         }
@@ -111,8 +144,22 @@ impl<M: StateMachine> Replica<M> {
         self.checkpoints.is_clean()
     }
 
+    /// A member told its digests.
+    ///
+    /// # Errors
+    /// [`Fatal::StateDiverged`].
+    pub(crate) fn hear(&mut self, member: u64, digests: &[StateDigest]) -> Result<(), Fatal> {
+        let members = self.core.conf_state_at(self.applied.log_index);
+        let node_id = self.core.status().node_id;
+        self.judge.hear(member, digests, &members).map_err(|(divergence, own)| Fatal::StateDiverged {
+            node_id,
+            divergence,
+            own,
+        })
+    }
+
     pub(crate) fn status(&self) -> Status {
-        self.core.status()
+        Status { divergence: self.judge.divergence().cloned(), ..self.core.status() }
     }
 
     pub(crate) fn applied_index(&self) -> u64 {
@@ -141,9 +188,11 @@ impl<M: StateMachine> Replica<M> {
                     let metadata = snapshot.get_metadata();
                     let position = Position { log_index: metadata.index, term: metadata.term };
                     let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
-                    machine
-                        .restore(snapshot.get_data())
-                        .map_err(|reason| Fatal::Restore { log_index: position.log_index, reason })?;
+                    let restored = digest::open(snapshot.get_data())
+                        .and_then(|(digest, state)| machine.restore(state).map(|()| digest));
+                    let log_index = position.log_index;
+                    let digest = restored.map_err(|reason| Fatal::Restore { log_index, reason })?;
+                    self.judge.replaced(StateDigest { log_index, digest });
                     self.applied = position;
                     // What was applied before is part of it, and it is on its way to the disk.
                     self.checkpoints.installed();
@@ -175,7 +224,16 @@ impl<M: StateMachine> Replica<M> {
         if self.checkpoints.begin() {
             let encode = self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot();
             let conf_state = self.core.conf_state_at(self.applied.log_index);
-            out.push(Output::Checkpoint(Capture { position: self.applied, conf_state, encode }));
+            let digests = self.judge.own();
+            out.push(Output::Checkpoint(Capture { position: self.applied, conf_state, encode, digests }));
+        }
+    }
+
+    fn announce(&mut self, out: &mut Vec<Output>) {
+        self.announce.0 = self.announce.1;
+        let digests = self.judge.own();
+        if !digests.is_empty() {
+            out.push(Output::Announce(digests));
         }
     }
 }
@@ -185,13 +243,18 @@ pub(crate) struct Capture {
     position: Position,
     conf_state: ConfState,
     encode: Encode,
+    /// Of this member's checkpoints before it.
+    digests: Vec<StateDigest>,
 }
 
 impl Capture {
     /// Takes as long as the state is large.
     pub(crate) fn encode(self) -> Checkpoint {
-        let Self { position, conf_state, encode } = self;
-        Checkpoint { position, conf_state, installed: false, data: encode().into() }
+        let Self { position, conf_state, encode, mut digests } = self;
+        let (digest, data) = digest::seal(&encode());
+        digests.retain(|before| before.log_index != position.log_index);
+        digests.push(StateDigest { log_index: position.log_index, digest });
+        Checkpoint { position, conf_state, installed: false, digests, data }
     }
 }
 
@@ -263,3 +326,6 @@ impl CheckpointPolicy {
         self.under_way = false;
     }
 }
+
+/// Digests are told anew after this many election timeouts: about a second on a local network.
+const ANNOUNCE_ELECTIONS: u64 = 4;

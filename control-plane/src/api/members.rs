@@ -126,6 +126,7 @@ impl Context {
             term: status.term,
             format_supported: self.consensus.supported_format(),
             format_version: self.consensus.read(State::format_version),
+            problem: status.divergence.map(|divergence| divergence.to_string()).unwrap_or_default(),
         }
     }
 }

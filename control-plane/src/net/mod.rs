@@ -14,13 +14,13 @@ use std::{
 };
 
 use archipelago_identity::{LiveCredential, SpiffeId};
-use archipelago_raft::{RaftHandle, Transport};
+use archipelago_raft::{RaftHandle, StateDigest, Transport};
 use raft_proto::eraftpb::{Message, MessageType};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::receive::RaftService;
-use self::send::{Lane, Link};
+use self::send::{Lane, Link, Outgoing};
 use crate::{machine::Machine, metrics::Metrics};
 
 /// The sending side, given to the Raft driver.
@@ -88,12 +88,22 @@ impl Transport for PeerTransport {
                 self.metrics.raft_dropped("unknown_peer");
                 continue;
             };
-            let queue =
-                if message.msg_type == i32::from(MessageType::MsgSnapshot) { &lane.snapshots } else { &lane.messages };
-            if queue.try_send(message).is_err() {
+            let queued = if message.msg_type == i32::from(MessageType::MsgSnapshot) {
+                lane.snapshots.try_send(message).is_ok()
+            } else {
+                lane.messages.try_send(Outgoing::Message(message)).is_ok()
+            };
+            if !queued {
                 lane.overflowed.store(true, Ordering::Relaxed);
                 self.metrics.raft_dropped("queue_full");
             }
+        }
+    }
+
+    fn send_digests(&mut self, digests: Vec<StateDigest>) {
+        for lane in self.lanes.values() {
+            // Lost with a full queue; they are told again soon.
+            let _ = lane.messages.try_send(Outgoing::Digests(digests.clone()));
         }
     }
 }

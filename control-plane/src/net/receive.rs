@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
-    RaftAck, RaftBatch, SnapshotChunk,
+    self, RaftAck, RaftBatch, SnapshotChunk,
     raft_transport_server::{RaftTransport, RaftTransportServer},
 };
-use archipelago_raft::RaftHandle;
+use archipelago_raft::{Digest, RaftHandle, StateDigest};
 use archipelago_rpc::grpc;
 use prost::Message as _;
 use raft_proto::eraftpb::{Message, MessageType};
@@ -52,16 +52,24 @@ impl RaftService {
         }
     }
 
-    /// Checks where a message comes from and goes to; decodes it.
-    fn accept(&self, caller: u64, from: u64, federation: &str, message: &[u8]) -> Result<Message, Status> {
+    /// Checks that what comes is from who called, and from a member of this federation.
+    fn check_sender(&self, caller: u64, from: u64, federation: &str) -> Result<(), Status> {
         if federation != self.federation {
             return Err(Status::permission_denied(format!(
                 "member {caller} belongs to federation {federation:.64}, this is {}",
                 self.federation
             )));
         }
+        if from != caller {
+            return Err(Status::permission_denied(format!("member {caller} sends in the name of {from}")));
+        }
+        Ok(())
+    }
+
+    /// Checks whom a message is from and for; decodes it.
+    fn accept(&self, caller: u64, message: &[u8]) -> Result<Message, Status> {
         let message = Message::decode(message).map_err(|_| Status::invalid_argument("not a Raft message"))?;
-        if from != caller || message.from != caller {
+        if message.from != caller {
             return Err(Status::permission_denied(format!("member {caller} sends in the name of {}", message.from)));
         }
         if message.to != self.node_id {
@@ -83,8 +91,12 @@ impl RaftTransport for RaftService {
         let caller = self.caller(&request)?;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
+            self.check_sender(caller, batch.from, &batch.federation)?;
+            if !batch.digests.is_empty() {
+                self.raft.peer_digests(caller, digests(&batch.digests)?);
+            }
             for message in &batch.messages {
-                let message = self.accept(caller, batch.from, &batch.federation, message)?;
+                let message = self.accept(caller, message)?;
                 if message.msg_type != i32::from(MessageType::MsgSnapshot) {
                     self.raft.step(message);
                 }
@@ -105,7 +117,8 @@ impl RaftTransport for RaftService {
                 return Err(Status::data_loss("the snapshot ended before its last chunk"));
             };
             if message.is_none() {
-                message = Some(self.accept(caller, chunk.from, &chunk.federation, &chunk.message)?);
+                self.check_sender(caller, chunk.from, &chunk.federation)?;
+                message = Some(self.accept(caller, &chunk.message)?);
             }
             if chunk.offset != data.len() as u64 || chunk.data.len() > CHUNK_BYTES {
                 return Err(Status::invalid_argument("chunks out of order"));
@@ -132,6 +145,19 @@ impl RaftTransport for RaftService {
     }
 }
 
+/// The newest digests of a peer.
+fn digests(told: &[v1::StateDigest]) -> Result<Vec<StateDigest>, Status> {
+    let newest = told.get(told.len().saturating_sub(DIGESTS_MAX)..).unwrap_or_default();
+    let digest = |told: &v1::StateDigest| {
+        let sha256 = told.sha256.as_slice().try_into();
+        let sha256 = sha256.map_err(|_| Status::invalid_argument("a digest of another length"))?;
+        Ok(StateDigest { log_index: told.log_index, digest: Digest(sha256) })
+    };
+    newest.iter().map(digest).collect()
+}
+
+/// As many as a member keeps of each peer.
+const DIGESTS_MAX: usize = 16;
 const SNAPSHOTS_MAX: usize = 1;
 /// A federation at its bounds (100,000 resources and gateways) encodes to about 200 MiB.
 const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024 * 1024;

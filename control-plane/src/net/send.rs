@@ -9,7 +9,8 @@ use std::{
 };
 
 use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
-use archipelago_proto::v1::{RaftBatch, SnapshotChunk, raft_transport_client::RaftTransportClient};
+use archipelago_proto::v1::{self, RaftBatch, SnapshotChunk, raft_transport_client::RaftTransportClient};
+use archipelago_raft::StateDigest;
 use archipelago_rpc::grpc;
 use bytes::Bytes;
 use prost::Message as _;
@@ -26,10 +27,16 @@ use crate::{digest::sha256, metrics::Metrics};
 
 /// Queues towards one peer.
 pub(super) struct Lane {
-    pub(super) messages: mpsc::Sender<Message>,
+    pub(super) messages: mpsc::Sender<Outgoing>,
     pub(super) snapshots: mpsc::Sender<Message>,
     /// Set when a message did not fit; the task behind the queue reports it.
     pub(super) overflowed: Arc<AtomicBool>,
+}
+
+/// What goes out on a peer's stream.
+pub(super) enum Outgoing {
+    Message(Message),
+    Digests(Vec<StateDigest>),
 }
 
 /// One peer and how to reach it.
@@ -49,7 +56,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Keeps a stream of messages open for as long as the member runs.
-    pub(super) async fn carry_messages(self, mut queued: mpsc::Receiver<Message>) {
+    pub(super) async fn carry_messages(self, mut queued: mpsc::Receiver<Outgoing>) {
         let mut failures = 0u32;
         loop {
             let ended = tokio::select! {
@@ -72,7 +79,8 @@ impl Link {
                     () = self.stopping.cancelled() => return,
                     () = &mut wait => break,
                     message = queued.recv() => match message {
-                        Some(_) => self.metrics.raft_dropped("unreachable"),
+                        Some(Outgoing::Message(_)) => self.metrics.raft_dropped("unreachable"),
+                        Some(Outgoing::Digests(_)) => {}
                         None => return,
                     },
                 }
@@ -80,7 +88,7 @@ impl Link {
         }
     }
 
-    async fn stream_messages(&self, queued: &mut mpsc::Receiver<Message>) -> Ended {
+    async fn stream_messages(&self, queued: &mut mpsc::Receiver<Outgoing>) -> Ended {
         let failed = |reason: String| Ended { after_messages: false, reason };
         let mut client = match self.connect().await {
             Ok(client) => client,
@@ -124,11 +132,24 @@ impl Link {
     }
 
     /// Splits by size, so that no batch grows past what the peer accepts.
-    fn batches(&self, messages: &[Message]) -> Vec<RaftBatch> {
-        let empty = || RaftBatch { from: self.from, federation: self.federation.clone(), messages: Vec::new() };
+    fn batches(&self, outgoing: &[Outgoing]) -> Vec<RaftBatch> {
+        let empty = || RaftBatch { from: self.from, federation: self.federation.clone(), ..RaftBatch::default() };
         let mut batches = vec![empty()];
         let mut bytes = 0;
-        for message in messages {
+        for item in outgoing {
+            let message = match item {
+                Outgoing::Message(message) => message,
+                Outgoing::Digests(digests) => {
+                    let digest = |StateDigest { log_index, digest }: &StateDigest| v1::StateDigest {
+                        log_index: *log_index,
+                        sha256: digest.0.to_vec(),
+                    };
+                    if let Some(batch) = batches.last_mut() {
+                        batch.digests = digests.iter().map(digest).collect();
+                    }
+                    continue;
+                }
+            };
             let encoded = message.encode_to_vec();
             if bytes > 0 && bytes + encoded.len() > BATCH_BYTES {
                 batches.push(empty());

@@ -166,7 +166,7 @@ impl Core {
         Ok(())
     }
 
-    /// Role, term, leader and progress.
+    /// Role, term, leader and progress; whether members diverge is not the core's to know.
     pub(crate) fn status(&self) -> Status {
         let raft = &self.node.raft;
         let conf = self.conf_state();
@@ -186,6 +186,7 @@ impl Core {
             applied_index: self.applied.log_index,
             voters: conf.voters,
             learners: conf.learners,
+            divergence: None,
         }
     }
 

@@ -6,6 +6,7 @@ use raft_proto::eraftpb::{ConfState, Entry, HardState, Message, Snapshot};
 use super::{MembershipChange, Persisted, Write};
 use crate::{
     config::{Limits, Timing},
+    digest::Divergence,
     error::{MembershipError, ProposeError, ReadError},
 };
 
@@ -139,6 +140,8 @@ pub struct Status {
     pub voters: Vec<u64>,
     /// Members without.
     pub learners: Vec<u64>,
+    /// Members whose states differ, as far as this node knows. It is not in the minority, or it would have stopped.
+    pub divergence: Option<Divergence>,
 }
 
 /// What a node is.

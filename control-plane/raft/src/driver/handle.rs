@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     core::{MembershipChange, Status},
+    digest::StateDigest,
     error::{MembershipError, ProposeError, ReadError, Stopped},
     machine::StateMachine,
 };
@@ -114,6 +115,11 @@ impl<M: StateMachine> RaftHandle<M> {
     /// Says how the delivery of a snapshot to `peer` ended.
     pub fn report_snapshot(&self, peer: u64, delivered: bool) {
         self.shared.mailbox.notice(Notice::SnapshotSent { peer, delivered });
+    }
+
+    /// Hands in the state digests that a peer told. The caller vouches that `peer` is who sent them.
+    pub fn peer_digests(&self, peer: u64, digests: Vec<StateDigest>) {
+        self.shared.mailbox.notice(Notice::PeerDigests { peer, digests });
     }
 
     /// Changes the membership by one step and waits until that is committed and in force here.

@@ -33,6 +33,7 @@ use self::{handle::Shared, mailbox::Mailbox, node::Node, worker::Worker};
 use crate::{
     config::Config,
     core::{Core, MembershipChange, Persisted, Setup},
+    digest::{self, StateDigest},
     error::{MembershipError, ProposeError, ReadError, StartError},
     machine::{StateMachine, Transport},
     replica::{Capture, Replica},
@@ -64,14 +65,15 @@ impl Raft {
         let Config { node_id, ref members, ref federation_id, ref data_dir, timing, ref limits } = config;
         let genesis = (!members.is_empty()).then(|| {
             let conf_state = ConfState::from((members.iter().copied(), []));
-            (conf_state, Bytes::from(machine.snapshot()()))
+            (conf_state, machine.snapshot()())
         });
         let ident = Ident { federation_id: federation_id.clone(), node_id };
         let DataDir { mut log, state, guard } = DataDir::open(data_dir, &ident, genesis)?;
-        let (recovered, data) = store::recover(&mut log, state.as_ref())?;
+        let (recovered, checkpoint) = store::recover(&mut log, state.as_ref())?;
         let applied = recovered.applied;
         if applied.log_index > 0 {
-            machine.restore(&data).map_err(|reason| StartError::Restore { path: data_dir.clone(), reason })?;
+            let restored = digest::open(&checkpoint.data).and_then(|(_, state)| machine.restore(state));
+            restored.map_err(|reason| StartError::Restore { path: data_dir.clone(), reason })?;
         }
         tracing::info!(
             node_id,
@@ -91,7 +93,7 @@ impl Raft {
         };
         let core = Core::new(setup).map_err(|error| StartError::Raft(error.to_string()))?;
         let machine = Arc::new(RwLock::new(machine));
-        let replica = Replica::new(core, Arc::clone(&machine), applied, limits, timing);
+        let replica = Replica::new(core, Arc::clone(&machine), &checkpoint, limits, timing);
 
         let shared = Arc::new(Shared {
             mailbox: Mailbox::new(limits.requests_max, limits.messages_max, limits.messages_bytes_max),
@@ -158,6 +160,10 @@ enum Notice {
         peer: u64,
         delivered: bool,
     },
+    PeerDigests {
+        peer: u64,
+        digests: Vec<StateDigest>,
+    },
     Transfer {
         to: Option<u64>,
     },
@@ -180,6 +186,8 @@ impl Notice {
                 Self::SnapshotSent { peer, delivered },
                 Self::SnapshotSent { peer: other, delivered: other_delivered },
             ) => (peer, delivered) == (other, other_delivered),
+            // The peer repeats its newest; the next time will do.
+            (Self::PeerDigests { peer, .. }, Self::PeerDigests { peer: other, .. }) => peer == other,
             (Self::Transfer { to }, Self::Transfer { to: other }) => to == other,
             (Self::Shutdown, Self::Shutdown) | (Self::Abandoned, Self::Abandoned) => true,
             _ => false,

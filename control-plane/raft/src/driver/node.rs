@@ -109,6 +109,12 @@ impl<M: StateMachine> Node<M> {
             }
             Err(fatal) => {
                 tracing::error!(error = %fatal, "raft node failed");
+                // They promise nothing, and without them the others would not learn in what this member differed.
+                for output in mem::take(&mut self.outputs) {
+                    if let Output::Announce(digests) = output {
+                        self.transport.send_digests(digests);
+                    }
+                }
                 self.log.abandon();
                 self.state.abandon();
                 Stopped::Failed(fatal)
@@ -173,6 +179,7 @@ impl<M: StateMachine> Node<M> {
             Notice::StoreFailed(error) => Err(Fatal::Store(error)),
             Notice::Unreachable { peer } => self.event(Event::Unreachable { peer }),
             Notice::SnapshotSent { peer, delivered } => self.event(Event::SnapshotSent { peer, delivered }),
+            Notice::PeerDigests { peer, digests } => self.replica.hear(peer, &digests),
             Notice::Transfer { to } => self.event(Event::Transfer { to }),
             Notice::Shutdown => {
                 if self.phase == Phase::Running {
@@ -212,6 +219,7 @@ impl<M: StateMachine> Node<M> {
                     self.log.push(write);
                 }
                 Output::Checkpoint(capture) => self.state.push(capture),
+                Output::Announce(digests) => self.transport.send_digests(digests),
                 Output::Reply(request, reply) => self.reply(request, reply),
             }
         }

@@ -28,6 +28,8 @@ enum Version {
     New,
     /// From before the command [`LATER`].
     Old,
+    /// Gets one command wrong.
+    Faulty,
 }
 
 impl StateMachine for Ledger {
@@ -35,6 +37,9 @@ impl StateMachine for Ledger {
         assert_ne!(command, b"panic");
         if command == LATER && self.1 == Version::Old {
             return Err(CannotApply { reason: "command 200 is unknown".into() });
+        }
+        if command == WRONGED && self.1 == Version::Faulty {
+            self.0.push(0);
         }
         self.0.extend(command);
         Ok(self.0.len().to_be_bytes().to_vec())
@@ -53,13 +58,15 @@ impl StateMachine for Ledger {
 
 type Handle = RaftHandle<Ledger>;
 
-/// Delivers at once, to whoever is plugged in.
-#[derive(Clone, Default)]
-struct Hub(Arc<Mutex<HashMap<u64, Handle>>>);
+/// Who is plugged in.
+type Hub = Arc<Mutex<HashMap<u64, Handle>>>;
 
-impl Transport for Hub {
+/// Delivers at once.
+struct Port(u64, Hub);
+
+impl Transport for Port {
     fn send(&mut self, messages: Vec<Message>) {
-        let handles = self.0.lock().unwrap();
+        let handles = self.1.lock().unwrap();
         for message in messages {
             let snapshot = message.get_msg_type() == raft_proto::eraftpb::MessageType::MsgSnapshot;
             let (from, to) = (message.from, message.to);
@@ -67,6 +74,13 @@ impl Transport for Hub {
             if let Some(sender) = handles.get(&from).filter(|_| snapshot) {
                 sender.report_snapshot(to, delivered);
             }
+        }
+    }
+
+    fn send_digests(&mut self, digests: Vec<StateDigest>) {
+        for (to, handle) in self.1.lock().unwrap().iter().filter(|(to, _)| **to != self.0) {
+            assert_ne!(*to, self.0);
+            handle.peer_digests(self.0, digests.clone());
         }
     }
 }
@@ -91,19 +105,19 @@ impl Cluster {
 
     fn start_as(&self, id: u64, version: Version) -> Handle {
         let machine = Ledger(Vec::new(), version);
-        let handle = Raft::start(config(id, &self.members, self.dirs[&id].path()), machine, self.hub.clone());
+        let handle = Raft::start(config(id, &self.members, self.dirs[&id].path()), machine, Port(id, self.hub.clone()));
         let handle = handle.unwrap();
-        self.hub.0.lock().unwrap().insert(id, handle.clone());
+        self.hub.lock().unwrap().insert(id, handle.clone());
         handle
     }
 
     fn handle(&self, id: u64) -> Handle {
-        self.hub.0.lock().unwrap()[&id].clone()
+        self.hub.lock().unwrap()[&id].clone()
     }
 
     /// Drops the node without a word, and waits until its files are closed.
     async fn kill(&self, id: u64) {
-        let handle = self.hub.0.lock().unwrap().remove(&id).unwrap();
+        let handle = self.hub.lock().unwrap().remove(&id).unwrap();
         let stopped = handle.stopped();
         drop(handle);
         within(stopped).await;
@@ -112,7 +126,7 @@ impl Cluster {
     async fn leader(&self) -> Handle {
         within(async {
             loop {
-                let handles: Vec<Handle> = self.hub.0.lock().unwrap().values().cloned().collect();
+                let handles: Vec<Handle> = self.hub.lock().unwrap().values().cloned().collect();
                 if let Some(leader) = handles.into_iter().find(|handle| handle.status().role == Role::Leader) {
                     // A deposed leader may not know it yet; a read proves the office.
                     if leader.read_index().await.is_ok() {
@@ -134,6 +148,8 @@ fn config(id: u64, members: &[u64], dir: &Path) -> Config {
     config
 }
 
+/// The command that a faulty member gets wrong.
+const WRONGED: &[u8] = &[77];
 /// The command that only the new version knows.
 const LATER: &[u8] = &[200];
 
@@ -191,7 +207,7 @@ async fn a_single_node_keeps_everything_through_kills_and_shutdowns() {
             drop(leader);
             cluster.kill(1).await;
         } else {
-            cluster.hub.0.lock().unwrap().remove(&1);
+            cluster.hub.lock().unwrap().remove(&1);
             within(leader.shutdown()).await;
             assert_eq!(within(leader.propose(vec![0])).await, Err(ProposeError::Stopped));
             assert_eq!(within(leader.wait_applied(u64::MAX)).await, Err(NodeStopped));
@@ -211,7 +227,7 @@ async fn shutting_the_leader_down_hands_its_office_over_first() {
     within(leader.shutdown()).await;
     assert!(matches!(within(stopped).await, Stopped::Shutdown));
     assert_ne!(leader.status().role, Role::Leader, "it had stepped down before it stopped");
-    cluster.hub.0.lock().unwrap().remove(&leader.status().node_id);
+    cluster.hub.lock().unwrap().remove(&leader.status().node_id);
     within(cluster.leader().await.propose(vec![2])).await.unwrap();
 }
 
@@ -252,12 +268,43 @@ async fn an_old_member_stops_before_what_it_does_not_know_and_continues_once_upg
         assert!(words.contains("command 200 is unknown") && words.contains("upgrade this member"), "{words}");
         assert!(*old.subscribe().borrow() < unknown);
         assert_eq!(old.with_state(|ledger| ledger.0.clone()), [1], "everything before it, nothing of it or after it");
-        cluster.hub.0.lock().unwrap().remove(&3);
+        cluster.hub.lock().unwrap().remove(&3);
     }
     drop(old);
     let upgraded = cluster.start_as(3, Version::New);
     within(upgraded.wait_applied(leader.status().applied_index)).await.unwrap();
     assert_eq!(upgraded.with_state(|ledger| ledger.0.clone()), [1, LATER[0], 2]);
+}
+
+#[tokio::test]
+async fn a_member_whose_state_differs_from_the_majority_stops_and_does_not_come_back() {
+    let cluster = Cluster::new(&[1, 2, 3]);
+    cluster.kill(3).await;
+    let faulty = cluster.start_as(3, Version::Faulty);
+    let leader = cluster.leader().await;
+    within(leader.propose(WRONGED.to_vec())).await.unwrap();
+    let stopped = faulty.stopped();
+    // As far as the next checkpoint, and no farther: beyond the log's tail it would get a snapshot, and be right again.
+    while within(leader.propose(vec![1])).await.unwrap().log_index < 20 {}
+    let Stopped::Failed(fatal) = within(stopped).await else { panic!("it was not asked to stop") };
+    let Fatal::StateDiverged { node_id: 3, divergence, .. } = &fatal else { panic!("{fatal}") };
+    assert_eq!((&*divergence.majority, &*divergence.minority), ([1, 2].as_slice(), [3].as_slice()));
+    let words = fatal.to_string();
+    assert!(words.contains(&format!("after log index {}", divergence.log_index)), "{words}");
+    for id in [1, 2] {
+        let mut status = cluster.handle(id).subscribe_status();
+        within(
+            status.wait_for(|status| status.divergence.as_ref().is_some_and(|divergence| divergence.minority == [3])),
+        )
+        .await
+        .unwrap();
+    }
+    cluster.hub.lock().unwrap().remove(&3);
+    drop(faulty);
+    // Its checkpoint remembers, whatever version reads it.
+    let back = cluster.start_as(3, Version::New);
+    assert!(matches!(within(back.stopped()).await, Stopped::Failed(Fatal::StateDiverged { .. })));
+    while within(cluster.leader().await.propose(vec![1])).await.is_err() {}
 }
 
 #[tokio::test]
@@ -270,7 +317,7 @@ async fn oversized_commands_and_foreign_directories_are_refused() {
     cluster.kill(1).await;
     let mut config = config(1, &[1], cluster.dirs[&1].path());
     config.federation_id = "another".into();
-    let error = Raft::start(config, Ledger::default(), cluster.hub.clone()).unwrap_err().to_string();
+    let error = Raft::start(config, Ledger::default(), Port(1, cluster.hub.clone())).unwrap_err().to_string();
     assert!(error.contains("IDENT") && error.contains("another"), "{error}");
 }
 

@@ -39,5 +39,24 @@ fn forgetting_a_vote_is_caught() {
 #[test]
 fn skipping_an_unknown_command_is_caught() {
     let why = caught(Plant::SkipUnknown);
-    assert!(why.contains("lost") || why.contains("lacks") || why.contains("another state"), "{why}");
+    assert!(
+        why.contains("lost")
+            || why.contains("lacks")
+            || why.contains("another state")
+            || why.contains("after log index"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_state_that_diverges_is_caught_by_its_digest() {
+    let why = caught(Plant::Diverge);
+    assert!(why.contains("after log index"), "{why}");
+}
+
+/// What the test before it proves: nothing else in the simulation sees this.
+#[test]
+fn without_digests_a_state_that_diverges_goes_unnoticed() {
+    let stats = run_seeds(0..SEEDS_MAX, Plant::DivergeUnwatched).unwrap();
+    assert_eq!(stats.digests_told, 0);
 }

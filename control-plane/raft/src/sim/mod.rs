@@ -120,6 +120,7 @@ fn safe_under_faults_and_convergent_after() {
                 assert!(total.writes_acked > 20 * count, "{total:?}");
                 assert!(total.reads_answered > 10 * count, "{total:?}");
                 assert!(total.elections > 2 * count && total.crashes > count, "{total:?}");
+                assert!(total.digests_told > 10 * count, "{total:?}");
                 assert!(total.stopped_at_unknown > count / 20, "{total:?}");
                 assert!(total.snapshots_installed > 0 && total.membership_changes > 0, "{total:?}");
             }

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, HardState, Message, MessageType};
 
 use super::{
@@ -20,11 +19,12 @@ use super::{
 };
 use crate::{
     config::{Limits, Timing},
-    core::{Core, Event, Fsynced, Position, Reply, RequestId, Role, Setup, Write},
+    core::{Core, Event, Fsynced, Reply, RequestId, Role, Setup, Write},
+    digest::{self, StateDigest},
     error::Fatal,
     machine::StateMachine as _,
     replica::{Capture, Output, Replica},
-    store::{self, Checkpoint, GENESIS, LogStore as _, RedbLog, RedbState, StateStore as _, Watched},
+    store::{self, Checkpoint, LogStore as _, RedbLog, RedbState, StateStore as _, Watched},
 };
 
 /// A bug planted to see whether the checks find it.
@@ -41,6 +41,10 @@ pub(crate) enum Plant {
     ForgetVote,
     /// A member of an older version skips the commands it does not know.
     SkipUnknown,
+    /// A member gets some commands wrong.
+    Diverge,
+    /// So it does, and nobody compares digests.
+    DivergeUnwatched,
 }
 
 /// What happened in a run.
@@ -55,6 +59,7 @@ pub(crate) struct Stats {
     pub(crate) snapshots_installed: u64,
     pub(crate) membership_changes: u64,
     pub(crate) stopped_at_unknown: u64,
+    pub(crate) digests_told: u64,
 }
 
 impl Stats {
@@ -67,6 +72,7 @@ impl Stats {
         self.partitions += other.partitions;
         self.snapshots_installed += other.snapshots_installed;
         self.membership_changes += other.membership_changes;
+        self.digests_told += other.digests_told;
         self.stopped_at_unknown += other.stopped_at_unknown;
     }
 }
@@ -132,6 +138,7 @@ struct Network {
 enum Happening {
     Tick { node: u64, boot: u64 },
     Deliver(Message),
+    Digests { from: u64, to: u64, digests: Vec<StateDigest> },
     DiskDone { node: u64, boot: u64 },
     Encoded { node: u64, boot: u64, capture: Capture },
     CheckpointDone { node: u64, boot: u64, checkpoint: Checkpoint },
@@ -170,11 +177,13 @@ impl World {
             next_op: 0,
         };
         // One run in five upgrades its members one by one: one of them is still old when the first new command comes.
-        let old = (seed % 5 == 2 || plant == Plant::SkipUnknown).then(|| world.rng.range(1..founders + 1));
+        let planted = matches!(plant, Plant::SkipUnknown | Plant::Diverge | Plant::DivergeUnwatched);
+        let old = (seed % 5 == 2 || planted).then(|| world.rng.range(1..founders + 1));
         for id in 1..=total {
             let version = match plant {
                 _ if old != Some(id) => Version::New,
                 Plant::SkipUnknown => Version::OldAndSkips,
+                Plant::Diverge | Plant::DivergeUnwatched => Version::Faulty,
                 _ => Version::Old,
             };
             let node = Node {
@@ -344,6 +353,10 @@ impl World {
                 live.state.save(&checkpoint).map_err(|error| error.to_string())?;
                 self.with(id, |replica, out| replica.checkpoint_saved(checkpoint.position.log_index, out))
             }
+            Happening::Digests { from, to, digests } => {
+                self.stats.digests_told += 1;
+                self.with(to, |replica, _| replica.hear(from, &digests))
+            }
             Happening::SnapshotReport { node, boot, peer, delivered } => {
                 if self.node(node).boot != boot {
                     return Ok(());
@@ -409,6 +422,7 @@ impl World {
                     let delay = self.rng.range(50..20_000);
                     self.schedule(delay, Happening::Encoded { node: id, boot, capture });
                 }
+                Output::Announce(digests) => self.tell(id, &digests),
                 Output::Reply(request, reply) => self.reply(id, request, reply)?,
             }
         }
@@ -529,6 +543,16 @@ impl World {
         }
     }
 
+    fn tell(&mut self, from: u64, digests: &[StateDigest]) {
+        for to in self.ids().into_iter().filter(|to| *to != from) {
+            let lost = self.network.blocked.contains(&(from, to)) || self.rng.chance(self.network.drop_percent);
+            if !lost && self.plant != Plant::DivergeUnwatched {
+                let delay = self.rng.range(100..100_000);
+                self.schedule(delay, Happening::Digests { from, to, digests: digests.to_vec() });
+            }
+        }
+    }
+
     fn reply(&mut self, id: u64, request: RequestId, reply: Reply) -> Result<(), String> {
         let Some(live) = self.node(id).live.as_mut() else { return Ok(()) };
         match (live.ops.remove(&request), reply) {
@@ -578,10 +602,13 @@ impl World {
         node.boot += 1;
         let boot = node.boot;
         let (mut log, state) = open(node)?;
-        let (recovered, data) = store::recover(&mut log, &state).map_err(|error| format!("node {id}: {error}"))?;
+        let (recovered, checkpoint) =
+            store::recover(&mut log, &state).map_err(|error| format!("node {id}: {error}"))?;
         let applied = recovered.applied;
         let mut machine = History { version: node.version, ..History::default() };
-        machine.restore(&data)?;
+        if applied.log_index > 0 {
+            machine.restore(digest::open(&checkpoint.data)?.1)?;
+        }
         let checked = machine.applied.len();
         let (limits, timing) = (limits(), TIMING);
         let setup = Setup {
@@ -594,7 +621,7 @@ impl World {
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         };
         let core = Core::new(setup).map_err(|error| error.to_string())?;
-        let replica = Replica::new(core, Arc::new(RwLock::new(machine.clone())), applied, &limits, timing);
+        let replica = Replica::new(core, Arc::new(RwLock::new(machine.clone())), &checkpoint, &limits, timing);
         node.live = Some(Live {
             replica,
             log,
@@ -641,11 +668,10 @@ fn open(node: &Node) -> Result<(RedbLog, RedbState), String> {
 /// What a first start leaves on disk.
 fn initialise(node: &Node, genesis: Option<ConfState>) -> Result<(), String> {
     let (mut log, state) = open(node)?;
-    let position = if genesis.is_some() { GENESIS } else { Position::default() };
+    let checkpoint = Checkpoint::genesis(genesis.map(|conf_state| (conf_state, History::default().snapshot()())));
+    let position = checkpoint.position;
     let hard_state = HardState { term: position.term, vote: 0, commit: position.log_index };
     log.reset(position, &hard_state).map_err(|error| error.to_string())?;
-    let conf_state = genesis.unwrap_or_default();
-    let checkpoint = Checkpoint { position, conf_state, installed: false, data: Bytes::new() };
     state.save(&checkpoint).map_err(|error| error.to_string())
 }
 

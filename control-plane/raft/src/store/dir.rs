@@ -19,12 +19,10 @@ use std::{
 };
 
 use archipelago_base::durable::{self, DirLock};
-use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, HardState};
 use redb::backends::FileBackend;
 
-use super::{Checkpoint, GENESIS, LogStore, RedbLog, RedbState, StateStore, StoreError, Watched};
-use crate::core::Position;
+use super::{Checkpoint, LogStore, RedbLog, RedbState, StateStore, StoreError, Watched};
 
 /// An open data directory.
 pub(crate) struct DataDir {
@@ -54,7 +52,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`StoreError`] names the file and what to do. Existing files are never replaced.
-    pub(crate) fn open(dir: &Path, ident: &Ident, genesis: Option<(ConfState, Bytes)>) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: &Path, ident: &Ident, genesis: Option<(ConfState, Vec<u8>)>) -> Result<Self, StoreError> {
         let lock = DirLock::acquire(dir)?;
         refuse_tainted(dir)?;
         let begun = exists(&dir.join(INITIALISING))?;
@@ -103,14 +101,14 @@ impl Guard {
     }
 }
 
-fn initialise(dir: &Path, genesis: Option<(ConfState, Bytes)>) -> Result<(), StoreError> {
+fn initialise(dir: &Path, genesis: Option<(ConfState, Vec<u8>)>) -> Result<(), StoreError> {
     let (mut log, _) = open_file(&dir.join(LOG), true, RedbLog::open)?;
     let (state, _) = open_file(&dir.join(STATE), true, RedbState::open)?;
-    let position = if genesis.is_some() { GENESIS } else { Position::default() };
-    let (conf_state, data) = genesis.unwrap_or_default();
+    let checkpoint = Checkpoint::genesis(genesis);
+    let position = checkpoint.position;
     let hard_state = HardState { term: position.term, vote: raft::INVALID_ID, commit: position.log_index };
     log.reset(position, &hard_state)?;
-    state.save(&Checkpoint { position, conf_state, installed: false, data })
+    state.save(&checkpoint)
 }
 
 /// Opens one database file; `new` says whether it must not, or must, exist already.
@@ -215,7 +213,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-const MAGIC: &str = "archipelago-raft 1";
+const MAGIC: &str = "archipelago-raft 2";
 pub(super) const IDENT: &str = "IDENT";
 const INITIALISING: &str = "INITIALISING";
 pub(super) const TAINTED: &str = "TAINTED";

@@ -21,14 +21,17 @@ use std::{
 
 use archipelago_base::durable::LockError;
 use bytes::Bytes;
-use raft_proto::eraftpb::{ConfState, Entry, HardState};
+use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot};
 
 pub(crate) use backend::Watched;
 pub(crate) use dir::{DataDir, Guard, Ident};
 pub(crate) use log_redb::RedbLog;
 pub(crate) use state_redb::RedbState;
 
-use crate::core::{Fsynced, Persisted, Position, Recovered, Write};
+use crate::{
+    core::{Fsynced, Persisted, Position, Recovered, Write},
+    digest::{self, StateDigest},
+};
 
 /// Keeps entries and hard state.
 pub(crate) trait LogStore: Send {
@@ -60,13 +63,38 @@ pub(crate) struct LogContents {
 }
 
 /// The state machine's state after a log index.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Checkpoint {
     pub(crate) position: Position,
     pub(crate) conf_state: ConfState,
     /// It came from the leader and replaces the log too, rather than summing up the log of this node.
     pub(crate) installed: bool,
+    /// Of this member's newest checkpoints, oldest first; the last is that of `data`.
+    pub(crate) digests: Vec<StateDigest>,
+    /// Sealed by [`digest::seal`].
     pub(crate) data: Bytes,
+}
+
+impl Checkpoint {
+    /// What a member's first start leaves: the state that every founder begins with, or nothing.
+    pub(crate) fn genesis(founders: Option<(ConfState, Vec<u8>)>) -> Self {
+        let Some((conf_state, state)) = founders else { return Self::default() };
+        let (digest, data) = digest::seal(&state);
+        let digests = vec![StateDigest { log_index: GENESIS.log_index, digest }];
+        Self { position: GENESIS, conf_state, installed: false, digests, data }
+    }
+
+    fn of_snapshot(snapshot: &Snapshot) -> Self {
+        let metadata = snapshot.get_metadata();
+        let digest = digest::claimed(&snapshot.data);
+        Self {
+            position: Position { log_index: metadata.index, term: metadata.term },
+            conf_state: metadata.get_conf_state().clone(),
+            installed: true,
+            digests: digest.map(|digest| StateDigest { log_index: metadata.index, digest }).into_iter().collect(),
+            data: snapshot.data.clone(),
+        }
+    }
 }
 
 /// Makes a group of writes durable: a snapshot's checkpoint before the log that builds on it.
@@ -79,13 +107,7 @@ pub(crate) fn persist(
     writes: Vec<Write>,
 ) -> Result<Vec<Persisted>, StoreError> {
     for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
-        let metadata = snapshot.get_metadata();
-        state.save(&Checkpoint {
-            position: Position { log_index: metadata.index, term: metadata.term },
-            conf_state: metadata.get_conf_state().clone(),
-            installed: true,
-            data: snapshot.data.clone(),
-        })?;
+        state.save(&Checkpoint::of_snapshot(snapshot))?;
     }
     let proof = log.append(&writes)?;
     Ok(writes.into_iter().map(|write| write.durable(&proof)).collect())
@@ -95,10 +117,11 @@ pub(crate) fn persist(
 ///
 /// # Errors
 /// [`StoreError::Inconsistent`] when the two cannot come from one history.
-pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<(Recovered, Bytes), StoreError> {
+pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<(Recovered, Checkpoint), StoreError> {
     let inconsistent = |what: String| StoreError::Inconsistent { what };
     let checkpoint = state.load()?.ok_or_else(|| inconsistent("the state file holds no checkpoint".into()))?;
-    let Checkpoint { position: applied, conf_state, installed, data } = checkpoint;
+    let Checkpoint { position: applied, ref conf_state, installed, .. } = checkpoint;
+    let conf_state = conf_state.clone();
     let LogContents { mut hard_state, mut truncated, mut entries } = log.load()?;
 
     let last_index = truncated.log_index + entries.len() as u64;
@@ -137,7 +160,7 @@ pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<
             hard_state.commit
         )));
     }
-    Ok((Recovered { hard_state, conf_state, applied, truncated, entries }, data))
+    Ok((Recovered { hard_state, conf_state, applied, truncated, entries }, checkpoint))
 }
 
 /// Why storage cannot be used.

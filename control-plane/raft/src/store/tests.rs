@@ -14,14 +14,14 @@ use raft_proto::eraftpb::{ConfState, Entry, HardState};
 use redb::{StorageBackend, backends::InMemoryBackend};
 
 use super::{dir, *};
-use crate::core::Write;
+use crate::{core::Write, digest::Digest};
 
 fn ident() -> Ident {
     Ident { federation_id: "demo".into(), node_id: 1 }
 }
 
-fn genesis() -> Option<(ConfState, Bytes)> {
-    Some((ConfState::from((vec![1, 2, 3], vec![])), Bytes::from_static(b"start")))
+fn genesis() -> Option<(ConfState, Vec<u8>)> {
+    Some((ConfState::from((vec![1, 2, 3], vec![])), b"start".to_vec()))
 }
 
 fn open(dir: &Path) -> Result<DataDir, StoreError> {
@@ -60,8 +60,9 @@ fn what_was_appended_is_there_after_a_reopen() {
     let (recovered, state) = recover(&mut data.log, data.state.as_ref()).unwrap();
     assert_eq!(recovered.hard_state, HardState { term: 2, vote: 2, commit: 2 });
     assert_eq!(recovered.entries, [entry(2, 1), entry(3, 2), entry(4, 2), entry(5, 2)]);
-    assert_eq!((recovered.applied, recovered.truncated, state.as_ref()), (GENESIS, GENESIS, b"start".as_slice()));
+    assert_eq!((recovered.applied, recovered.truncated), (GENESIS, GENESIS));
     assert_eq!(recovered.conf_state.voters, [1, 2, 3]);
+    assert_eq!(state, Checkpoint::genesis(genesis()));
 }
 
 #[test]
@@ -87,13 +88,14 @@ fn an_install_that_a_crash_cut_in_half_is_finished() {
         position: Position { log_index: 40, term: 6 },
         conf_state: ConfState::from((vec![1, 2], vec![])),
         installed: true,
+        digests: Vec::new(),
         data: Bytes::from_static(b"from the leader"),
     };
     data.state.save(&checkpoint).unwrap();
     let (recovered, state) = recover(&mut data.log, data.state.as_ref()).unwrap();
     assert_eq!((recovered.applied, recovered.truncated), (checkpoint.position, checkpoint.position));
     assert_eq!(recovered.hard_state, HardState { term: 6, vote: 0, commit: 40 });
-    assert_eq!(state, checkpoint.data);
+    assert_eq!(state, checkpoint);
     assert_eq!(data.log.load().unwrap().truncated, checkpoint.position, "on disk too");
 
     // The same distance without the mark of an install means that the log lost its end.
@@ -112,11 +114,25 @@ fn an_older_checkpoint_never_replaces_a_newer_one() {
         position: Position { log_index, term: 2 },
         conf_state: ConfState::default(),
         installed: false,
+        digests: vec![StateDigest { log_index, digest: Digest([7; 32]) }],
         data: Bytes::from(format!("state {log_index}")),
     };
     data.state.save(&at(9)).unwrap();
     data.state.save(&at(8)).unwrap();
     assert_eq!(data.state.load().unwrap(), Some(at(9)));
+}
+
+#[test]
+fn an_own_checkpoint_does_not_hide_that_the_leader_sent_the_same_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut data = open(temp.path()).unwrap();
+    data.log.append(&[append(&[(2, 1)], Some((1, 1)))]).unwrap();
+    let own = Checkpoint { position: Position { log_index: 40, term: 6 }, ..Checkpoint::default() };
+    data.state.save(&Checkpoint { installed: true, ..own.clone() }).unwrap();
+    // The node applied it and checkpoints it by itself; the power fails before the log is reset.
+    data.state.save(&own).unwrap();
+    let (recovered, _) = recover(&mut data.log, data.state.as_ref()).unwrap();
+    assert_eq!((recovered.applied, recovered.truncated), (own.position, own.position));
 }
 
 #[test]
