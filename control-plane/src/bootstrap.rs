@@ -26,6 +26,7 @@ use crate::{
     authority::issue_with_new_key,
     ca::{self, Authority, CaError},
     machine::{command::CaInit, format},
+    started::marker,
 };
 
 /// What to found.
@@ -115,6 +116,7 @@ pub fn bootstrap_at(plan: &Plan, founded_format: u32) -> Result<(), BootstrapErr
         if directory.exists() {
             return Err(BootstrapError::Exists { directory });
         }
+        archipelago_raft::refuse_lost(&directory, &marker(&directory))?;
     }
 
     let now = OffsetDateTime::now_utc();
@@ -189,6 +191,9 @@ pub enum BootstrapError {
         /// What is there.
         directory: PathBuf,
     },
+    /// A member of an earlier federation was started there.
+    #[error(transparent)]
+    Started(#[from] archipelago_raft::StoreError),
     /// The authority could not be made.
     #[error("the certificate authority could not be made")]
     Ca(#[from] CaError),

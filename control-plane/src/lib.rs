@@ -30,6 +30,7 @@ mod quota;
 mod refusal;
 mod server;
 mod sessions;
+mod started;
 mod upgrade;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -38,6 +39,7 @@ use anyhow::Context as _;
 use archipelago_base::{logging, shutdown::Shutdown};
 
 use self::bootstrap::Member;
+pub use self::started::MARKER_SUFFIX;
 
 /// A member of the control plane.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,6 +50,10 @@ pub struct Args {
     /// Directory that `bootstrap` made for this member; holds everything it must keep.
     #[arg(long)]
     pub data_dir: PathBuf,
+    /// File that remembers that this member was started; on another disk it outlives the data directory. Default:
+    /// beside the data directory, named as it and `.started`.
+    #[arg(long)]
+    pub marker: Option<PathBuf>,
     /// Address for operators, agents and gateways.
     #[arg(long, default_value = "0.0.0.0:7400")]
     pub listen_client: SocketAddr,

@@ -31,7 +31,7 @@ use crate::{
     api::{self, Context},
     audit::{self, Audit},
     authority::{self, AuthorityHolder},
-    bootstrap::{FederationFile, IDENTITY_DIR, Member, SEAL_KEY_FILE, read_federation, read_sealed},
+    bootstrap::{FEDERATION_FILE, FederationFile, IDENTITY_DIR, Member, SEAL_KEY_FILE, read_federation, read_sealed},
     ca::SealKey,
     config::Compiler,
     consensus::{Consensus, Peers},
@@ -44,6 +44,7 @@ use crate::{
     net::{LateHandle, Network, PeerTransport, RaftService},
     published::Published,
     sessions::Sessions,
+    started::marker,
     upgrade,
 };
 
@@ -83,6 +84,10 @@ impl Starting {
     fn open(args: Args) -> anyhow::Result<Self> {
         open_files::raise_limit();
         let data_dir = &args.data_dir;
+        let marker = args.marker.clone().unwrap_or_else(|| marker(data_dir));
+        if !data_dir.join(FEDERATION_FILE).exists() {
+            archipelago_raft::refuse_lost(data_dir, &marker)?;
+        }
         ensure!(
             data_dir.is_dir(),
             "{} is no directory\nhint: found a federation with `archipelago-control-plane bootstrap`",
@@ -265,6 +270,7 @@ async fn start_raft(
 ) -> anyhow::Result<(RaftHandle<Machine>, Arc<Published>)> {
     let ids = federation.members.iter().map(|member| member.id).collect();
     let mut config = Config::new(args.node_id, ids, &federation.federation, args.data_dir.join("raft"));
+    config.marker = Some(args.marker.clone().unwrap_or_else(|| marker(&args.data_dir)));
     config.timing = match args.profile {
         Profile::Lan => Timing::LAN,
         Profile::Wan => Timing::WAN,

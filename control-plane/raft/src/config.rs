@@ -15,6 +15,9 @@ pub struct Config {
     pub federation_id: String,
     /// A directory of this node's own, holding nothing else. Created when missing.
     pub data_dir: PathBuf,
+    /// A file outside of `data_dir` that says that this node was started: with it and without the directory's content,
+    /// the node refuses to start from nothing. None does without, and trusts that a directory is never lost.
+    pub marker: Option<PathBuf>,
     /// Clock of the protocol.
     pub timing: Timing,
     /// Bounds of every queue and buffer.
@@ -34,6 +37,7 @@ impl Config {
             members,
             federation_id: federation_id.into(),
             data_dir: data_dir.into(),
+            marker: None,
             timing: Timing::LAN,
             limits: Limits::default(),
         }

@@ -39,6 +39,6 @@ pub use digest::{Digest, Divergence, StateDigest};
 pub use driver::{NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
 pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
 pub use machine::{CannotApply, Encode, StateMachine, Transport};
-pub use store::StoreError;
+pub use store::{StoreError, refuse_lost};
 
 pub use raft_proto::eraftpb::{ConfState, Message, MessageType, Snapshot};

@@ -153,8 +153,11 @@ impl StateDir {
     /// Only names of the table above are touched: a state directory may be someone's home.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let Ok(entries) = fs::read_dir(&self.root) else { return Ok(()) };
+        // The members' start markers go first: one without its directory would keep the next `up` from founding anew.
+        let is_marker = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(MARKER_SUFFIX);
+        let mut entries = entries.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(|entry| !is_marker(entry));
         for entry in entries {
-            let entry = entry?;
             let name = entry.file_name();
             if !name.to_str().is_some_and(is_ours) {
                 continue;
@@ -196,10 +199,13 @@ impl SocketPath {
 
 /// Whether `up` makes an entry of this name in a state directory.
 fn is_ours(name: &str) -> bool {
+    let name = name.strip_suffix(MARKER_SUFFIX).unwrap_or(name);
     let member = name.strip_prefix("member-").is_some_and(|id| id.parse::<u64>().is_ok());
     member || OURS.contains(&name)
 }
 
+/// Beside the directory of a member that was started.
+const MARKER_SUFFIX: &str = archipelago_control_plane::MARKER_SUFFIX;
 const RECORD: &str = "up.json";
 /// The supervisor's socket.
 pub(crate) const SOCKET: &str = "up.sock";
@@ -216,6 +222,7 @@ mod tests {
         fs::create_dir_all(state.member(2).join("x")).unwrap();
         fs::write(state.root().join("thesis.txt"), "years of work").unwrap();
         fs::create_dir(state.root().join("member-of-the-club")).unwrap();
+        fs::write(state.root().join("member-2.started"), "").unwrap();
         state.remove().unwrap();
         let mut left: Vec<_> = fs::read_dir(state.root())
             .unwrap()

@@ -62,13 +62,13 @@ impl Raft {
         transport: impl Transport,
     ) -> Result<RaftHandle<M>, StartError> {
         config.validate().map_err(StartError::Config)?;
-        let Config { node_id, ref members, ref federation_id, ref data_dir, timing, ref limits } = config;
+        let Config { node_id, ref members, ref federation_id, ref data_dir, ref marker, timing, ref limits } = config;
         let genesis = (!members.is_empty()).then(|| {
             let conf_state = ConfState::from((members.iter().copied(), []));
             (conf_state, machine.snapshot()())
         });
         let ident = Ident { federation_id: federation_id.clone(), node_id };
-        let DataDir { mut log, state, guard } = DataDir::open(data_dir, &ident, genesis)?;
+        let DataDir { mut log, state, guard } = DataDir::open(data_dir, marker.as_deref(), &ident, genesis)?;
         let (recovered, checkpoint) = store::recover(&mut log, state.as_ref())?;
         let applied = recovered.applied;
         if applied.log_index > 0 {

@@ -7,6 +7,8 @@
 //! LOCK          held by the running process
 //! log.redb  state.redb
 //! ```
+//!
+//! A marker outside of the directory remembers that the node was started, because a directory that is lost cannot.
 
 use std::{
     ffi::OsString,
@@ -52,7 +54,12 @@ impl DataDir {
     ///
     /// # Errors
     /// [`StoreError`] names the file and what to do. Existing files are never replaced.
-    pub(crate) fn open(dir: &Path, ident: &Ident, genesis: Option<(ConfState, Vec<u8>)>) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        dir: &Path,
+        marker: Option<&Path>,
+        ident: &Ident,
+        genesis: Option<(ConfState, Vec<u8>)>,
+    ) -> Result<Self, StoreError> {
         let lock = DirLock::acquire(dir)?;
         refuse_tainted(dir)?;
         let begun = exists(&dir.join(INITIALISING))?;
@@ -63,6 +70,7 @@ impl DataDir {
                 remove(&dir.join(INITIALISING))?;
             }
         } else {
+            marker.map_or(Ok(()), |marker| refuse_lost(dir, marker))?;
             if begun {
                 // The first start did not get to its end, so this node has never spoken. Its files are nothing yet.
                 [LOG, STATE].iter().try_for_each(|name| remove(&dir.join(name)))?;
@@ -72,6 +80,15 @@ impl DataDir {
             initialise(dir, genesis)?;
             write(&dir.join(IDENT), encode_ident(ident).as_bytes())?;
             remove(&dir.join(INITIALISING))?;
+        }
+        if let Some(marker) = marker {
+            // After the directory is whole and before the node speaks: a crash between the two leaves no lie.
+            if exists(marker)? {
+                check_ident(marker, ident)?;
+            } else {
+                durable::write(marker, encode_ident(ident).as_bytes(), 0o600)
+                    .map_err(|source| StoreError::io(marker, "write the marker of a started member", source))?;
+            }
         }
         let (log, log_failed) = open_file(&dir.join(LOG), false, RedbLog::open)?;
         let (state, state_failed) = open_file(&dir.join(STATE), false, RedbState::open)?;
@@ -175,15 +192,39 @@ fn encode_ident(ident: &Ident) -> String {
     format!("{body}crc32 {checksum:08x}\n")
 }
 
-fn check_ident(path: &Path, expected: &Ident) -> Result<(), StoreError> {
+/// Refuses a start from nothing of a node that was started before, as `marker` remembers.
+///
+/// # Errors
+/// [`StoreError::Lost`], if the marker is there. Any other: it cannot be read.
+pub fn refuse_lost(dir: &Path, marker: &Path) -> Result<(), StoreError> {
+    if !exists(marker)? {
+        return Ok(());
+    }
+    let body = read_ident(marker)?;
+    let found = match body.lines().collect::<Vec<_>>()[..] {
+        [_, federation, node] => format!("{node} of {federation}"),
+        _ => return Err(StoreError::Corrupt { path: marker.to_owned(), what: "unknown layout".into() }),
+    };
+    Err(StoreError::Lost { path: dir.to_owned(), marker: marker.to_owned(), found })
+}
+
+/// What precedes the checksum in an IDENT file.
+fn read_ident(path: &Path) -> Result<String, StoreError> {
     let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.into() };
     let bytes = fs::read(path).map_err(|source| StoreError::io(path, "read", source))?;
-    let text = String::from_utf8(bytes).map_err(|_| corrupt("not text"))?;
+    let mut text = String::from_utf8(bytes).map_err(|_| corrupt("not text"))?;
     let (body, checksum) = text.rsplit_once("crc32 ").ok_or_else(|| corrupt("cut short"))?;
     if checksum != format!("{:08x}\n", crc32fast::hash(body.as_bytes())) {
         return Err(corrupt("checksum mismatch"));
     }
-    if text == encode_ident(expected) {
+    text.truncate(body.len());
+    Ok(text)
+}
+
+fn check_ident(path: &Path, expected: &Ident) -> Result<(), StoreError> {
+    let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.into() };
+    let body = read_ident(path)?;
+    if encode_ident(expected).starts_with(&body) {
         return Ok(());
     }
     let foreign = |found: String, expected: String| StoreError::Foreign { path: path.to_owned(), found, expected };

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot};
 
 pub(crate) use backend::Watched;
+pub use dir::refuse_lost;
 pub(crate) use dir::{DataDir, Guard, Ident};
 pub(crate) use log_redb::RedbLog;
 pub(crate) use state_redb::RedbState;
@@ -176,6 +177,20 @@ pub enum StoreError {
         found: String,
         /// Who asked.
         expected: String,
+    },
+    /// The node was started before, and what it has promised is gone.
+    #[error(
+        "{}: {found} was started before and has voted, but its Raft state is not here: starting empty it could contradict \
+         what it promised. hint: restore the directory as it was, or remove the member and add a new one; only to found \
+         another federation here, remove {} too", path.display(), marker.display()
+    )]
+    Lost {
+        /// The directory.
+        path: PathBuf,
+        /// The file that remembers.
+        marker: PathBuf,
+        /// Who was started.
+        found: String,
     },
     /// A file that must be there is not.
     #[error(

@@ -25,7 +25,7 @@ fn genesis() -> Option<(ConfState, Vec<u8>)> {
 }
 
 fn open(dir: &Path) -> Result<DataDir, StoreError> {
-    DataDir::open(dir, &ident(), genesis())
+    DataDir::open(dir, None, &ident(), genesis())
 }
 
 /// The error of an attempt that must fail, and its words.
@@ -140,7 +140,7 @@ fn a_directory_of_somebody_else_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     drop(open(temp.path()).unwrap());
     let other = Ident { federation_id: "other".into(), node_id: 2 };
-    let (error, words) = refused(DataDir::open(temp.path(), &other, genesis()));
+    let (error, words) = refused(DataDir::open(temp.path(), None, &other, genesis()));
     assert!(matches!(error, StoreError::Foreign { .. }));
     assert!(words.contains("IDENT: belongs to node 1 of federation \"demo\"") && words.contains("node 2"), "{words}");
 
@@ -185,6 +185,43 @@ fn a_first_start_that_was_cut_short_begins_again() {
     fs::write(temp.path().join(dir::LOG), "half").unwrap();
     drop(open(temp.path()).unwrap());
     assert!(!temp.path().join("INITIALISING").exists() && temp.path().join(dir::IDENT).exists());
+}
+
+#[test]
+fn a_directory_that_was_lost_is_not_begun_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, marker) = (temp.path().join("raft"), temp.path().join("raft.started"));
+    let open = || DataDir::open(&dir, Some(&marker), &ident(), genesis());
+    drop(open().unwrap());
+    assert!(marker.exists());
+    drop(open().unwrap());
+    for wiped in [&*dir, &dir.join(dir::IDENT)] {
+        // Emptied, gone, and with a first start that seems to have been cut short.
+        if wiped.is_dir() {
+            fs::remove_dir_all(wiped).unwrap();
+        }
+        for begun in [false, true] {
+            fs::create_dir_all(&dir).unwrap();
+            if begun {
+                fs::write(dir.join("INITIALISING"), "").unwrap();
+            }
+            let (error, words) = refused(open());
+            assert!(matches!(error, StoreError::Lost { .. }), "{words}");
+            assert!(words.contains("node 1 of federation \"demo\"") && words.contains("raft.started"), "{words}");
+            assert!(!dir.join(dir::LOG).exists());
+        }
+    }
+    // A federation founded anew in its place.
+    let other = Ident { federation_id: "other".into(), node_id: 1 };
+    let (error, _) = refused(DataDir::open(&dir, Some(&marker), &other, genesis()));
+    assert!(matches!(error, StoreError::Lost { .. }));
+    fs::remove_file(&marker).unwrap();
+    drop(open().unwrap());
+    // An older version left no marker: the next start does.
+    fs::remove_file(&marker).unwrap();
+    drop(open().unwrap());
+    let (error, _) = refused(DataDir::open(&dir, Some(&marker), &other, genesis()));
+    assert!(matches!(error, StoreError::Foreign { .. }) && marker.exists());
 }
 
 #[test]
