@@ -1,4 +1,5 @@
 //! A member that lost what it had promised does not come back from nothing.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
 

@@ -34,6 +34,7 @@ pub(super) struct Lane {
 }
 
 /// What goes out on a peer's stream.
+#[expect(clippy::large_enum_variant, reason = "nearly every item is a message")]
 pub(super) enum Outgoing {
     Message(Message),
     Digests(Vec<StateDigest>),
