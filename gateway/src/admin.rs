@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | `GET /state` | identity, addresses, revision, workers, drill |
+//! | `GET /state` | identity, addresses, revision, services that are not served here and why, workers, drill |
 //! | `GET /tunnels` | one entry per peer gateway |
 //! | `POST /explain` `{"host","method","path","headers"}` | the decision with its reasons |
 //! | `POST /drill/cut` `{"clusters":[…],"gateways":["cluster/gateway"],"forMs":N}` | drops the tunnels' packets in silence, N ms long |
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Published;
 use crate::worker::Identity;
+use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
 
 /// What the socket shows and moves.
@@ -46,6 +47,8 @@ pub struct Admin {
     pub published: Arc<Published>,
     /// Workers.
     pub workers: Workers,
+    /// Ports of TCP services.
+    pub tcp_ports: Arc<TcpPorts>,
     /// Drains the gateway.
     pub drain: CancellationToken,
     /// The drill in progress: what is cut, until when, and its number.
@@ -161,6 +164,7 @@ impl Admin {
                 "http": self.addresses.http, "tunnel": self.addresses.tunnel, "dns": self.addresses.dns,
                 "metrics": self.addresses.metrics, "health": self.addresses.health, "tcpBase": self.addresses.tcp_base,
             },
+            "unserved": self.tcp_ports.unserved(),
             "workers": self.workers.reports().await,
             "drill": drill.map(|drill| json!({
                 "clusters": drill.cut.clusters,

@@ -21,6 +21,7 @@ use crate::control::discovery::Discovery;
 use crate::control::stream::ControlStream;
 use crate::dns;
 use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::worker::ports::TcpPorts;
 use crate::worker::{self, Identity, Limits};
 use crate::workers::{self, Workers};
 
@@ -109,6 +110,8 @@ impl Gateway {
 
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tunnels_changed = Arc::new(Notify::new());
+        let unserved = metrics.unserved_services.clone();
+        let tcp_ports = Arc::new(TcpPorts::new(settings.tcp_base, settings.tcp_ports, unserved));
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
@@ -117,8 +120,7 @@ impl Gateway {
             published: Arc::clone(&published),
             metrics: metrics.clone(),
             access_log,
-            tcp_base: settings.tcp_base,
-            tcp_ports: settings.tcp_ports,
+            tcp_ports: Arc::clone(&tcp_ports),
             drain: drain.clone(),
             tunnels_changed: Arc::clone(&tunnels_changed),
         };
@@ -146,6 +148,7 @@ impl Gateway {
             addresses: addresses.clone(),
             published: Arc::clone(&published),
             workers: workers.clone(),
+            tcp_ports,
             drain: drain.clone(),
             drill: Mutex::new(None),
         });
@@ -365,6 +368,8 @@ fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snaps
 
 /// One listener per worker on the same port.
 fn http_listeners(address: SocketAddr, count: usize) -> std::io::Result<Vec<TcpListener>> {
+    // Those share it among themselves; anybody else's listener there would take a share of the clients too.
+    drop(crate::tcp::listen_alone(address)?);
     let first = crate::tcp::listen(address)?;
     let address = first.local_addr()?;
     std::iter::once(Ok(first)).chain((1..count).map(|_| crate::tcp::listen(address))).collect()
@@ -395,3 +400,17 @@ fn thread(name: &str, body: impl FnOnce(tokio::runtime::Runtime) + Send + 'stati
 }
 
 const UPDATES_QUEUED_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_http_port_is_not_shared_with_another_process() {
+        let theirs = crate::tcp::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = theirs.local_addr().unwrap();
+        assert_eq!(http_listeners(address, 2).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        drop(theirs);
+        assert_eq!(http_listeners(address, 2).unwrap().len(), 2);
+    }
+}

@@ -20,6 +20,7 @@ use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
 use crate::proxy::record::Reporter;
 use crate::proxy::upstream::{Endpoint, UpstreamError};
 use crate::worker::Worker;
+use crate::worker::streams::{End, Stream};
 use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
@@ -45,7 +46,9 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
             Target::Local(endpoint) => match connect(&view, &service, &endpoint).await {
                 Ok(upstream) => {
                     let _in_flight = endpoint.enter();
-                    return splice(&worker, stream, upstream).await;
+                    let end = End::Client { served_by: Arc::clone(&worker.identity.cluster) };
+                    let open = worker.streams.open(Arc::clone(&service), end);
+                    return splice(&worker, &open, stream, upstream).await;
                 }
                 Err(error) => {
                     tracing::debug!(%service, error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
@@ -63,7 +66,9 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
                 };
                 match answered {
                     Some(Ok((response, send, recv))) if response.status().is_success() => {
-                        return through_tunnel(&worker, stream, send, recv).await;
+                        let end = End::Client { served_by: Arc::clone(&remote.cluster) };
+                        let open = worker.streams.open(Arc::clone(&service), end);
+                        return through_tunnel(&worker, &open, stream, send, recv).await;
                     }
                     Some(Ok((response, ..))) => {
                         tracing::debug!(%service, peer = %remote.name, status = %response.status(), "peer refused a TCP connection")
@@ -115,7 +120,10 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
             Ok(upstream) => {
                 let _in_flight = endpoint.enter();
                 match responder.accept_connect(Response::new(())).await {
-                    Ok((send, recv)) => through_tunnel(&worker, upstream, send, recv).await,
+                    Ok((send, recv)) => {
+                        let open = worker.streams.open(Arc::clone(authorized.service()), End::Peer);
+                        through_tunnel(&worker, &open, upstream, send, recv).await;
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "the peer gave a TCP connection up");
                         reset(&upstream);
@@ -158,8 +166,12 @@ fn connect_request(host: &str, port: u16, service: &str, version: Option<&str>) 
 }
 
 /// Socket to socket.
-async fn splice(worker: &Worker, mut client: TcpStream, mut upstream: TcpStream) {
-    match tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES, READ_BYTES).await {
+async fn splice(worker: &Worker, open: &Stream, mut client: TcpStream, mut upstream: TcpStream) {
+    let copied = tokio::select! {
+        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES, READ_BYTES) => copied,
+        () = open.reset() => Err(not_allowed()),
+    };
+    match copied {
         Ok((sent, received)) => {
             worker.metrics.tcp_bytes("sent", sent);
             worker.metrics.tcp_bytes("received", received);
@@ -172,8 +184,12 @@ async fn splice(worker: &Worker, mut client: TcpStream, mut upstream: TcpStream)
     }
 }
 
+fn not_allowed() -> io::Error {
+    io::Error::other("the configuration does not allow this connection any more")
+}
+
 /// Socket to tunnel. Each direction ends on its own; an error in either resets both.
-async fn through_tunnel(worker: &Worker, mut stream: TcpStream, mut send: SendHalf, mut recv: RecvHalf) {
+async fn through_tunnel(worker: &Worker, open: &Stream, mut stream: TcpStream, mut send: SendHalf, mut recv: RecvHalf) {
     let result = {
         let (mut reader, mut writer) = stream.split();
         let up = async {
@@ -203,7 +219,11 @@ async fn through_tunnel(worker: &Worker, mut stream: TcpStream, mut send: SendHa
             writer.shutdown().await?;
             Ok(total)
         };
-        tokio::try_join!(up, down)
+        let both = async { tokio::try_join!(up, down) };
+        tokio::select! {
+            both = both => both,
+            () = open.reset() => Err(not_allowed()),
+        }
     };
     match result {
         Ok((up, down)) => {
@@ -236,12 +256,22 @@ fn prepare(stream: &TcpStream) {
     );
 }
 
-/// A listening socket that shares its port with those of the other workers.
+/// A listening socket that shares its port with those of the other workers; [`listen_alone`] first, or with strangers.
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    bind(address, true)
+}
+
+/// A listening socket on a port that nobody else has.
+pub fn listen_alone(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    bind(address, false)
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections that linger after a restart are no reason to wait; a listener there still is.
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

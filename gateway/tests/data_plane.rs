@@ -381,6 +381,82 @@ async fn refused_endpoints_and_empty_clusters_fail_over() {
     );
 }
 
+/// What the admin socket of a gateway answers to a GET.
+async fn admin(state_dir: &std::path::Path, target: &str) -> String {
+    let mut stream = tokio::net::UnixStream::connect(state_dir.join("admin.sock")).await.unwrap();
+    let head = format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Connects to a TCP service and says one word, which its backend keeps.
+async fn talk(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"hello").await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn a_removed_tcp_service_ends_its_connections_after_a_grace() {
+    let limits =
+        Limits { tcp_grace: Duration::from_millis(300), drain_timeout: Duration::from_secs(1), ..Limits::default() };
+    let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
+    let ledger = tcp_backend().await;
+    let orders = tcp_backend().await;
+    let tcp = |name: &str, offset| on_port(service(name, Protocol::Tcp, &["tokyo"], &[]), offset);
+    let endpoints = [("ledger", "tokyo", ledger, ""), ("orders", "tokyo", orders, "")];
+    mesh.configure(vec![tcp("ledger", 1), tcp("orders", 2)], &endpoints).await;
+    eventually("orders is reached from paris", async || {
+        let Ok(mut stream) = talk(mesh.tcp("paris", 2)).await else { return false };
+        stream.shutdown().await.is_ok() && stream.read_u8().await.is_ok()
+    })
+    .await;
+    let mut near = talk(mesh.tcp("tokyo", 1)).await.unwrap();
+    let mut far = talk(mesh.tcp("paris", 1)).await.unwrap();
+    let mut kept = talk(mesh.tcp("paris", 2)).await.unwrap();
+    // All three are through before the configuration changes.
+    eventually("three connections are open", async || {
+        let mut open = 0;
+        for gateway in mesh.gateways.values() {
+            open += gateway.workers().reports().await.iter().map(|report| report.tcp_connections).sum::<usize>();
+        }
+        open >= 5 // each of the two from paris counts at both gateways
+    })
+    .await;
+    mesh.configure(vec![tcp("orders", 2)], &endpoints[1..]).await;
+    for (what, stream) in [("at the gateway of its cluster", &mut near), ("through a tunnel", &mut far)] {
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
+        let error = ended.unwrap_or_else(|_| panic!("{what}: lives on")).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{what}");
+    }
+    kept.shutdown().await.unwrap();
+    let mut answer = String::new();
+    kept.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "read 5 bytes");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_never_shared() {
+    let mut mesh = Mesh::start(&["paris"]).await;
+    let address = mesh.tcp("paris", 1);
+    // Another process of the same user, which shares where it can.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(16).unwrap();
+    let ledger = tcp_backend().await;
+    let config = on_port(service("ledger", Protocol::Tcp, &["paris"], &[]), 1);
+    mesh.configure(vec![config], &[("ledger", "paris", ledger, "")]).await;
+    let state = admin(&mesh.state_dir("paris"), "/state").await;
+    assert!(state.contains(&format!("port {} is taken; shop/ledger is not served here", address.port())), "{state}");
+    drop(socket);
+    eventually("the port is ours", async || talk(address).await.is_ok()).await;
+    let state = admin(&mesh.state_dir("paris"), "/state").await;
+    assert!(state.contains("\"unserved\":[]"), "{state}");
+}
+
 #[tokio::test]
 async fn tcp_with_half_close() {
     let mut mesh = Mesh::start(&["paris", "tokyo"]).await;

@@ -41,6 +41,8 @@ pub struct GatewayMetrics {
     refused_connections: Counter,
     tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
     tcp_bytes: Family<[(&'static str, &'static str); 1], Counter>,
+    /// TCP services whose port cannot be had.
+    pub unserved_services: Gauge,
     /// Revision of the configuration in use.
     pub config_revision: Gauge<i64, AtomicI64>,
     /// Configurations refused.
@@ -68,6 +70,7 @@ impl GatewayMetrics {
             refused_connections: Counter::default(),
             tcp_connections: Family::default(),
             tcp_bytes: Family::default(),
+            unserved_services: Gauge::default(),
             config_revision: Gauge::default(),
             config_rejected: Counter::default(),
             access_log_dropped: Counter::default(),
@@ -114,6 +117,11 @@ impl GatewayMetrics {
             this.refused_connections.clone(),
         );
         registry.register("mesh_tcp_connections_opened", "TCP connections proxied", this.tcp_connections.clone());
+        registry.register(
+            "mesh_gateway_tcp_services_unserved",
+            "TCP services whose port cannot be had here",
+            this.unserved_services.clone(),
+        );
         registry.register("mesh_tcp_bytes", "Bytes of proxied TCP connections", this.tcp_bytes.clone());
         registry.register(
             "mesh_gateway_config_revision",

@@ -1,9 +1,7 @@
-//! Accepting: one HTTP listener per worker, one TCP listener per TCP service and worker, all sharing ports with the other workers.
+//! Accepting: one HTTP listener per worker, all on one port, and for each TCP service a clone of the one listener on its port.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
-use std::io;
-use std::net::SocketAddr;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
 
 /// Accepts HTTP clients until `drain`.
@@ -32,70 +31,59 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
     }
 }
 
-/// The listeners of TCP services; they come and go with the configuration.
+/// One worker's listeners of TCP services; they come and go with the configuration.
 #[derive(Debug)]
 pub struct TcpListeners {
-    base: SocketAddr,
-    ports: u16,
+    ports: Arc<TcpPorts>,
     drain: CancellationToken,
     open: HashMap<u16, (Arc<str>, JoinHandle<()>)>,
-    /// Slots whose port could not be had, so that it is said once.
-    failed: HashSet<u16>,
 }
 
 impl TcpListeners {
-    /// None yet; at most `ports` from `base` on, since those behind them are somebody else's, and a port that two share by
-    /// accident gives each the other's clients.
-    pub fn new(base: SocketAddr, ports: u16, drain: CancellationToken) -> Self {
-        Self { base, ports, drain, open: HashMap::new(), failed: HashSet::new() }
+    /// None yet.
+    pub fn new(ports: Arc<TcpPorts>, drain: CancellationToken) -> Self {
+        Self { ports, drain, open: HashMap::new() }
     }
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
     pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) -> bool {
         let wanted: HashMap<u16, &Arc<str>> =
             snapshot.services.iter().filter_map(|s| Some((s.tcp_offset()?, &s.key))).collect();
-        self.open.retain(|slot, (service, task)| {
-            let keep = wanted.get(slot) == Some(&&*service) && !task.is_finished();
+        self.open.retain(|offset, (service, task)| {
+            let keep = wanted.get(offset) == Some(&&*service) && !task.is_finished();
             if !keep {
                 task.abort();
             }
             keep
         });
-        self.failed.retain(|slot| wanted.contains_key(slot));
+        self.ports.retain(&wanted.keys().copied().collect());
         if self.drain.is_cancelled() {
             return true;
         }
-        for (slot, service) in wanted {
-            if self.open.contains_key(&slot) {
+        let mut complete = true;
+        for (offset, service) in wanted {
+            if self.open.contains_key(&offset) {
                 continue;
             }
-            match self.listen(slot) {
-                Ok(listener) => {
-                    let serve = tcp(Rc::clone(worker), listener, Arc::clone(service), self.drain.clone());
-                    self.open.insert(slot, (Arc::clone(service), tokio::task::spawn_local(serve)));
-                    self.failed.remove(&slot);
-                }
-                Err(error) if self.failed.insert(slot) => {
-                    tracing::warn!(%service, base = %self.base, slot, %error, "cannot listen for this TCP service; trying on");
-                }
-                Err(_) => {}
-            }
+            let claim = self.ports.claim(offset, service);
+            let Some((claim, Ok(listener))) = claim.map(|claim| (Arc::clone(&claim), claim.listener())) else {
+                complete = false;
+                continue;
+            };
+            let serve = tcp(Rc::clone(worker), claim, listener, Arc::clone(service), self.drain.clone());
+            self.open.insert(offset, (Arc::clone(service), tokio::task::spawn_local(serve)));
         }
-        self.failed.is_empty()
-    }
-
-    fn listen(&self, slot: u16) -> io::Result<TcpListener> {
-        if slot >= self.ports {
-            let message = format!("only {} ports are set aside for TCP services (--tcp-ports)", self.ports);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
-        let beyond = || io::Error::new(io::ErrorKind::InvalidInput, "the TCP base port plus the slot is beyond 65535");
-        let port = self.base.port().checked_add(slot).ok_or_else(beyond)?;
-        TcpListener::from_std(crate::tcp::listen(SocketAddr::new(self.base.ip(), port))?)
+        complete
     }
 }
 
-async fn tcp(worker: Rc<Worker>, listener: TcpListener, service: Arc<str>, drain: CancellationToken) {
+async fn tcp(
+    worker: Rc<Worker>,
+    _claim: Arc<Claim>,
+    listener: TcpListener,
+    service: Arc<str>,
+    drain: CancellationToken,
+) {
     loop {
         let Some(stream) = accept(&listener, &drain).await else { return };
         if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {

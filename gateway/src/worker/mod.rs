@@ -6,6 +6,8 @@
 
 pub mod command;
 pub mod listen;
+pub mod ports;
+pub mod streams;
 pub mod view;
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +39,8 @@ use crate::proxy::record::Done;
 use crate::proxy::stack::Stack;
 use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
 use command::Command;
+use ports::TcpPorts;
+use streams::Streams;
 use view::{LiveState, View};
 
 /// Who this gateway is, with the header values made once.
@@ -111,6 +115,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// TCP connections proxied, at up to 128 KiB of buffers each.
     pub tcp_connections_max: usize,
+    /// How long a TCP connection may go on that the configuration does not allow any more.
+    pub tcp_grace: Duration,
     /// How long a drain waits for what is in flight.
     pub drain_timeout: Duration,
 }
@@ -122,6 +128,7 @@ impl Default for Limits {
             requests_max: 8_192,
             connections_max: 8_192,
             tcp_connections_max: 2_048,
+            tcp_grace: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -144,10 +151,8 @@ pub struct Shared {
     pub metrics: GatewayMetrics,
     /// Access log, if any.
     pub access_log: Option<AccessLog>,
-    /// First port of TCP services.
-    pub tcp_base: SocketAddr,
-    /// How many of them there are.
-    pub tcp_ports: u16,
+    /// Ports of TCP services.
+    pub tcp_ports: Arc<TcpPorts>,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
     /// Told when a tunnel changed its state.
@@ -175,6 +180,7 @@ pub struct Worker {
     pub(crate) connections: Cell<usize>,
     pub(crate) tcp_connections: Cell<usize>,
     pub(crate) tunnels: Tunnels,
+    pub(crate) streams: Streams,
     credential: LiveCredential,
     view: RefCell<Rc<View>>,
     live: RefCell<LiveState>,
@@ -207,6 +213,7 @@ impl Worker {
             connections: Cell::new(0),
             tcp_connections: Cell::new(0),
             tunnels,
+            streams: Streams::default(),
             credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View { snapshot: Arc::new(Snapshot::empty()), services: Vec::new() })),
             live: RefCell::default(),
@@ -306,6 +313,7 @@ impl Worker {
         let mut random = || self.random();
         let view = self.live.borrow_mut().view(snapshot, peers, Some(&previous), Instant::now(), &mut random);
         self.view.replace(Rc::new(view));
+        self.streams.judge(snapshot, self.limits.tcp_grace, Instant::now());
         // They were admitted by the snapshot before.
         self.callers.borrow_mut().clear();
         self.publish_health();
@@ -364,6 +372,7 @@ impl Worker {
         self.metrics.flush();
         self.metrics.tunnels(&self.tunnel_stats.replace(self.tunnels.stats()), &self.tunnel_stats.borrow());
         self.live.borrow().endpoints().for_each(|endpoint| endpoint.close_idle(now));
+        self.streams.reset_due(now);
         view::step_failback(&self.view(), now);
         self.publish_health();
     }
@@ -493,7 +502,7 @@ async fn run(
 async fn follow(worker: Rc<Worker>, shared: Shared) {
     let mut generations = shared.published.subscribe();
     let mut changes = worker.tunnels.changes();
-    let mut listeners = listen::TcpListeners::new(shared.tcp_base, shared.tcp_ports, shared.drain.clone());
+    let mut listeners = listen::TcpListeners::new(Arc::clone(&shared.tcp_ports), shared.drain.clone());
     loop {
         let generation = *generations.borrow_and_update();
         changes.mark_unchanged();

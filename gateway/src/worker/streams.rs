@@ -1,0 +1,95 @@
+//! TCP connections in progress, and which of them the configuration still allows.
+//!
+//! A request is over soon; a TCP connection may live for days, through any number of configurations. What the current one would
+//! refuse is given a while to end by itself, and is then reset.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Protocol, Snapshot};
+
+/// The connections of one worker.
+#[derive(Debug, Default)]
+pub struct Streams(RefCell<Vec<Weak<Stream>>>);
+
+/// One connection, for as long as it is held.
+#[derive(Debug)]
+pub struct Stream {
+    service: Arc<str>,
+    end: End,
+    /// When it is to be reset, while it is not allowed.
+    doomed: Cell<Option<Instant>>,
+    reset: CancellationToken,
+}
+
+/// What the other end of a connection is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// A client here, served by a cluster.
+    Client {
+        /// The cluster.
+        served_by: Arc<str>,
+    },
+    /// Another gateway, served by an endpoint here.
+    Peer,
+}
+
+impl Streams {
+    /// Counts a connection in until the result is dropped.
+    pub fn open(&self, service: Arc<str>, end: End) -> Rc<Stream> {
+        let stream = Rc::new(Stream { service, end, doomed: Cell::new(None), reset: CancellationToken::new() });
+        let mut list = self.0.borrow_mut();
+        if list.len() == list.capacity() {
+            list.retain(|stream| stream.strong_count() > 0);
+        }
+        list.push(Rc::downgrade(&stream));
+        stream
+    }
+
+    /// Dooms what `snapshot` does not allow, and pardons what it allows again.
+    pub fn judge(&self, snapshot: &Snapshot, grace: Duration, now: Instant) {
+        for stream in self.0.borrow().iter().filter_map(Weak::upgrade) {
+            let doomed = if is_allowed(snapshot, &stream.service, &stream.end) {
+                None
+            } else {
+                Some(stream.doomed.get().unwrap_or(now + grace))
+            };
+            stream.doomed.set(doomed);
+        }
+    }
+
+    /// Resets what was doomed long enough.
+    pub fn reset_due(&self, now: Instant) {
+        for stream in self.0.borrow().iter().filter_map(Weak::upgrade) {
+            if stream.doomed.get().is_some_and(|at| at <= now) && !stream.reset.is_cancelled() {
+                tracing::info!(service = %stream.service, "a TCP connection that is not allowed any more is reset");
+                stream.reset.cancel();
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// Resolves when the connection must be reset.
+    pub async fn reset(&self) {
+        self.reset.cancelled().await;
+    }
+}
+
+/// Whether such a connection would be made now, but for health and weights.
+fn is_allowed(snapshot: &Snapshot, service: &str, end: &End) -> bool {
+    let service = snapshot.service_by_key(service).and_then(|index| snapshot.services.get(index));
+    let Some(service) = service.filter(|service| service.protocol == Protocol::Tcp) else { return false };
+    let cluster = match end {
+        End::Peer => snapshot.own_cluster,
+        End::Client { served_by } => snapshot.clusters.iter().position(|cluster| cluster.name == *served_by),
+    };
+    // An endpoint here serves its own cluster's clients whether it is exported or not.
+    let is_own = matches!(end, End::Client { .. }) && cluster == snapshot.own_cluster;
+    let is_offered = is_own || cluster.is_some_and(|cluster| service.exporters.contains(&cluster));
+    cluster.is_some() && is_offered && service.may_reside_in(cluster)
+}
