@@ -2,11 +2,12 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
     "archipelago/v1/identity.proto",
     "archipelago/v1/resources.proto",
+    "archipelago/v1/session.proto",
     "archipelago/v1/fleet.proto",
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",

@@ -1,72 +1,192 @@
-//! What each cluster's gateways should run at the applied revision, compiled once per revision and cluster.
+//! What each cluster's gateways should run, compiled beside the runtime, once for all sessions that want the same.
+//!
+//! One task follows the applied state. Each round takes a copy of it, which costs nothing, finds what changed since the last
+//! round, compiles that alone ([`incremental`]) on a thread that may block, and hands every session the result. Rounds that
+//! change nothing for a cluster share the resources of the last one.
+
+mod incremental;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use archipelago_model::compile::{FederationState, compile};
-use archipelago_proto::v1::ConfigResource;
+use archipelago_model::{
+    compile::FederationState,
+    stream::{Compiled, Lack, suit},
+    version::Version,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::incremental::Incremental;
 use crate::consensus::Consensus;
 
-/// The configuration of one cluster's gateways at one revision.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Compiled {
-    /// Global revision it was compiled from.
-    pub(crate) revision: u64,
-    /// By resource name.
-    pub(crate) resources: BTreeMap<String, ConfigResource>,
+/// What gateways of one cluster with the same features should run.
+#[derive(Debug, Clone)]
+pub(crate) struct Suited {
+    pub(crate) compiled: Arc<Compiled>,
+    /// Resources that are not in it as they are, because those gateways lack a feature.
+    pub(crate) lacks: Arc<Vec<Lack>>,
 }
 
-/// Compiles on demand and remembers the newest revision.
+/// Compiles for whoever subscribes. Ends its task when dropped.
 #[derive(Debug)]
 pub(crate) struct Compiler {
-    consensus: Arc<Consensus>,
-    cache: Mutex<Cache>,
+    shared: Arc<Shared>,
+    _stop: DropGuard,
 }
 
-#[derive(Debug, Default)]
-struct Cache {
-    revision: u64,
-    federation: Option<Arc<FederationState>>,
-    clusters: BTreeMap<String, Arc<Compiled>>,
+#[derive(Debug)]
+struct Shared {
+    consensus: Arc<Consensus>,
+    wanted: Mutex<BTreeMap<Wanted, watch::Sender<Option<Suited>>>>,
+    /// Somebody wants what nobody wanted before.
+    more: Notify,
+    /// Begin of the last round trip in which a majority confirmed that this member is current.
+    confirmed: tokio::sync::Mutex<Option<Instant>>,
+    federation: Mutex<Option<(Version, Arc<FederationState>)>>,
+}
+
+/// Cluster and features.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    cluster: String,
+    features: BTreeSet<String>,
 }
 
 impl Compiler {
+    /// Starts on the current runtime.
     pub(crate) fn new(consensus: Arc<Consensus>) -> Self {
-        Self { consensus, cache: Mutex::default() }
+        let shared = Arc::new(Shared {
+            consensus,
+            wanted: Mutex::default(),
+            more: Notify::new(),
+            confirmed: tokio::sync::Mutex::default(),
+            federation: Mutex::default(),
+        });
+        let stop = CancellationToken::new();
+        tokio::spawn(work(Arc::clone(&shared), stop.clone()));
+        Self { shared, _stop: stop.drop_guard() }
     }
 
-    /// The newest configuration of `cluster`.
-    pub(crate) fn compiled(&self, cluster: &str) -> Arc<Compiled> {
-        // Held while compiling: a hundred streams of one cluster that wake together want one compilation.
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let federation = self.refresh(&mut cache);
-        if let Some(compiled) = cache.clusters.get(cluster) {
-            return Arc::clone(compiled);
+    /// What a gateway of `cluster` with these features should run, from now on; `None` until it was compiled first.
+    pub(crate) fn subscribe(&self, cluster: &str, features: BTreeSet<String>) -> watch::Receiver<Option<Suited>> {
+        let wanted = Wanted { cluster: cluster.to_owned(), features };
+        let receiver = self.shared.lock().entry(wanted).or_insert_with(|| watch::Sender::new(None)).subscribe();
+        if receiver.borrow().is_none() {
+            self.shared.more.notify_one();
         }
-        let compiled = Arc::new(Compiled { revision: cache.revision, resources: compile(&federation, cluster) });
-        cache.clusters.insert(cluster.to_owned(), Arc::clone(&compiled));
-        compiled
+        receiver
     }
 
-    /// The federation as the compiler sees it, with its revision.
-    pub(crate) fn federation(&self) -> (u64, Arc<FederationState>) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let federation = self.refresh(&mut cache);
-        (cache.revision, federation)
-    }
-
-    fn refresh(&self, cache: &mut Cache) -> Arc<FederationState> {
-        let stale = cache.federation.is_none() || cache.revision != self.consensus.published.revision();
-        if let Some(federation) = cache.federation.as_ref().filter(|_| !stale) {
-            return Arc::clone(federation);
+    /// Resolves once a majority confirmed, in a round trip that began after this call, that this member has applied
+    /// everything that was committed; to the version of its state. Tries for ever.
+    ///
+    /// Sessions that begin together share round trips: a member that is found by ten thousand gateways at once asks the
+    /// leader twice.
+    pub(crate) fn confirmation(&self) -> impl Future<Output = Version> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        let since = Instant::now();
+        async move {
+            loop {
+                let mut confirmed = shared.confirmed.lock().await;
+                let begun = Instant::now();
+                if confirmed.is_none_or(|last| last < since) {
+                    if let Err(error) = shared.consensus.barrier().await {
+                        drop(confirmed);
+                        tracing::debug!(%error, "no majority confirms this member yet");
+                        sleep(CONFIRM_RETRY).await;
+                        continue;
+                    }
+                    *confirmed = Some(begun);
+                }
+                return shared.consensus.state().version();
+            }
         }
-        let (version, federation) = self.consensus.federation();
+    }
+
+    /// The federation as the compiler sees it, with its version.
+    pub(crate) fn federation(&self) -> (Version, Arc<FederationState>) {
+        let mut cached = self.shared.federation.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.shared.consensus.published.version();
+        if let Some((version, federation)) = cached.as_ref().filter(|(version, _)| *version == newest) {
+            return (*version, Arc::clone(federation));
+        }
+        let (version, federation) = self.shared.consensus.federation();
         let federation = Arc::new(federation);
-        let revision = version.revision;
-        *cache = Cache { revision, federation: Some(Arc::clone(&federation)), clusters: BTreeMap::new() };
-        federation
+        *cached = Some((version, Arc::clone(&federation)));
+        (version, federation)
     }
 }
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Wanted, watch::Sender<Option<Suited>>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn work(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut versions = shared.consensus.published.subscribe();
+    let mut incremental = Incremental::default();
+    loop {
+        versions.mark_unchanged();
+        let wanted: Vec<Wanted> = {
+            let mut wanted = shared.lock();
+            wanted.retain(|_, sender| sender.receiver_count() > 0);
+            wanted.keys().cloned().collect()
+        };
+        if !wanted.is_empty() {
+            let consensus = Arc::clone(&shared.consensus);
+            let round = tokio::task::spawn_blocking(move || {
+                let clusters = wanted.iter().map(|wanted| wanted.cluster.as_str()).collect();
+                incremental.follow(&consensus.state(), &clusters);
+                let suited: Vec<(Wanted, Suited)> = wanted
+                    .into_iter()
+                    .filter_map(|wanted| {
+                        Some((suited(incremental.compiled(&wanted.cluster)?, &wanted.features), wanted))
+                    })
+                    .map(|(suited, wanted)| (wanted, suited))
+                    .collect();
+                (incremental, suited)
+            });
+            let suited = match round.await {
+                Ok((next, suited)) => {
+                    incremental = next;
+                    suited
+                }
+                Err(error) => {
+                    // Begins anew: what was half done is gone with the thread.
+                    tracing::error!(%error, "compiling failed");
+                    incremental = Incremental::default();
+                    sleep(CONFIRM_RETRY).await;
+                    continue;
+                }
+            };
+            let senders = shared.lock();
+            for (wanted, suited) in suited {
+                if let Some(sender) = senders.get(&wanted) {
+                    sender.send_replace(Some(suited));
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = versions.changed() => if changed.is_err() { return },
+            () = shared.more.notified() => {}
+        }
+    }
+}
+
+fn suited(compiled: Arc<Compiled>, features: &BTreeSet<String>) -> Suited {
+    let (suited, lacks) = suit(&compiled, features);
+    let compiled = if lacks.is_empty() { compiled } else { Arc::new(suited) };
+    Suited { compiled, lacks: Arc::new(lacks) }
+}
+
+/// Between attempts, each of which waits for an election by itself.
+const CONFIRM_RETRY: Duration = Duration::from_millis(200);

@@ -18,7 +18,7 @@ use archipelago_rpc::grpc;
 use prost::Message;
 use tokio::{
     sync::{Mutex, MutexGuard, Semaphore, watch},
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
@@ -118,28 +118,8 @@ impl Consensus {
     /// What the policy compiler reads.
     pub(crate) fn federation(&self) -> (Version, FederationState) {
         let state = self.state();
-        let (trust_domain, bundle_der) = match state.ca() {
-            Some(ca) => (ca.trust_domain.clone(), vec![ca.root_der.clone()]),
-            None => (String::new(), Vec::new()),
-        };
-        let gateways = state.gateways().iter().map(|(key, gateway)| {
-            let addresses = convert::addresses(&gateway.addresses);
-            (key.clone(), GatewayRecord { spiffe_id: gateway.spiffe_id.clone(), addresses })
-        });
-        let reports = state
-            .reports()
-            .iter()
-            .map(|(cluster, services)| (cluster.clone(), services.iter().map(convert::service_report).collect()));
-        let federation = FederationState {
-            trust_domain,
-            bundle_der,
-            resources: Resources::clone(&self.resources(&state)),
-            reports: reports.collect(),
-            gateways: gateways.collect(),
-            tcp_slots: state.tcp_slots().map(|(name, slot)| (name.clone(), slot)).collect(),
-            ..FederationState::default()
-        };
-        (state.version(), federation)
+        let resources = Resources::clone(&self.resources(&state));
+        (state.version(), federation_of(&state, resources))
     }
 
     /// Commits a command exactly once and returns its outcome, refusals included.
@@ -482,21 +462,32 @@ fn waits_for(held_back_by: &[String]) -> String {
     )
 }
 
-/// Resolves when no leader was known for so long that whoever streams from here should try another member.
-pub(crate) async fn cut_off(leaderless: &mut watch::Receiver<Option<Instant>>) {
-    loop {
-        let since = *leaderless.borrow_and_update();
-        let expired = async {
-            match since {
-                Some(since) => sleep_until(since + CUT_OFF_AFTER).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = expired => return,
-            changed = leaderless.changed() => if changed.is_err() { std::future::pending::<()>().await },
-        }
+/// What the policy compiler reads of a state whose resources have these values.
+pub(crate) fn federation_of(state: &State, resources: Resources) -> FederationState {
+    let gateways = state.gateways().iter().map(|(key, gateway)| {
+        let addresses = convert::addresses(&gateway.addresses);
+        (key.clone(), GatewayRecord { spiffe_id: gateway.spiffe_id.clone(), addresses })
+    });
+    let reports = state
+        .reports()
+        .iter()
+        .map(|(cluster, services)| (cluster.clone(), services.iter().map(convert::service_report).collect()));
+    FederationState {
+        resources,
+        reports: reports.collect(),
+        gateways: gateways.collect(),
+        tcp_slots: state.tcp_slots().map(|(name, slot)| (name.clone(), slot)).collect(),
+        ..authority_facts(state)
     }
+}
+
+/// The part of it that is about trust: domain, roots and revocations.
+pub(crate) fn authority_facts(state: &State) -> FederationState {
+    let (trust_domain, bundle_der) = match state.ca() {
+        Some(ca) => (ca.trust_domain.clone(), vec![ca.root_der.clone()]),
+        None => (String::new(), Vec::new()),
+    };
+    FederationState { trust_domain, bundle_der, ..FederationState::default() }
 }
 
 /// Wall clock, Unix milliseconds; 0 before 1970.
@@ -509,9 +500,6 @@ pub(crate) fn unix_ms() -> i64 {
 pub(crate) const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One try at one member; longer than a commit over a slow disk, short enough to try another leader.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Many failed elections. A member that is cut off alone would serve old configuration for ever; when all are cut off,
-/// streams begin anew this often, which costs a bookmark each.
-const CUT_OFF_AFTER: Duration = Duration::from_secs(10);
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
 /// Writes of resources waiting to be judged: a hundred a second at worst, so that the last still has its turn in time.
 const ADMISSIONS_MAX: usize = 256;

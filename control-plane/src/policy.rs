@@ -52,22 +52,28 @@ impl Policy {
 }
 
 fn put(values: &mut BTreeMap<ResourceKey, Resource>, key: &Key, stored: &Stored) {
+    match (value(key, stored), known(key)) {
+        (Some(resource), _) => drop(values.insert(resource.key(), resource)),
+        (None, Some(key)) => drop(values.remove(&key)),
+        (None, None) => {}
+    }
+}
+
+/// A stored resource as a value; `None`, and an error in the log, when it cannot be read.
+pub(crate) fn value(key: &Key, stored: &Stored) -> Option<Resource> {
     let text = from_utf8(&stored.canonical).map_err(|error| error.to_string());
     match text.and_then(|text| Resource::from_json(text).map_err(|error| error.to_string())) {
-        Ok(resource) => {
-            values.insert(resource.key(), resource);
-        }
+        Ok(resource) => Some(resource),
         // Formats keep this from happening: a kind or a field is admitted only where every member knows it.
         Err(error) => {
             tracing::error!(resource = %key, error, "a stored resource cannot be read, and counts as absent here");
-            if let Some(key) = known(key) {
-                values.remove(&key);
-            }
+            None
         }
     }
 }
 
-fn known(key: &Key) -> Option<ResourceKey> {
+/// The key of a resource of a kind that this version knows.
+pub(crate) fn known(key: &Key) -> Option<ResourceKey> {
     let kind: Kind = key.kind.parse().ok()?;
     Some(ResourceKey { kind, namespace: key.namespace.clone(), name: key.name.clone() })
 }

@@ -43,11 +43,6 @@ impl Published {
         *self.version.borrow()
     }
 
-    /// The applied policy revision.
-    pub(crate) fn revision(&self) -> u64 {
-        self.version().revision
-    }
-
     /// When this member applied the policy revision; `None` when that is too long ago or it arrived inside a snapshot.
     pub(crate) fn applied_at(&self, revision: u64) -> Option<Instant> {
         let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);

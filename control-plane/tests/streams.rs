@@ -3,15 +3,18 @@
 
 mod common;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use archipelago_identity::LiveCredential;
+use archipelago_model::{feature, stream::Held};
 use archipelago_proto::v1::{
-    AgentMessage, ConfigAck, ConfigUpdate, ExplainQuery, ExplainReply, ExplainRequest, ExplainResponse,
-    GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage, GatewayReport, JoinRole, Protocol, ServiceReport,
-    ServicesRequest, TunnelStatus, TunnelsRequest, WaitAppliedProgress, WaitAppliedRequest,
-    agent_control_client::AgentControlClient, fleet_client::FleetClient, gateway_control_client::GatewayControlClient,
-    gateway_directive, gateway_message::Body,
+    AgentDirective, AgentHello, AgentMessage, AgentReport, AgentWelcome, ConfigAck, ConfigUpdate, ExplainQuery,
+    ExplainReply, ExplainRequest, ExplainResponse, GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage,
+    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Protocol, ResourceRejection,
+    ServiceReport, ServicesRequest, TunnelStatus, TunnelsRequest, UpdateRefusal, WaitAppliedProgress,
+    WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive, agent_message, config_resource,
+    fleet_client::FleetClient, gateway_control_client::GatewayControlClient, gateway_directive, gateway_message::Body,
+    notice, update_refusal::Reason,
 };
 use common::{ControlPlane, PATIENCE, cluster, eventually};
 use tokio::{sync::mpsc, time::timeout};
@@ -22,7 +25,7 @@ use tonic::{Code, Status, Streaming};
 struct Gateway {
     messages: mpsc::Sender<GatewayMessage>,
     directives: Streaming<GatewayDirective>,
-    have: BTreeMap<String, Vec<u8>>,
+    held: Held,
 }
 
 impl Gateway {
@@ -32,12 +35,28 @@ impl Gateway {
         credential: &LiveCredential,
         hello: GatewayHello,
     ) -> Result<Self, Status> {
-        let have = hello.versions.clone();
+        Self::connect_with(control_plane, member, credential, hello, Held::default()).await
+    }
+
+    /// Connects as one that holds something already.
+    async fn connect_with(
+        control_plane: &ControlPlane,
+        member: u64,
+        credential: &LiveCredential,
+        hello: GatewayHello,
+        held: Held,
+    ) -> Result<Self, Status> {
+        let hello = GatewayHello {
+            running: Some(held.version.into()),
+            held_digest: held.resources.digest().to_bytes(),
+            features: feature::ALL.iter().map(ToString::to_string).collect(),
+            ..hello
+        };
         let (messages, outgoing) = mpsc::channel(16);
         messages.send(GatewayMessage { body: Some(Body::Hello(hello)) }).await.unwrap();
         let channel = control_plane.channel_as(member, credential).await?;
         let directives = GatewayControlClient::new(channel).stream(ReceiverStream::new(outgoing)).await?.into_inner();
-        Ok(Self { messages, directives, have })
+        Ok(Self { messages, directives, held })
     }
 
     async fn directive(&mut self) -> gateway_directive::Body {
@@ -45,29 +64,34 @@ impl Gateway {
         directive.expect("the stream goes on").body.unwrap()
     }
 
+    /// The next update; a question for what is held is answered on the way.
     async fn update(&mut self) -> ConfigUpdate {
-        match self.directive().await {
-            gateway_directive::Body::Update(update) => update,
-            other => panic!("not an update: {other:?}"),
+        loop {
+            match self.directive().await {
+                gateway_directive::Body::Update(update) => return update,
+                gateway_directive::Body::SendHeld(_) => {
+                    let versions = self.held.resources.iter().map(|row| (row.name.clone(), row.version.to_vec()));
+                    self.send(Body::Held(HeldResources { versions: versions.collect() })).await;
+                }
+                other => panic!("not an update: {other:?}"),
+            }
         }
     }
 
     /// Takes an update in, as a gateway would.
     async fn accept(&mut self, update: &ConfigUpdate) {
-        if update.full {
-            self.have.clear();
-        }
-        for name in &update.removals {
-            self.have.remove(name);
-        }
-        for resource in &update.upserts {
-            self.have.insert(resource.name.clone(), resource.version.to_vec());
-        }
-        self.ack(update.revision, "").await;
+        self.accept_but(update, &[]).await;
     }
 
-    async fn ack(&self, revision: u64, error: &str) {
-        self.send(Body::Ack(ConfigAck { revision, error: error.to_owned() })).await;
+    /// The same, and cannot use some resources of it.
+    async fn accept_but(&mut self, update: &ConfigUpdate, rejections: &[ResourceRejection]) {
+        self.held = self.held.take(update).unwrap();
+        let ack = ConfigAck { version: update.version, rejections: rejections.to_vec(), ..ConfigAck::default() };
+        self.send(Body::Ack(ack)).await;
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.held.resources.get(name).is_some()
     }
 
     async fn send(&self, body: Body) {
@@ -79,7 +103,7 @@ impl Gateway {
         loop {
             let update = self.update().await;
             self.accept(&update).await;
-            if update.revision >= revision {
+            if self.held.version.revision >= revision {
                 return;
             }
         }
@@ -99,6 +123,25 @@ fn hello(cluster: &str, gateway: &str, port: u16) -> GatewayHello {
         workers: 1,
         ..Default::default()
     }
+}
+
+/// The stream of an agent that says hello for `cluster`.
+async fn agent_stream(
+    control_plane: &ControlPlane,
+    member: u64,
+    credential: &LiveCredential,
+    cluster: &str,
+) -> Result<(mpsc::Sender<AgentMessage>, Streaming<AgentDirective>), Status> {
+    let (messages, outgoing) = mpsc::channel(4);
+    let hello = AgentHello { cluster: cluster.into(), ..AgentHello::default() };
+    messages.send(AgentMessage { body: Some(agent_message::Body::Hello(hello)) }).await.unwrap();
+    let channel = control_plane.channel_as(member, credential).await?;
+    let directives = AgentControlClient::new(channel).stream(ReceiverStream::new(outgoing)).await?.into_inner();
+    Ok((messages, directives))
+}
+
+fn reporting(services: Vec<ServiceReport>) -> AgentMessage {
+    AgentMessage { body: Some(agent_message::Body::Report(AgentReport { services })) }
 }
 
 async fn wait_applied(
@@ -143,6 +186,9 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
     let (_agent, outgoing) = mpsc::channel(1);
     let refused = AgentControlClient::new(channel).stream(ReceiverStream::new(outgoing)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+    let agent = control_plane.join("paris", JoinRole::Agent, "").await;
+    let refused = agent_stream(&control_plane, 1, &agent, "tokyo").await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
 
     // Each at another member. The first update is complete; the registration of the peers arrives as a delta.
     let mut first = Gateway::connect(&control_plane, 2, &paris, hello("paris", "gw-1", 15_000)).await.unwrap();
@@ -150,12 +196,12 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
     assert!(update.full && update.upserts.iter().any(|resource| resource.name == "cluster/tokyo"), "{update:?}");
     first.accept(&update).await;
     let mut second = Gateway::connect(&control_plane, 3, &tokyo, hello("tokyo", "gw-1", 16_000)).await.unwrap();
-    while !first.have.contains_key("peer/tokyo/gw-1") {
+    while !first.has("peer/tokyo/gw-1") {
         let update = first.update().await;
         assert!(!update.full && update.upserts.len() <= 1, "a delta: {update:?}");
         first.accept(&update).await;
     }
-    while !second.have.contains_key("peer/paris/gw-1") {
+    while !second.has("peer/paris/gw-1") {
         let update = second.update().await;
         second.accept(&update).await;
     }
@@ -178,33 +224,54 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
     assert_eq!((done.expected, done.acknowledged, done.stragglers.len()), (2, 2, 0));
     assert!(done.first_ack_micros > 0 && done.first_ack_micros <= done.last_ack_micros, "{done:?}");
 
-    // A refusal is told with its reason, the last good configuration stays, and the next revision mends it.
+    // What one gateway cannot use is told with resource and reason, holds up nothing, and is mended by the next revision.
     let revision = control_plane.apply(2, "", &cluster("rome", "eu-south")).await.unwrap().revision;
     let update = first.update().await;
-    assert_eq!(update.revision, revision);
-    first.ack(revision, "no such port").await;
+    assert_eq!(update.version.unwrap().revision, revision);
+    let rejection = ResourceRejection {
+        resource: "cluster/rome".into(),
+        reason: "no such port".into(),
+        kept: Kept::Closed.into(),
+        ..ResourceRejection::default()
+    };
+    first.accept_but(&update, &[rejection]).await;
     second.follow_to(revision).await;
     let refused = wait_applied(&control_plane, 3, revision, 20_000).await;
     assert_eq!((refused.acknowledged, refused.stragglers.len()), (1, 0));
-    assert_eq!((&*refused.rejections[0].gateway, &*refused.rejections[0].error), ("paris/gw-1", "no such port"));
+    let named: Vec<_> = refused.rejections.iter().map(|r| (&*r.gateway, &*r.resource, &*r.error)).collect();
+    assert_eq!(named, [("paris/gw-1", "cluster/rome", "no such port")]);
     let status = control_plane.status(1).await.unwrap();
     let state = |name: &str| {
         let cluster = status.clusters.iter().find(|cluster| cluster.name == name).unwrap();
-        (cluster.state.clone(), cluster.gateways.first().map(|gateway| gateway.state.clone()))
+        let gateway = cluster.gateways.first().map(|gateway| (gateway.state.clone(), gateway.problems.len()));
+        (cluster.state.clone(), gateway)
     };
-    assert_eq!(state("paris"), ("active".to_owned(), Some("rejected".to_owned())));
-    assert_eq!(state("tokyo"), ("active".to_owned(), Some("synced".to_owned())));
+    assert_eq!(state("paris"), ("active".to_owned(), Some(("synced".to_owned(), 1))));
+    assert_eq!(state("tokyo"), ("active".to_owned(), Some(("synced".to_owned(), 0))));
     assert_eq!(state("oslo"), ("pending".to_owned(), None));
     let revision = control_plane.apply(2, "", &cluster("lima", "sa-west")).await.unwrap().revision;
     let update = first.update().await;
     let names: Vec<_> = update.upserts.iter().map(|resource| resource.name.as_str()).collect();
-    assert_eq!(names, ["cluster/lima", "cluster/rome"], "the difference to what it still has");
+    assert_eq!(names, ["cluster/lima"], "the difference to what it holds");
     first.accept(&update).await;
     second.follow_to(revision).await;
     assert_eq!(wait_applied(&control_plane, 1, revision, 20_000).await.acknowledged, 2);
 
+    // An update that is refused whole is told too, and the stream goes on.
+    let revision = control_plane.apply(2, "", &cluster("bern", "eu-west")).await.unwrap().revision;
+    let update = first.update().await;
+    let refused = UpdateRefusal { reason: Some(Reason::Unusable("foreign".into())) };
+    let ack = ConfigAck { version: update.version, refused: Some(refused), ..ConfigAck::default() };
+    first.send(Body::Ack(ack)).await;
+    second.follow_to(revision).await;
+    let progress = wait_applied(&control_plane, 3, revision, 20_000).await;
+    assert_eq!((&*progress.rejections[0].resource, &*progress.rejections[0].error), ("", "foreign"));
+    let revision = control_plane.apply(2, "", &cluster("kyiv", "eu-east")).await.unwrap().revision;
+    first.follow_to(revision).await;
+    second.follow_to(revision).await;
+
     // A gateway that left is a straggler by name; when it returns with what it had, it costs a bookmark.
-    let have = second.have.clone();
+    let held = second.held.clone();
     drop(second);
     eventually("the member notices", || async {
         let progress = wait_applied(&control_plane, 1, revision + 1, 50).await;
@@ -215,8 +282,8 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
         }
     })
     .await;
-    let returning = GatewayHello { versions: have, revision, ..hello("tokyo", "gw-1", 16_000) };
-    let mut second = Gateway::connect(&control_plane, 1, &tokyo, returning).await.unwrap();
+    let mut second =
+        Gateway::connect_with(&control_plane, 1, &tokyo, hello("tokyo", "gw-1", 16_000), held).await.unwrap();
     let bookmark = second.update().await;
     assert_eq!((bookmark.full, bookmark.upserts.len(), bookmark.removals.len()), (false, 0, 0));
     second.accept(&bookmark).await;
@@ -232,7 +299,7 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
     first.follow_to(deleted.revision).await;
     let done = wait_applied(&control_plane, 2, deleted.revision, 20_000).await;
     assert_eq!((done.expected, done.acknowledged), (1, 1));
-    assert!(!first.have.contains_key("peer/tokyo/gw-1") && !first.have.contains_key("cluster/tokyo"));
+    assert!(!first.has("peer/tokyo/gw-1") && !first.has("cluster/tokyo"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,11 +307,9 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
     let mut control_plane = ControlPlane::start(3, &[]).await;
     control_plane.apply(1, "", &(cluster("paris", "eu-west") + &cluster("tokyo", "ap-northeast"))).await.unwrap();
     let agent = control_plane.join("paris", JoinRole::Agent, "").await;
-    let (reports, outgoing) = mpsc::channel(4);
-    let channel = control_plane.channel_as(2, &agent).await.unwrap();
-    let mut directives =
-        AgentControlClient::new(channel).stream(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-    assert!(directives.message().await.unwrap().unwrap().revision > 0);
+    let (reports, mut directives) = agent_stream(&control_plane, 2, &agent, "paris").await.unwrap();
+    let welcome = directives.message().await.unwrap().unwrap();
+    assert_eq!(welcome.body, Some(agent_directive::Body::Welcome(AgentWelcome { member: 2 })));
     let service = |name: &str, protocol: Protocol, ready: u32| ServiceReport {
         namespace: "shop".into(),
         name: name.into(),
@@ -256,15 +321,14 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         total: 2,
         ..ServiceReport::default()
     };
-    let report = |ready: u32| AgentMessage {
-        cluster: "paris".into(),
-        services: vec![service("checkout", Protocol::Http1, ready), service("ledger", Protocol::Tcp, ready)],
+    let report = |ready: u32| {
+        reporting(vec![service("checkout", Protocol::Http1, ready), service("ledger", Protocol::Tcp, ready)])
     };
     reports.send(report(2)).await.unwrap();
 
     let credential = control_plane.join("paris", JoinRole::Gateway, "gw-1").await;
     let mut gateway = Gateway::connect(&control_plane, 3, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
-    while !gateway.have.contains_key("service/shop/ledger") {
+    while !gateway.has("service/shop/ledger") {
         let update = gateway.update().await;
         gateway.accept(&update).await;
     }
@@ -334,6 +398,7 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         match gateway.directive().await {
             gateway_directive::Body::Explain(ask) => break ask,
             gateway_directive::Body::Update(update) => gateway.accept(&update).await,
+            other => panic!("neither a question nor an update: {other:?}"),
         }
     };
     assert_eq!(ask.query.unwrap().host, "checkout.shop");
@@ -347,22 +412,11 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
     let status = fleet.explain(nobody).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "no gateway of cluster tokyo is connected"));
 
-    // An agent of paris that names another cluster loses its stream.
-    reports.send(AgentMessage { cluster: "tokyo".into(), services: Vec::new() }).await.unwrap();
-    let refused = loop {
-        match timeout(PATIENCE, directives.message()).await.expect("an end in time") {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("it ended without a reason"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-
     // The member that served the gateway dies; the gateway goes elsewhere, and is seen there.
     control_plane.kill(3);
-    let have = gateway.have.clone();
-    let returning = GatewayHello { versions: have, ..hello("paris", "gw-1", 15_000) };
-    let mut gateway = Gateway::connect(&control_plane, 2, &credential, returning).await.unwrap();
+    let held = gateway.held.clone();
+    let mut gateway =
+        Gateway::connect_with(&control_plane, 2, &credential, hello("paris", "gw-1", 15_000), held).await.unwrap();
     let update = gateway.update().await;
     assert!(!update.full);
     gateway.accept(&update).await;
@@ -374,34 +428,87 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
     .await;
 }
 
+/// A member without a majority keeps the session, says so and offers nothing, however long it takes; and goes on when it has one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_is_cut_off_sends_its_gateways_elsewhere() {
+async fn a_member_without_a_majority_offers_nothing_and_says_so() {
     let mut control_plane = ControlPlane::start(3, &[]).await;
     let credential = control_plane.join("paris", JoinRole::Gateway, "gw-1").await;
     let alone = control_plane.follower().await;
+    let others: Vec<u64> = control_plane.running().into_iter().filter(|id| *id != alone).collect();
+    others.iter().for_each(|id| control_plane.kill(*id));
     let mut gateway =
         Gateway::connect(&control_plane, alone, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
-    let update = gateway.update().await;
-    gateway.accept(&update).await;
-    for id in control_plane.running().into_iter().filter(|id| *id != alone).collect::<Vec<_>>() {
-        control_plane.kill(id);
-    }
-    let status = loop {
+    let no_leader = Notice { notice: Some(notice::Notice::NoLeader(NoLeader { member: alone })) };
+    assert_eq!(gateway.directive().await, gateway_directive::Body::Notice(no_leader));
+    // Longer than it takes to give up on a barrier.
+    let until = tokio::time::Instant::now() + Duration::from_secs(12);
+    while tokio::time::Instant::now() < until {
         // Signs of life, so that silence is not what ends it.
         gateway.send(Body::Report(GatewayReport::default())).await;
-        match timeout(Duration::from_secs(2), gateway.directives.message()).await {
-            Ok(Err(status)) => break status,
-            Ok(Ok(Some(GatewayDirective { body: Some(gateway_directive::Body::Update(update)) }))) => {
-                gateway.accept(&update).await;
-            }
-            Ok(Ok(other)) => panic!("it ended without a reason: {other:?}"),
-            Err(_) => {}
+        let heard = timeout(Duration::from_secs(1), gateway.directives.message()).await;
+        assert!(heard.is_err(), "nothing is offered: {heard:?}");
+    }
+    control_plane.start_member(others[0]);
+    let has_leader = Notice { notice: Some(notice::Notice::HasLeader(HasLeader { member: alone })) };
+    assert_eq!(gateway.directive().await, gateway_directive::Body::Notice(has_leader));
+    assert!(gateway.update().await.full);
+}
+
+/// What one agent or gateway says that nobody could use is left out alone, told to whoever said it, and shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_a_peer_says_can_poison_what_others_get() {
+    let control_plane = ControlPlane::start(1, &[]).await;
+    control_plane.apply(1, "", &(cluster("paris", "eu-west") + &cluster("tokyo", "ap-northeast"))).await.unwrap();
+    let liar = control_plane.join("paris", JoinRole::Gateway, "gw-1").await;
+    let mut said = hello("paris", "gw-1", 15_000);
+    said.addresses.as_mut().unwrap().tunnel.insert(0, "nonsense".into());
+    let mut liar = Gateway::connect(&control_plane, 1, &liar, said).await.unwrap();
+    let gateway_directive::Body::Notice(Notice { notice: Some(notice::Notice::Problems(told)) }) =
+        liar.directive().await
+    else {
+        panic!("it is told first")
+    };
+    assert_eq!((told.problems.len(), &*told.problems[0].subject), (1, "tunnel address 1"));
+
+    let agent = control_plane.join("paris", JoinRole::Agent, "").await;
+    let (reports, mut directives) = agent_stream(&control_plane, 1, &agent, "paris").await.unwrap();
+    let service = |name: &str, protocol: i32, port: u32| ServiceReport {
+        namespace: "shop".into(),
+        name: name.into(),
+        protocol,
+        port,
+        exported: true,
+        ..ServiceReport::default()
+    };
+    let http = Protocol::Http1.into();
+    let bad = [service("far", http, 70_000), service("odd", 99, 80), service("Not A Name", http, 80)];
+    reports.send(reporting([&bad[..], &[service("web", http, 80)]].concat())).await.unwrap();
+    let problems = loop {
+        let directive = timeout(PATIENCE, directives.message()).await.expect("a notice in time").unwrap().unwrap();
+        if let Some(agent_directive::Body::Notice(Notice { notice: Some(notice::Notice::Problems(told)) })) =
+            directive.body
+        {
+            break told.problems;
         }
     };
-    assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("cut off"), "{status}");
-    // When there is no better member, it is served here as before.
-    let mut gateway =
-        Gateway::connect(&control_plane, alone, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
-    assert!(gateway.update().await.full);
+    let subjects: Vec<_> = problems.iter().map(|problem| &*problem.subject).collect();
+    assert_eq!(subjects, ["service shop/far", "service shop/odd", "service shop/Not A Name"]);
+
+    // Others get what is good, and can use all of it.
+    let tokyo = control_plane.join("tokyo", JoinRole::Gateway, "gw-1").await;
+    let mut tokyo = Gateway::connect(&control_plane, 1, &tokyo, hello("tokyo", "gw-1", 16_000)).await.unwrap();
+    while !(tokyo.has("service/shop/web") && tokyo.has("peer/paris/gw-1")) {
+        let update = tokyo.update().await;
+        tokyo.accept(&update).await;
+    }
+    for resource in tokyo.held.resources.iter() {
+        match resource.body.as_ref().unwrap() {
+            config_resource::Body::Peer(peer) => assert_eq!(peer.tunnel_addresses, ["127.0.0.1:15001"]),
+            config_resource::Body::Service(service) => assert_eq!(service.name, "web"),
+            _ => {}
+        }
+    }
+    let status = control_plane.status(1).await.unwrap();
+    let paris = status.clusters.iter().find(|cluster| cluster.name == "paris").unwrap();
+    assert_eq!((paris.problems.len(), paris.gateways[0].problems.len()), (3, 1), "{paris:?}");
 }

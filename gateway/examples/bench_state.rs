@@ -9,9 +9,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use archipelago_gateway::config::{ConfigState, store::Store};
 use archipelago_identity::{CredentialDir, SpiffeId, testing::TestAuthority};
+use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    Backend, ClusterConfig, ConfigResource, ConfigUpdate, Endpoint, FailoverChain, HttpListener, LocalService,
-    LocalUpdate, MeshConfig, PeerConfig, Protocol, RouteRule, ServiceConfig, ServicePort, Tier, config_resource::Body,
+    Backend, ClusterConfig, ConfigResource, Endpoint, FailoverChain, HttpListener, LocalService, LocalUpdate,
+    MeshConfig, PeerConfig, Protocol, RouteRule, ServiceConfig, ServicePort, Tier, config_resource::Body,
     service_port::Listener,
 };
 
@@ -43,10 +44,9 @@ fn main() -> anyhow::Result<()> {
             };
             resources.push(resource(&format!("peer/{other}/gw-1"), Body::Peer(peer)));
         }
-        let update = ConfigUpdate { revision: 1, upserts: resources, removals: vec![], full: true };
-        let mut state = ConfigState::default().with_update(update);
+        let mut state = ConfigState::new(Version { revision: 1, ..Version::default() }, resources);
         if cluster == serves {
-            state = state.with_local(LocalUpdate { snapshot: true, services: vec![local(backend)], removed: vec![] });
+            state = state.with_local(LocalUpdate { full: true, upserts: vec![local(backend)], removals: vec![] });
         }
         let dir = out.join(cluster);
         std::fs::create_dir_all(&dir)?;

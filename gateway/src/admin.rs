@@ -28,10 +28,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Published;
+use crate::control::status::ControlStatus;
 use crate::worker::Identity;
 use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
@@ -45,6 +46,8 @@ pub struct Admin {
     pub addresses: GatewayAddresses,
     /// Configuration.
     pub published: Arc<Published>,
+    /// The stream to the control plane.
+    pub control: watch::Receiver<ControlStatus>,
     /// Workers.
     pub workers: Workers,
     /// Ports of TCP services.
@@ -152,6 +155,7 @@ impl Admin {
 
     async fn state(&self) -> Value {
         let snapshot = self.published.load();
+        let control = self.control.borrow().clone();
         let drill = self.drill.lock().unwrap_or_else(PoisonError::into_inner).clone();
         json!({
             "cluster": &*self.identity.cluster,
@@ -159,6 +163,11 @@ impl Admin {
             "spiffeId": self.identity.spiffe_id.to_string(),
             "revision": snapshot.revision,
             "services": snapshot.services.iter().map(|s| &*s.key).collect::<Vec<_>>(),
+            "controlPlane": {
+                "connected": control.connected, "trouble": control.trouble,
+                "problems": control.problems.iter().map(|p| format!("{}: {}", p.subject, p.reason)).collect::<Vec<_>>(),
+                "rejections": control.rejections.iter().map(|r| format!("{}: {}", r.resource, r.reason)).collect::<Vec<_>>(),
+            },
             "draining": self.drain.is_cancelled(),
             "addresses": {
                 "http": self.addresses.http, "tunnel": self.addresses.tunnel, "dns": self.addresses.dns,

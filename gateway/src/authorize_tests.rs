@@ -73,10 +73,8 @@ fn snapshot() -> Snapshot {
             ],
         }),
     ];
-    let mut state = ConfigState::default();
-    for resource in bodies.map(archipelago_model::compile::resource) {
-        state.resources.insert(resource.name.clone(), resource);
-    }
+    let resources = bodies.map(archipelago_model::compile::resource);
+    let state = ConfigState::new(archipelago_model::version::Version::default(), resources);
     Snapshot::build(&state, "tokyo", "mesh.test", &Snapshot::empty()).unwrap().snapshot
 }
 

@@ -18,6 +18,7 @@ use crate::config::store::Store;
 use crate::config::{ConfigState, Published, Rejected, Snapshot};
 use crate::control::apply::{self, Applier, Update};
 use crate::control::discovery::Discovery;
+use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::dns;
 use crate::telemetry::{AccessLog, GatewayMetrics};
@@ -106,6 +107,8 @@ impl Gateway {
         let http_address = http.first().context("no worker")?.local_addr()?;
         let dns_sockets = dns::server::Sockets::bind(settings.dns).with_context(bound("DNS", settings.dns))?;
         let health_listener = TcpListener::bind(settings.health).with_context(bound("health", settings.health))?;
+        let boot = archipelago_base::boot::next(&settings.state_dir)
+            .with_context(|| format!("cannot write to {}", settings.state_dir.display()))?;
         let metrics_listener = TcpListener::bind(settings.metrics).with_context(bound("metrics", settings.metrics))?;
 
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -143,7 +146,9 @@ impl Gateway {
             health: reach(health_listener.local_addr()?).to_string(),
             tcp_base: reach(settings.tcp_base).to_string(),
         };
+        let (status, control) = watch::channel(ControlStatus::default());
         let admin = Arc::new(Admin {
+            control,
             identity: Arc::clone(&identity),
             addresses: addresses.clone(),
             published: Arc::clone(&published),
@@ -183,6 +188,8 @@ impl Gateway {
             metrics,
             workers: workers.clone(),
             tunnels_changed,
+            status,
+            boot,
             store,
             state,
             applier,
@@ -264,6 +271,8 @@ struct ControlTasks {
     metrics: GatewayMetrics,
     workers: Workers,
     tunnels_changed: Arc<Notify>,
+    status: watch::Sender<ControlStatus>,
+    boot: u64,
     store: Store,
     state: watch::Receiver<Arc<ConfigState>>,
     applier: Applier,
@@ -325,10 +334,13 @@ impl ControlTasks {
                 addresses: self.addresses,
                 credential: self.credential,
                 state: self.state,
+                published: self.published,
                 updates: self.updates,
                 workers: self.workers,
                 metrics: self.metrics,
                 reports,
+                status: self.status,
+                boot: self.boot,
             };
             tasks.spawn(stream.run());
         }

@@ -30,6 +30,7 @@ pub use gateway::{Gateway, Settings};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use archipelago_base::backoff::Backoff;
 use archipelago_base::durable::DirLock;
 use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
@@ -81,7 +82,7 @@ async fn enrol(
     token: Option<JoinToken>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Option<LiveCredential>> {
-    let mut backoff = control::backoff::Backoff::default();
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(100), Duration::from_secs(3));
     let mut told = false;
     loop {
         let error = match enrol::ensure(dir, token.clone()).await {

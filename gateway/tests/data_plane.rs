@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use archipelago_gateway::control::apply::Change;
 use archipelago_gateway::worker::Limits;
+use archipelago_model::stream::Refusal;
 use archipelago_proto::v1::{self as proto, Protocol, config_resource::Body};
 use archipelago_tunnel::{Cut, PeerState};
 use bytes::Bytes;
@@ -23,7 +24,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use harness::{
-    Mesh, apply, backend, bytes, empty, eventually, get, on_port, raw, request, send, service, tcp_backend, text,
+    Mesh, apply, backend, bytes, empty, eventually, full_update, get, on_port, raw, request, send, service,
+    tcp_backend, text,
 };
 
 const CHECKOUT: &str = "checkout.shop";
@@ -482,7 +484,7 @@ async fn tcp_with_half_close() {
         assert_eq!(answer.into_inner(), "read 3000000 bytes");
     }
     // Nobody left: the connection is reset, not ended.
-    apply(&mesh.gateways["tokyo"], Change::Local(proto::LocalUpdate { snapshot: true, ..Default::default() }))
+    apply(&mesh.gateways["tokyo"], Change::Local(proto::LocalUpdate { full: true, ..Default::default() }))
         .await
         .unwrap();
     // The reset may come before the client has noticed that it is connected.
@@ -541,7 +543,7 @@ async fn smuggling_and_garbage_are_refused() {
 #[tokio::test]
 async fn restarts_from_its_disk_and_survives_a_damaged_one() {
     let (mut mesh, _) = two_clusters(&[("paris", 1)]).await;
-    let config = mesh.state_dir("paris").join("config.bin");
+    let config = mesh.state_dir("paris").join("config.log");
     eventually("the configuration is on disk", async || config.exists()).await;
     mesh.stop_gateway("paris").await;
     mesh.start_gateway("paris").await;
@@ -583,7 +585,7 @@ async fn an_unchecked_endpoint_is_better_than_nothing_and_worse_than_a_ready_one
             endpoints: endpoints.iter().map(endpoint).collect(),
             ..Default::default()
         };
-        let update = proto::LocalUpdate { snapshot: true, services: vec![local], removed: vec![] };
+        let update = proto::LocalUpdate { full: true, upserts: vec![local], removals: vec![] };
         apply(&mesh.gateways["tokyo"], Change::Local(update)).await.unwrap();
     };
     let (ready, unknown, down) = (proto::Readiness::Ready, proto::Readiness::Unknown, proto::Readiness::NotReady);
@@ -611,9 +613,17 @@ async fn a_refused_configuration_changes_nothing() {
     let (mesh, _) = two_clusters(&[("paris", 1)]).await;
     let other = proto::MeshConfig { trust_domain: "other.test".into(), ..Default::default() };
     let other = archipelago_model::compile::resource(Body::Mesh(other));
-    let bad = proto::ConfigUpdate { revision: 99, upserts: vec![other], ..Default::default() };
-    let error = apply(&mesh.gateways["paris"], Change::Config(bad)).await.unwrap_err();
-    assert!(error.contains("trust domain \"other.test\""), "{error}");
+    let gateway = &mesh.gateways["paris"];
+    let bad = mesh.difference("paris", 99, vec![other]);
+    let error = apply(gateway, Change::Config(bad)).await.unwrap_err();
+    assert!(error.to_string().contains("trust domain \"other.test\""), "{error}");
+    // What is older than what runs is not looked into, however complete it is.
+    let regression = apply(gateway, Change::Config(full_update(0, vec![]))).await.unwrap_err();
+    assert!(regression.to_string().contains("meshctl raft restored"), "{regression}");
+    // A difference to something that is not held.
+    let difference = proto::ConfigUpdate { base_digest: vec![1; 16], ..mesh.difference("paris", 99, vec![]) };
+    let wrong = apply(gateway, Change::Config(difference)).await.unwrap_err();
+    assert!(matches!(wrong, Refusal::WrongBase { .. }), "{wrong}");
     assert_eq!(mesh.gateways["paris"].revision(), 1);
     assert_eq!(get(mesh.http("paris"), CHECKOUT, "/", &[]).await.unwrap().status(), 200);
 }
@@ -627,8 +637,10 @@ async fn what_cannot_be_used_is_closed_or_stays_and_the_rest_goes_on() {
         archipelago_model::compile::resource(Body::Service(config))
     };
     let upserts = vec![broken("checkout"), broken("web")];
-    let update = proto::ConfigUpdate { revision: 2, upserts, ..Default::default() };
-    apply(&mesh.gateways["paris"], Change::Config(update)).await.unwrap();
+    let update = mesh.difference("paris", 2, upserts);
+    let applied = apply(&mesh.gateways["paris"], Change::Config(update)).await.unwrap();
+    let kept: Vec<_> = applied.rejections.iter().map(|r| (r.resource.as_str(), r.kept())).collect();
+    assert_eq!(kept, [("service/shop/checkout", proto::Kept::LastGood), ("service/shop/web", proto::Kept::Closed)]);
     assert_eq!(mesh.gateways["paris"].revision(), 2);
     // Never seen before: known, and closed. Seen before: as it was.
     let closed = get(mesh.http("paris"), "web.shop", "/", &[]).await.unwrap();

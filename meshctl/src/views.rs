@@ -52,6 +52,9 @@ pub(crate) struct ClusterView {
     pub(crate) state: String,
     pub(crate) agent: String,
     pub(crate) gateways: Vec<GatewayView>,
+    /// What the agent reported and nobody uses, one line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) problems: Vec<String>,
 }
 
 /// `.clusters[].gateways[]`.
@@ -81,6 +84,9 @@ pub(crate) struct GatewayView {
     pub(crate) last_seen: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// What it cannot use of its configuration, and what it said of itself and nobody uses, one line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) problems: Vec<String>,
 }
 
 /// `.processes[]`, and what the supervisor answers on its socket.
@@ -160,6 +166,16 @@ impl StatusView {
             if !gateways.is_empty() {
                 text = text.line("").table(gateways);
             }
+            for cluster in &self.clusters {
+                for problem in &cluster.problems {
+                    text = text.line(format!("agent of {}: {problem}", cluster.name));
+                }
+                for gateway in &cluster.gateways {
+                    for problem in &gateway.problems {
+                        text = text.line(format!("gateway {}/{}: {problem}", gateway.cluster, gateway.name));
+                    }
+                }
+            }
         }
         if let Some(processes) = &self.processes {
             if self.revision.is_some() {
@@ -192,8 +208,13 @@ impl ClusterView {
             state: cluster.state,
             agent: cluster.agent_state,
             gateways: cluster.gateways.into_iter().map(GatewayView::new).collect(),
+            problems: problems(cluster.problems),
         }
     }
+}
+
+fn problems(problems: Vec<v1::Problem>) -> Vec<String> {
+    problems.into_iter().map(|problem| format!("{}: {}", problem.subject, problem.reason)).collect()
 }
 
 impl GatewayView {
@@ -215,6 +236,7 @@ impl GatewayView {
             certificate_expires: timestamp(gateway.svid_not_after_unix.saturating_mul(1_000)),
             last_seen: timestamp(gateway.last_seen_unix_ms),
             error: (!gateway.error.is_empty()).then_some(gateway.error),
+            problems: problems(gateway.problems),
         }
     }
 }
@@ -444,6 +466,9 @@ pub(crate) struct WriteView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct RejectionView {
     pub(crate) gateway: String,
+    /// Empty: the whole revision.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) resource: String,
     pub(crate) error: String,
 }
 
@@ -476,6 +501,7 @@ impl WriteView {
                 .map(|applied| {
                     let view = |rejection: &v1::Rejection| RejectionView {
                         gateway: rejection.gateway.clone(),
+                        resource: rejection.resource.clone(),
                         error: rejection.error.clone(),
                     };
                     applied.rejections.iter().map(view).collect()
@@ -522,7 +548,9 @@ impl WriteView {
             text = text.line(format!("stragglers: {}", self.stragglers.join(", ")));
         }
         for rejection in &self.rejections {
-            text = text.line(format!("rejected by {}: {}", rejection.gateway, rejection.error));
+            let RejectionView { gateway, resource, error } = rejection;
+            let what = if resource.is_empty() { String::new() } else { format!("{resource}: ") };
+            text = text.line(format!("rejected by {gateway}: {what}{error}"));
         }
         text
     }

@@ -3,23 +3,31 @@
 use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
-use archipelago_proto::v1::{AgentDirective, AgentMessage, agent_control_server::AgentControl};
+use archipelago_model::version::Version;
+use archipelago_proto::v1::{
+    AgentDirective, AgentHello, AgentMessage, AgentWelcome, Notice, Problem, Problems,
+    agent_control_server::AgentControl, agent_directive, agent_message::Body, notice,
+};
 use archipelago_rpc::grpc;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Context;
+use super::{
+    Context,
+    stream::{self, End, HELLO_TIMEOUT, Outbox, Peer, RETRY, at},
+};
 use crate::{
-    consensus::cut_off,
     machine::{
         command::{Action, Answer, ReportExports, ReportedService},
         convert,
     },
     refusal,
+    sessions::{AgentGuard, door},
 };
 
 pub(super) struct AgentService(pub(super) Arc<Context>);
@@ -33,134 +41,177 @@ impl AgentControl for AgentService {
         let Some(MeshRole::Agent { cluster, .. }) = caller.role() else {
             return Err(Status::internal("the role was checked above"));
         };
-        let messages = request.into_inner();
-        let (directives, receiver) = mpsc::channel(DIRECTIVES_MAX);
-        let context = Arc::clone(&self.0);
+        let mut messages = request.into_inner();
+        let hello = match timeout(HELLO_TIMEOUT, messages.message()).await {
+            Ok(Ok(Some(AgentMessage { body: Some(Body::Hello(hello)) }))) => hello,
+            Ok(Ok(_)) => return Err(Status::invalid_argument("the first message of an agent is its hello")),
+            Ok(Err(status)) => return Err(status),
+            Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
+        };
+        if hello.cluster != cluster {
+            return Err(Status::permission_denied(format!("{caller} may not report for cluster {}", hello.cluster)));
+        }
+        tracing::info!(cluster, version = hello.software_version, "agent connected");
+        let (out, directives) = stream::outbox();
+        let name = format!("agent of {cluster}");
+        let session = Session::new(Arc::clone(&self.0), caller.to_string(), &hello);
+        tokio::spawn(stream::run(Arc::clone(&self.0), name, session, messages, out));
+        Ok(Response::new(ReceiverStream::new(directives)))
+    }
+}
+
+/// One connected agent.
+struct Session {
+    context: Arc<Context>,
+    cluster: String,
+    actor: String,
+    guard: AgentGuard,
+    versions: watch::Receiver<Version>,
+    is_welcomed: bool,
+    /// What was admitted of the latest report, as the state machine keeps it.
+    latest: Option<Vec<ReportedService>>,
+    problems: Vec<Problem>,
+    /// What the agent was told of them.
+    told: Vec<Problem>,
+    /// A report on its way into the log.
+    writing: Option<oneshot::Receiver<bool>>,
+    retry: Option<Instant>,
+}
+
+impl Session {
+    fn new(context: Arc<Context>, actor: String, hello: &AgentHello) -> Self {
+        let guard = context.sessions.open_agent(hello);
+        let versions = context.consensus.published.subscribe();
+        Self {
+            cluster: hello.cluster.clone(),
+            context,
+            actor,
+            guard,
+            versions,
+            is_welcomed: false,
+            latest: None,
+            problems: Vec::new(),
+            told: Vec::new(),
+            writing: None,
+            retry: None,
+        }
+    }
+
+    fn differs(&self, services: &Vec<ReportedService>) -> bool {
+        self.context.consensus.read(|state| match state.reports().get(&self.cluster) {
+            Some(known) => **known != *services,
+            None => !services.is_empty() && !state.is_deleted_cluster(&self.cluster),
+        })
+    }
+
+    /// Proposes a report beside the session, which goes on meanwhile.
+    fn write(&self, services: &[ReportedService]) -> oneshot::Receiver<bool> {
+        let (done, receiver) = oneshot::channel();
+        let action =
+            Action::ReportExports(ReportExports { cluster: self.cluster.clone(), services: services.to_vec() });
+        let (context, cluster, actor) = (Arc::clone(&self.context), self.cluster.clone(), self.actor.clone());
         tokio::spawn(async move {
-            tracing::info!(cluster, "agent connected");
-            let status = serve(&context, &cluster, &caller.to_string(), messages, &directives).await;
-            tracing::info!(
-                cluster,
-                reason = status.as_ref().map_or("it closed the stream", Status::message),
-                "agent disconnected"
-            );
-            if let Some(status) = status {
-                let _ = timeout(GOODBYE_TIMEOUT, directives.send(Err(status))).await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-/// Serves one agent; the status is what it is told at the end, if anything.
-async fn serve(
-    context: &Arc<Context>,
-    cluster: &str,
-    actor: &str,
-    mut messages: Streaming<AgentMessage>,
-    directives: &mpsc::Sender<Result<AgentDirective, Status>>,
-) -> Option<Status> {
-    let guard = context.sessions.open_agent(cluster);
-    let replaced = guard.replaced();
-    let mut revisions = context.consensus.published.subscribe();
-    revisions.mark_changed();
-    let mut leaderless = context.consensus.leaderless();
-    let cut_off = async {
-        sleep(SESSION_MIN).await;
-        cut_off(&mut leaderless).await;
-    };
-    tokio::pin!(cut_off);
-    let mut silent_at = Instant::now() + SILENCE_MAX;
-    let mut latest: Option<Vec<ReportedService>> = None;
-    let mut retry: Option<Instant> = None;
-    loop {
-        tokio::select! {
-            () = context.stopping.cancelled() => {
-                return Some(Status::unavailable("this member is shutting down, connect to another"));
-            }
-            () = replaced.cancelled() => return Some(Status::aborted("a newer session of this cluster's agent began")),
-            () = sleep_until(silent_at) => return Some(Status::deadline_exceeded("no message within 20 s")),
-            () = &mut cut_off => {
-                return Some(Status::unavailable("this member is cut off from the others, connect to another"));
-            }
-            () = directives.closed() => return None,
-            changed = revisions.changed() => {
-                if changed.is_err() {
-                    return None;
-                }
-                let revision = revisions.borrow_and_update().revision;
-                if !matches!(timeout(SEND_TIMEOUT, directives.send(Ok(AgentDirective { revision }))).await, Ok(Ok(()))) {
-                    return None;
-                }
-            }
-            message = messages.message() => match message {
-                Ok(Some(message)) => {
-                    silent_at = Instant::now() + SILENCE_MAX;
-                    if message.cluster != cluster {
-                        return Some(Status::permission_denied(format!(
-                            "{actor} may not report for cluster {}",
-                            message.cluster
-                        )));
+            let committed = match context.consensus.commit("", &actor, action).await {
+                Ok(outcome) => match outcome.answer {
+                    Some(Answer::Refused(refused)) => {
+                        tracing::warn!(cluster, reason = refusal::text(&refused), "the agent's report is refused");
+                        false
                     }
-                    guard.report(message.services.clone());
-                    latest = Some(convert::reported(message.services));
+                    _ => true,
+                },
+                Err(error) => {
+                    tracing::debug!(cluster, %error, "the agent's report is not committed yet");
+                    false
                 }
-                Ok(None) => return None,
-                Err(status) => {
-                    tracing::debug!(cluster, error = status.message(), "the agent's connection broke");
-                    return None;
-                }
-            },
-            () = at(retry) => retry = None,
+            };
+            // The session may have ended meanwhile.
+            let _ = done.send(committed);
+        });
+        receiver
+    }
+}
+
+impl Peer for Session {
+    type In = AgentMessage;
+    type Out = AgentDirective;
+    /// Agents report every 5 s.
+    const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+    fn replaced(&self) -> CancellationToken {
+        self.guard.replaced()
+    }
+
+    fn notice(notice: Notice) -> AgentDirective {
+        AgentDirective { body: Some(agent_directive::Body::Notice(notice)) }
+    }
+
+    fn confirmed(&mut self, _applied: Version) {}
+
+    async fn advance(&mut self, out: &Outbox<AgentDirective>) -> Result<(), End> {
+        if !std::mem::replace(&mut self.is_welcomed, true) {
+            let welcome = AgentWelcome { member: self.context.consensus.node_id };
+            out.send(AgentDirective { body: Some(agent_directive::Body::Welcome(welcome)) }).await?;
         }
-        // After every event, not only after a report: a revision may have brought back an older report.
-        if let Some(services) = &latest
-            && retry.is_none()
-            && guard.is_newest()
-            && differs(context, cluster, services)
-            && !report(context, cluster, actor, services).await
+        if self.told != self.problems {
+            self.told.clone_from(&self.problems);
+            let problems = notice::Notice::Problems(Problems { problems: self.told.clone() });
+            out.send(Self::notice(Notice { notice: Some(problems) })).await?;
+        }
+        self.versions.mark_unchanged();
+        // After every event, not only after a report: a change elsewhere may have brought back an older report.
+        if let Some(services) = &self.latest
+            && self.retry.is_none()
+            && self.writing.is_none()
+            && self.guard.is_newest()
+            && self.differs(services)
         {
-            retry = Some(Instant::now() + REPORT_RETRY);
+            self.writing = Some(self.write(services));
         }
+        Ok(())
     }
-}
 
-fn differs(context: &Context, cluster: &str, services: &Vec<ReportedService>) -> bool {
-    context.consensus.read(|state| match state.reports().get(cluster) {
-        Some(known) => **known != *services,
-        None => !services.is_empty() && !state.is_deleted_cluster(cluster),
-    })
-}
-
-async fn report(context: &Context, cluster: &str, actor: &str, services: &[ReportedService]) -> bool {
-    let action = Action::ReportExports(ReportExports { cluster: cluster.to_owned(), services: services.to_vec() });
-    match context.consensus.commit("", actor, action).await {
-        Ok(outcome) => {
-            if let Some(Answer::Refused(refused)) = outcome.answer {
-                tracing::warn!(cluster, reason = refusal::text(&refused), "the agent's report is refused");
-                return false;
+    async fn event(&mut self) -> Result<(), End> {
+        tokio::select! {
+            changed = self.versions.changed() => changed.map_err(|_| End::Stopping)?,
+            () = at(self.retry) => self.retry = None,
+            committed = written(&mut self.writing) => {
+                self.writing = None;
+                if !committed {
+                    self.retry = Some(Instant::now() + RETRY);
+                }
             }
-            true
         }
-        Err(error) => {
-            tracing::debug!(cluster, %error, "the agent's report is not committed yet");
-            false
+        Ok(())
+    }
+
+    fn take(&mut self, message: AgentMessage) -> Result<(), End> {
+        match message.body {
+            Some(Body::Report(report)) => {
+                let (admitted, problems) = door::admit_report(report.services);
+                if !problems.is_empty() && problems != self.problems {
+                    let first = problems.first().map(|p| format!("{}: {}", p.subject, p.reason)).unwrap_or_default();
+                    tracing::warn!(
+                        cluster = self.cluster,
+                        count = problems.len(),
+                        first,
+                        "part of the agent's report is not used"
+                    );
+                }
+                self.guard.report(admitted.clone(), problems.clone());
+                self.problems = problems;
+                self.latest = Some(convert::reported(admitted));
+                Ok(())
+            }
+            Some(Body::Hello(_)) => Err(End::Protocol("a second hello")),
+            // A message of a newer version.
+            None => Ok(()),
         }
     }
 }
 
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
+async fn written(writing: &mut Option<oneshot::Receiver<bool>>) -> bool {
+    match writing {
+        Some(done) => done.await.unwrap_or(false),
         None => std::future::pending().await,
     }
 }
-
-const DIRECTIVES_MAX: usize = 16;
-/// Agents report every 5 s.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// An agent that nobody serves better stays at least this long.
-const SESSION_MIN: Duration = Duration::from_secs(10);
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-const REPORT_RETRY: Duration = Duration::from_secs(1);

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use archipelago_model::resource::Resource;
+use archipelago_model::{resource::Resource, version::Version};
 use archipelago_proto::v1::{
-    ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, MemberStatus, MemberStatusRequest, ServicesRequest,
-    ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse, WaitAppliedProgress,
-    WaitAppliedRequest, fleet_server::Fleet,
+    ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus, MemberStatusRequest, Problem,
+    ServicesRequest, ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse,
+    WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
 };
 use futures_util::future::join_all;
 use tokio::{
@@ -46,7 +46,7 @@ impl Fleet for FleetService {
     async fn tunnels(&self, request: Request<TunnelsRequest>) -> Result<Response<TunnelsResponse>, Status> {
         operator(&request)?;
         let gateways = self.0.sessions.gateways();
-        let tunnels = gateways.into_values().flat_map(|view| view.session.tunnels).collect();
+        let tunnels = gateways.into_values().flat_map(|view| view.session.tunnels.clone()).collect();
         Ok(Response::new(TunnelsResponse { tunnels }))
     }
 
@@ -158,7 +158,7 @@ impl Context {
                     .take_while(|((cluster, _), _)| *cluster == name)
                     .map(|((cluster, gateway), record)| {
                         let view = connected.get(&gateway_key(cluster, gateway));
-                        gateway_status(cluster, gateway, record, view, revision)
+                        gateway_status(cluster, gateway, record, view, state.version())
                     })
                     .collect();
                 let agent_state = if agents.contains_key(&name) {
@@ -180,7 +180,9 @@ impl Context {
                 } else {
                     "active"
                 };
-                ClusterStatus { name, region, state: state.to_owned(), gateways, agent_state: agent_state.to_owned() }
+                let (state, agent_state) = (state.to_owned(), agent_state.to_owned());
+                let problems = agents.get(&name).map(|agent| agent.problems.clone()).unwrap_or_default();
+                ClusterStatus { name, region, state, gateways, agent_state, problems }
             })
             .collect();
         (revision, clusters)
@@ -192,7 +194,7 @@ fn gateway_status(
     gateway: &str,
     record: &crate::machine::Gateway,
     view: Option<&GatewayView>,
-    revision: u64,
+    version: Version,
 ) -> GatewayStatus {
     let mut status = GatewayStatus {
         name: gateway.to_owned(),
@@ -203,21 +205,37 @@ fn gateway_status(
         ..GatewayStatus::default()
     };
     let Some(GatewayView { session, .. }) = view else { return status };
-    status.revision = session.acked_revision;
+    let acked = session.acked.map_or_else(Version::default, Version::from);
+    status.revision = acked.revision;
     status.last_seen_unix_ms = session.last_seen_unix_ms;
     if let Some(hello) = &session.hello {
         status.svid_not_after_unix = hello.svid_not_after_unix;
     }
-    let state = if session.rejected_revision > session.acked_revision {
-        status.error.clone_from(&session.rejected_error);
+    let rejected = session.rejections.iter().map(|rejection| Problem {
+        subject: rejection.resource.clone(),
+        reason: format!("rejected, {}: {}", kept(rejection.kept()), rejection.reason),
+    });
+    status.problems =
+        rejected.chain(session.unsupported.iter().cloned()).chain(session.problems.iter().cloned()).collect();
+    let state = if !session.held_back.is_empty() {
+        status.error.clone_from(&session.held_back);
         "rejected"
-    } else if session.acked_revision >= revision {
+    } else if acked >= version.policy() {
         "synced"
     } else {
         "syncing"
     };
     status.state = state.to_owned();
     status
+}
+
+/// What runs in the place of a rejected resource.
+const fn kept(kept: Kept) -> &'static str {
+    match kept {
+        Kept::LastGood => "its last good form runs",
+        Kept::Closed => "requests for it are refused",
+        Kept::Unspecified => "and what runs instead is not known",
+    }
 }
 
 /// Streams progress until the revision is everywhere, refused by the rest, or the deadline passes.
@@ -247,13 +265,17 @@ async fn wait_applied(
 ) {
     let mut sessions = context.sessions.subscribe();
     let mut revisions = context.consensus.published.subscribe();
-    let target = if revision == 0 { context.consensus.published.revision() } else { revision };
+    let newest = context.consensus.published.version();
+    let target = match revision {
+        0 => newest.policy(),
+        _ => Version { restore_epoch: newest.restore_epoch, revision, fleet: 0 },
+    };
     let mut last_sent = None;
     loop {
         sessions.mark_unchanged();
         revisions.mark_unchanged();
         // Before this member has applied the revision it may not know every gateway that must apply it.
-        let caught_up = context.consensus.published.revision() >= target;
+        let caught_up = context.consensus.published.version() >= target;
         let expected: Vec<String> = context
             .consensus
             .read(|state| state.gateways().keys().map(|(cluster, gateway)| gateway_key(cluster, gateway)).collect());

@@ -3,31 +3,36 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_model::{
+    stream::{Digest, Next, Offer, Refusal},
+    version::Version,
+};
 use archipelago_proto::v1::{
-    ConfigAck, ExplainAsk, ExplainResponse, GatewayDirective, GatewayHello, GatewayMessage,
-    gateway_control_server::GatewayControl, gateway_directive, gateway_message::Body,
+    Behind, ConfigAck, ExplainAsk, ExplainResponse, GatewayDirective, GatewayHello, GatewayMessage, Notice, Problem,
+    Problems, SendHeld, gateway_control_server::GatewayControl, gateway_directive, gateway_message::Body, notice,
 };
 use archipelago_rpc::grpc;
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Context,
-    offer::{Offer, Verdict},
+    stream::{self, End, HELLO_TIMEOUT, Outbox, Peer, RETRY, at},
 };
 use crate::{
-    consensus::cut_off,
+    config::Suited,
     machine::{
         Gateway,
         command::{Action, Answer, RegisterGateway},
         convert,
     },
     refusal,
-    sessions::{Ask, GatewayGuard, gateway_key},
+    sessions::{Ask, GatewayGuard, door, gateway_key},
 };
 
 pub(super) struct GatewayService(pub(super) Arc<Context>);
@@ -55,10 +60,11 @@ impl GatewayControl for GatewayService {
                 hello.gateway, hello.cluster
             )));
         }
-        let (directives, receiver) = mpsc::channel(DIRECTIVES_MAX);
-        let session = Session::new(Arc::clone(&self.0), caller, hello, directives);
-        tokio::spawn(session.run(messages));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let (out, directives) = stream::outbox();
+        let name = format!("gateway {}", gateway_key(&hello.cluster, &hello.gateway));
+        let session = Session::new(Arc::clone(&self.0), &caller, hello);
+        tokio::spawn(stream::run(Arc::clone(&self.0), name, session, messages, out));
+        Ok(Response::new(ReceiverStream::new(directives)))
     }
 }
 
@@ -70,174 +76,163 @@ struct Session {
     record: Gateway,
     guard: GatewayGuard,
     offer: Offer,
-    directives: mpsc::Sender<Result<GatewayDirective, Status>>,
+    configurations: watch::Receiver<Option<Suited>>,
+    versions: watch::Receiver<Version>,
+    asks: Option<mpsc::Receiver<Ask>>,
+    /// Questions to put to the gateway.
+    unasked: Vec<Ask>,
     /// Explain questions that the gateway has not answered.
     asked: BTreeMap<u64, oneshot::Sender<ExplainResponse>>,
     next_ask: u64,
+    /// What is not used of what the gateway said, when that is news to it.
+    untold: Option<Vec<Problem>>,
+    /// The newest version that the gateway was told it is ahead of.
+    told_behind: Option<Version>,
+    registration: Option<oneshot::Receiver<Registration>>,
+    register_again: Option<Instant>,
+    problems: Vec<Problem>,
+}
+
+/// What became of an entry in the replicated registry.
+enum Registration {
+    Done,
+    /// No leader took it.
+    NotYet,
+    Refused(String),
 }
 
 impl Session {
-    fn new(
-        context: Arc<Context>,
-        spiffe_id: SpiffeId,
-        mut hello: GatewayHello,
-        directives: mpsc::Sender<Result<GatewayDirective, Status>>,
-    ) -> Self {
-        let offer = Offer::new(std::mem::take(&mut hello.versions));
+    fn new(context: Arc<Context>, spiffe_id: &SpiffeId, mut hello: GatewayHello) -> Self {
+        let problems = door::admit_hello(&mut hello);
+        let running = hello.running.map_or_else(Version::default, Version::from);
+        let offer = Offer::new(running, Digest::from_bytes(&hello.held_digest).unwrap_or_default());
         let record = Gateway {
             spiffe_id: spiffe_id.to_string(),
             addresses: convert::addresses_of(hello.addresses.clone().unwrap_or_default()),
             workers: hello.workers,
         };
         let (cluster, gateway) = (hello.cluster.clone(), hello.gateway.clone());
-        tracing::info!(
+        tracing::info!(cluster, gateway, %running, version = hello.software_version, "gateway connected");
+        if let Some(first) = problems.first() {
+            let (count, subject) = (problems.len(), &first.subject);
+            tracing::warn!(cluster, gateway, count, subject, reason = first.reason, "part of the hello is not used");
+        }
+        let configurations = context.compiler.subscribe(&cluster, hello.features.iter().cloned().collect());
+        let mut guard = context.sessions.open_gateway(hello, problems.clone());
+        let asks = guard.take_asks();
+        let versions = context.consensus.published.subscribe();
+        Self {
+            context,
             cluster,
             gateway,
-            revision = hello.revision,
-            version = hello.software_version,
-            "gateway connected"
-        );
-        let guard = context.sessions.open_gateway(hello);
-        Self { context, cluster, gateway, record, guard, offer, directives, asked: BTreeMap::new(), next_ask: 1 }
+            record,
+            guard,
+            offer,
+            configurations,
+            versions,
+            asks,
+            unasked: Vec::new(),
+            asked: BTreeMap::new(),
+            next_ask: 1,
+            untold: (!problems.is_empty()).then(|| problems.clone()),
+            told_behind: None,
+            registration: None,
+            register_again: None,
+            problems,
+        }
     }
 
-    async fn run(mut self, mut messages: Streaming<GatewayMessage>) {
-        let end = self.serve(&mut messages).await;
-        tracing::info!(cluster = self.cluster, gateway = self.gateway, reason = %end, "gateway disconnected");
-        let status = match end {
-            End::Goodbye | End::Unreachable => return,
-            End::Lost(_) => return,
-            End::Replaced => Status::aborted("a newer session of this gateway began"),
-            End::Stopping => Status::unavailable("this member is shutting down, connect to another"),
-            End::CutOff => Status::unavailable("this member is cut off from the others, connect to another"),
-            End::Silent => Status::deadline_exceeded("no message within 15 s"),
-            End::Protocol(reason) => Status::invalid_argument(reason),
+    /// Sends what the gateway should have next, if it is its turn.
+    async fn offer_newest(&mut self, out: &Outbox<GatewayDirective>) -> Result<(), End> {
+        let Some(Suited { compiled, lacks }) = self.configurations.borrow_and_update().clone() else { return Ok(()) };
+        let body = match self.offer.next(&compiled) {
+            Next::Nothing => return Ok(()),
+            Next::AskHeld => gateway_directive::Body::SendHeld(SendHeld {}),
+            Next::Update(update) => {
+                self.told_behind = None;
+                let unsupported: Vec<Problem> = lacks
+                    .iter()
+                    .map(|lack| Problem {
+                        subject: lack.resource.clone(),
+                        reason: format!("unsupported here: this gateway lacks {}", lack.missing_features.join(", ")),
+                    })
+                    .collect();
+                self.guard.unsupported(&unsupported);
+                self.context.metrics.update_sent(update.upserts.len() + update.removals.len());
+                tracing::debug!(
+                    cluster = self.cluster,
+                    gateway = self.gateway,
+                    version = %compiled.version,
+                    full = update.full,
+                    upserts = update.upserts.len(),
+                    removals = update.removals.len(),
+                    "configuration sent"
+                );
+                gateway_directive::Body::Update(update)
+            }
+            Next::Behind { running, newest } => {
+                if self.told_behind.replace(newest) == Some(newest) {
+                    return Ok(());
+                }
+                let member = self.context.consensus.node_id;
+                let why = format!(
+                    "runs revision {running}, cp-{member} offers {newest}; after a restore run `meshctl raft restored`"
+                );
+                tracing::warn!(
+                    cluster = self.cluster,
+                    gateway = self.gateway,
+                    why,
+                    "a gateway is ahead of the federation"
+                );
+                self.guard.refused(newest, why);
+                let behind = Behind { member, running: Some(running.into()), newest: Some(newest.into()) };
+                gateway_directive::Body::Notice(Notice { notice: Some(notice::Notice::Behind(behind)) })
+            }
         };
-        let _ = timeout(GOODBYE_TIMEOUT, self.directives.send(Err(status))).await;
-    }
-
-    async fn serve(&mut self, messages: &mut Streaming<GatewayMessage>) -> End {
-        let stopping = self.context.stopping.clone();
-        let replaced = self.guard.replaced();
-        let mut revisions = self.context.consensus.published.subscribe();
-        let mut asks = self.guard.take_asks();
-        let cut_off = self.cut_off();
-        tokio::pin!(cut_off);
-        let mut silent_at = Instant::now() + SILENCE_MAX;
-        let mut registration = self.registration();
-        let mut register_again = None;
-        loop {
-            revisions.mark_unchanged();
-            if !self.offer_newest().await {
-                return End::Unreachable;
-            }
-            // Also when somebody else's stale registration overwrote ours: the live session is the truth.
-            if registration.is_none() && register_again.is_none() {
-                registration = self.registration();
-            }
-            tokio::select! {
-                () = stopping.cancelled() => return End::Stopping,
-                () = replaced.cancelled() => return End::Replaced,
-                () = sleep_until(silent_at) => return End::Silent,
-                () = &mut cut_off => return End::CutOff,
-                () = self.directives.closed() => return End::Unreachable,
-                changed = revisions.changed() => if changed.is_err() { return End::Stopping },
-                message = messages.message() => {
-                    silent_at = Instant::now() + SILENCE_MAX;
-                    match message {
-                        Ok(Some(GatewayMessage { body })) => if let Some(end) = self.on_message(body) { return end },
-                        Ok(None) => return End::Goodbye,
-                        Err(status) => return End::Lost(status.message().to_owned()),
-                    }
-                }
-                ask = next_ask(&mut asks) => self.on_ask(ask).await,
-                done = pending(&mut registration) => {
-                    registration = None;
-                    if !done {
-                        register_again = Some(Instant::now() + REGISTER_RETRY);
-                    }
-                }
-                () = at(register_again) => register_again = None,
-            }
-        }
-    }
-
-    /// Counts from the beginning of the session: a gateway that found no better member is served here again.
-    fn cut_off(&self) -> impl Future<Output = ()> + use<> {
-        let mut leaderless = self.context.consensus.leaderless();
-        async move {
-            sleep(SESSION_MIN).await;
-            cut_off(&mut leaderless).await;
-        }
-    }
-
-    /// Sends the newest configuration unless one is on its way; false when the gateway is gone.
-    async fn offer_newest(&mut self) -> bool {
-        let compiled = self.context.compiler.compiled(&self.cluster);
-        let Some(update) = self.offer.next(&compiled) else { return true };
-        self.context.metrics.update_sent(update.upserts.len() + update.removals.len());
-        tracing::debug!(
-            cluster = self.cluster,
-            gateway = self.gateway,
-            revision = update.revision,
-            upserts = update.upserts.len(),
-            removals = update.removals.len(),
-            "configuration sent"
-        );
-        let directive = GatewayDirective { body: Some(gateway_directive::Body::Update(update)) };
-        matches!(timeout(SEND_TIMEOUT, self.directives.send(Ok(directive))).await, Ok(Ok(())))
-    }
-
-    fn on_message(&mut self, body: Option<Body>) -> Option<End> {
-        match body {
-            Some(Body::Ack(ack)) => self.on_ack(ack),
-            Some(Body::Report(report)) => {
-                let mut tunnels = report.tunnels;
-                tunnels.truncate(TUNNELS_MAX);
-                for tunnel in &mut tunnels {
-                    // A gateway speaks for its own end only.
-                    tunnel.from = gateway_key(&self.cluster, &self.gateway);
-                    tunnel.from_cluster.clone_from(&self.cluster);
-                }
-                self.guard.report(tunnels);
-            }
-            Some(Body::Explain(reply)) => {
-                if let (Some(waiting), Some(mut response)) = (self.asked.remove(&reply.id), reply.response) {
-                    response.gateway.clone_from(&self.gateway);
-                    response.cluster.clone_from(&self.cluster);
-                    // Whoever asked may have given up.
-                    let _ = waiting.send(response);
-                }
-            }
-            Some(Body::Hello(_)) => return Some(End::Protocol("a second hello")),
-            // A field of a newer version.
-            None => {}
-        }
-        None
+        out.send(GatewayDirective { body: Some(body) }).await
     }
 
     fn on_ack(&mut self, ack: ConfigAck) {
-        let ConfigAck { revision, error } = ack;
-        if error.is_empty() {
-            if self.offer.acknowledged(revision) == Verdict::Expected {
-                self.guard.acked(revision);
-                self.context.metrics.acked();
+        let Some(version) = ack.version.map(Version::from) else { return };
+        let (cluster, gateway) = (&self.cluster, &self.gateway);
+        if let Some(refused) = ack.refused {
+            let refusal = Refusal::from_wire(refused, version);
+            if !self.offer.refused(version, &refusal) {
+                return;
             }
-        } else if self.offer.rejected(revision) == Verdict::Expected {
-            let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
-            tracing::warn!(
-                cluster = self.cluster,
-                gateway = self.gateway,
-                revision,
-                error,
-                "gateway rejected the configuration"
-            );
-            self.guard.rejected(revision, error);
+            if let Refusal::WrongBase { .. } = refusal {
+                tracing::info!(cluster, gateway, %version, "the gateway holds something else; it gets everything");
+                return;
+            }
+            let why: String = refusal.to_string().chars().take(ERROR_CHARS_MAX).collect();
+            tracing::warn!(cluster, gateway, %version, why, "gateway refused the configuration");
+            self.guard.refused(version, why);
+            self.context.metrics.rejected();
+            return;
+        }
+        if !self.offer.acknowledged(version) {
+            return;
+        }
+        if !ack.late_workers.is_empty() {
+            let late: Vec<String> = ack.late_workers.iter().take(LATE_SHOWN_MAX).map(ToString::to_string).collect();
+            let why = format!("worker {} does not serve with {version} yet", late.join(", "));
+            tracing::warn!(cluster, gateway, why, "a gateway has a slow worker");
+            self.guard.late(why);
+            return;
+        }
+        let mut rejections = ack.rejections;
+        rejections.truncate(REJECTIONS_MAX);
+        for rejection in &mut rejections {
+            rejection.reason = rejection.reason.chars().take(ERROR_CHARS_MAX).collect();
+            let (resource, reason) = (&rejection.resource, &rejection.reason);
+            tracing::warn!(cluster, gateway, %version, resource, reason, "gateway rejected a resource");
             self.context.metrics.rejected();
         }
+        self.guard.acked(version, rejections);
+        self.context.metrics.acked();
     }
 
-    async fn on_ask(&mut self, ask: Ask) {
+    fn put_question(&mut self, ask: Ask, out: &Outbox<GatewayDirective>) {
         while self.asked.len() >= ASKED_MAX {
             self.asked.pop_first();
         }
@@ -245,17 +240,16 @@ impl Session {
         self.next_ask += 1;
         self.asked.insert(id, ask.reply);
         let question = ExplainAsk { id, query: Some(ask.query) };
-        let directive = GatewayDirective { body: Some(gateway_directive::Body::Explain(question)) };
         // A stream that is stuck is noticed by the next update; the question times out by itself.
-        let _ = self.directives.try_send(Ok(directive));
+        out.try_send(GatewayDirective { body: Some(gateway_directive::Body::Explain(question)) });
     }
 
     /// Records the gateway in the replicated registry, unless it stands there as it is.
-    fn registration(&self) -> Option<oneshot::Receiver<bool>> {
+    fn register(&self) -> Option<oneshot::Receiver<Registration>> {
         let key = (self.cluster.clone(), self.gateway.clone());
         let needed = self.context.consensus.read(|state| {
-            !state.is_deleted_cluster(&self.cluster)
-                && state.gateways().get(&key).map(|known| &**known) != Some(&self.record)
+            let known = state.gateways().get(&key).map(|known| &**known);
+            !state.is_deleted_cluster(&self.cluster) && known != Some(&self.record)
         });
         if !needed || !self.guard.is_newest() {
             return None;
@@ -274,15 +268,16 @@ impl Session {
         tokio::spawn(async move {
             let committed = match consensus.commit("", &actor, action).await {
                 Ok(outcome) => match outcome.answer {
-                    Some(Answer::Refused(refused)) => {
-                        tracing::warn!(gateway, reason = refusal::text(&refused), "gateway not registered");
-                        false
+                    Some(Answer::Refused(why)) => {
+                        let reason = refusal::text(&why);
+                        tracing::warn!(gateway, reason, "gateway not registered");
+                        Registration::Refused(reason)
                     }
-                    _ => true,
+                    _ => Registration::Done,
                 },
                 Err(error) => {
                     tracing::debug!(gateway, %error, "gateway not registered yet");
-                    false
+                    Registration::NotYet
                 }
             };
             // The session may have ended meanwhile.
@@ -290,27 +285,107 @@ impl Session {
         });
         Some(receiver)
     }
+
+    fn on_registered(&mut self, outcome: Registration) {
+        self.registration = None;
+        let mut problems = self.problems.clone();
+        problems.retain(|problem| problem.subject != REGISTRATION);
+        match outcome {
+            Registration::Done => {}
+            Registration::NotYet => {
+                self.register_again = Some(Instant::now() + RETRY);
+                return;
+            }
+            Registration::Refused(reason) => {
+                self.register_again = Some(Instant::now() + RETRY);
+                problems.push(Problem { subject: REGISTRATION.to_owned(), reason });
+            }
+        }
+        if problems != self.problems {
+            self.problems.clone_from(&problems);
+            self.untold = Some(problems.clone());
+            self.guard.problems(problems);
+        }
+    }
 }
 
-/// Why a session ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("it closed the stream")]
-    Goodbye,
-    #[error("it does not take messages any more")]
-    Unreachable,
-    #[error("the connection broke: {0}")]
-    Lost(String),
-    #[error("a newer session began")]
-    Replaced,
-    #[error("this member is stopping")]
-    Stopping,
-    #[error("this member knows no leader")]
-    CutOff,
-    #[error("it was silent for too long")]
-    Silent,
-    #[error("it broke the protocol: {0}")]
-    Protocol(&'static str),
+impl Peer for Session {
+    type In = GatewayMessage;
+    type Out = GatewayDirective;
+    /// Gateways report every 2 s; seven missed reports are a gateway that hangs behind a living kernel.
+    const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+    fn replaced(&self) -> CancellationToken {
+        self.guard.replaced()
+    }
+
+    fn notice(notice: Notice) -> GatewayDirective {
+        GatewayDirective { body: Some(gateway_directive::Body::Notice(notice)) }
+    }
+
+    fn confirmed(&mut self, applied: Version) {
+        self.offer.confirmed(applied);
+    }
+
+    async fn advance(&mut self, out: &Outbox<GatewayDirective>) -> Result<(), End> {
+        if let Some(problems) = self.untold.take() {
+            let problems = notice::Notice::Problems(Problems { problems });
+            out.send(Self::notice(Notice { notice: Some(problems) })).await?;
+        }
+        self.offer_newest(out).await?;
+        for ask in std::mem::take(&mut self.unasked) {
+            self.put_question(ask, out);
+        }
+        self.versions.mark_unchanged();
+        // Also when somebody else's stale registration overwrote ours: the live session is the truth.
+        if self.registration.is_none() && self.register_again.is_none() {
+            self.registration = self.register();
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self) -> Result<(), End> {
+        tokio::select! {
+            changed = self.configurations.changed() => {
+                // Seen by `offer_newest`, which looks at the newest whatever woke it.
+                changed.map_err(|_| End::Stopping)?;
+            }
+            changed = self.versions.changed() => changed.map_err(|_| End::Stopping)?,
+            ask = next_ask(&mut self.asks) => self.unasked.push(ask),
+            outcome = pending(&mut self.registration) => self.on_registered(outcome),
+            () = at(self.register_again) => self.register_again = None,
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: GatewayMessage) -> Result<(), End> {
+        match message.body {
+            Some(Body::Ack(ack)) => self.on_ack(ack),
+            Some(Body::Held(held)) => self.offer.held(held.versions),
+            Some(Body::Report(report)) => {
+                let mut tunnels = report.tunnels;
+                tunnels.truncate(TUNNELS_MAX);
+                for tunnel in &mut tunnels {
+                    // A gateway speaks for its own end only.
+                    tunnel.from = gateway_key(&self.cluster, &self.gateway);
+                    tunnel.from_cluster.clone_from(&self.cluster);
+                }
+                self.guard.report(tunnels);
+            }
+            Some(Body::Explain(reply)) => {
+                if let (Some(waiting), Some(mut response)) = (self.asked.remove(&reply.id), reply.response) {
+                    response.gateway.clone_from(&self.gateway);
+                    response.cluster.clone_from(&self.cluster);
+                    // Whoever asked may have given up.
+                    let _ = waiting.send(response);
+                }
+            }
+            Some(Body::Hello(_)) => return Err(End::Protocol("a second hello")),
+            // A message of a newer version.
+            None => {}
+        }
+        Ok(())
+    }
 }
 
 async fn next_ask(asks: &mut Option<mpsc::Receiver<Ask>>) -> Ask {
@@ -323,30 +398,17 @@ async fn next_ask(asks: &mut Option<mpsc::Receiver<Ask>>) -> Ask {
     }
 }
 
-async fn pending(registration: &mut Option<oneshot::Receiver<bool>>) -> bool {
+async fn pending(registration: &mut Option<oneshot::Receiver<Registration>>) -> Registration {
     match registration {
-        Some(receiver) => receiver.await.unwrap_or(false),
+        Some(receiver) => receiver.await.unwrap_or(Registration::NotYet),
         None => std::future::pending().await,
     }
 }
 
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
-    }
-}
-
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Gateways report every 2 s; seven missed reports are a gateway that hangs behind a living kernel.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// A gateway that nobody serves better stays at least this long.
-const SESSION_MIN: Duration = Duration::from_secs(10);
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-const REGISTER_RETRY: Duration = Duration::from_secs(1);
-/// One update is on its way at most; the rest are questions.
-const DIRECTIVES_MAX: usize = 16;
+const REGISTRATION: &str = "registration";
 const ASKED_MAX: usize = 64;
 const TUNNELS_MAX: usize = 10_000;
 const ERROR_CHARS_MAX: usize = 2_000;
+/// A gateway that cannot use more than this has one fault, not a thousand.
+const REJECTIONS_MAX: usize = 1_000;
+const LATE_SHOWN_MAX: usize = 8;

@@ -72,20 +72,13 @@ impl Members for MembersService {
         tokio::spawn(async move {
             let mut changes = context.sessions.subscribe();
             let mut cursor = Cursor::default();
-            let mut first = true;
             loop {
                 changes.mark_unchanged();
-                let mut update = context.sessions.local_since(&mut cursor);
-                // The first message is a snapshot even when there is nothing in it.
-                update.snapshot |= first;
-                let empty = update.gateways.is_empty()
-                    && update.agents.is_empty()
-                    && update.gateways_gone.is_empty()
-                    && update.agents_gone.is_empty();
-                if (update.snapshot || !empty) && updates.send(Ok(update)).await.is_err() {
+                if let Some(update) = context.sessions.local_since(&mut cursor)
+                    && updates.send(Ok(update)).await.is_err()
+                {
                     return;
                 }
-                first = false;
                 tokio::select! {
                     () = context.stopping.cancelled() => return,
                     () = updates.closed() => return,

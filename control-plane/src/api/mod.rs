@@ -15,10 +15,10 @@ mod fleet;
 mod gateways;
 mod identity;
 mod members;
-pub(crate) mod offer;
 mod page;
 mod resources;
 mod services;
+mod stream;
 mod tokens;
 
 use std::{sync::Arc, time::Duration};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use archipelago_model::{
     compile::{self, FederationState},
+    delta::Shared,
     resource::{Resource, TrafficSplitSpec},
 };
 use archipelago_proto::v1::{AgentSession, Protocol, ServiceClusterStatus, ServiceReport, ServiceStatus, TcpAddress};
@@ -13,7 +14,7 @@ use crate::sessions::GatewayView;
 /// Every exported service.
 pub(super) fn overview(
     federation: &FederationState,
-    agents: &BTreeMap<String, AgentSession>,
+    agents: &BTreeMap<String, Shared<AgentSession>>,
     gateways: &BTreeMap<String, GatewayView>,
 ) -> Vec<ServiceStatus> {
     let mut names: Vec<(&str, &str)> =
@@ -25,7 +26,7 @@ pub(super) fn overview(
 
 fn one(
     federation: &FederationState,
-    agents: &BTreeMap<String, AgentSession>,
+    agents: &BTreeMap<String, Shared<AgentSession>>,
     gateways: &BTreeMap<String, GatewayView>,
     namespace: &str,
     name: &str,
@@ -54,7 +55,7 @@ fn one(
 
 fn in_cluster(
     federation: &FederationState,
-    agents: &BTreeMap<String, AgentSession>,
+    agents: &BTreeMap<String, Shared<AgentSession>>,
     split: Option<&TrafficSplitSpec>,
     cluster: &str,
     namespace: &str,
@@ -204,7 +205,7 @@ mod tests {
         let agent = |cluster: &str, ready: u32| {
             let session =
                 AgentSession { cluster: cluster.into(), services: vec![service(ready)], ..Default::default() };
-            (cluster.to_owned(), session)
+            (cluster.to_owned(), Shared::new(session))
         };
         let agents = BTreeMap::from([agent("paris", 2), agent("lima", 1), agent("oslo", 2), agent("tokyo", 2)]);
         let hello = GatewayHello {
@@ -217,7 +218,8 @@ mod tests {
             hello: Some(hello),
             ..Default::default()
         };
-        let gateways = BTreeMap::from([("paris/gw-1".to_owned(), GatewayView { session, member: 1 })]);
+        let gateways =
+            BTreeMap::from([("paris/gw-1".to_owned(), GatewayView { session: Shared::new(session), member: 1 })]);
 
         let services = overview(&federation(), &agents, &gateways);
         assert_eq!(services.len(), 1);

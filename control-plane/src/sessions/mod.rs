@@ -1,31 +1,38 @@
 //! Who is connected, to which member, and what it acknowledged: soft state, merged over all members.
 //!
 //! Each member owns the sessions it serves and streams them to the others ([`crate::api`], `Members.WatchSessions`).
-//! For one gateway the session that began last counts. Nothing here is replicated: after a failover gateways reconnect
-//! and acknowledge again.
+//! For one gateway or agent the session that it began last counts, by its own count ([`SessionOrder`]): no clock of a member
+//! is asked. Nothing here is replicated: after a failover gateways reconnect and acknowledge again.
 
-mod journal;
+mod acks;
+pub(crate) mod door;
+mod guard;
 pub(crate) mod progress;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use archipelago_model::delta::{Delta, Reader, Shared};
+use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    AgentSession, ExplainQuery, ExplainResponse, GatewayHello, GatewaySession, ServiceReport, SessionUpdate,
-    TunnelStatus,
+    AgentHello, AgentSession, ExplainQuery, ExplainResponse, GatewayHello, GatewaySession, Problem, SessionOrder,
+    SessionUpdate,
 };
+use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::journal::Journal;
+use self::acks::AckLog;
 use self::progress::AckView;
 use crate::{consensus::unix_ms, published::Published};
+
+pub(crate) use self::guard::{AgentGuard, GatewayGuard};
 
 /// All sessions this member knows of.
 #[derive(Debug)]
@@ -37,15 +44,17 @@ pub(crate) struct Sessions {
     next_id: AtomicU64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    gateways: Journal<GatewaySession>,
-    agents: Journal<AgentSession>,
+    gateways: Table<GatewaySession>,
+    agents: Table<AgentSession>,
     gateway_handles: BTreeMap<String, GatewayHandle>,
     agent_handles: BTreeMap<String, AgentHandle>,
     remote: BTreeMap<u64, Remote>,
     acks: BTreeMap<String, AckLog>,
 }
+
+type Table<T> = OrdMap<String, Shared<T>>;
 
 /// How the rest of this process reaches a stream that it serves.
 #[derive(Debug)]
@@ -63,8 +72,8 @@ struct AgentHandle {
 
 #[derive(Debug, Default)]
 struct Remote {
-    gateways: BTreeMap<String, GatewaySession>,
-    agents: BTreeMap<String, AgentSession>,
+    gateways: Table<GatewaySession>,
+    agents: Table<AgentSession>,
 }
 
 /// A question to a connected gateway.
@@ -77,33 +86,20 @@ pub(crate) struct Ask {
 /// A gateway's session and the member that serves it.
 #[derive(Debug, Clone)]
 pub(crate) struct GatewayView {
-    pub(crate) session: GatewaySession,
+    pub(crate) session: Shared<GatewaySession>,
     pub(crate) member: u64,
 }
 
 /// Where a reader of local sessions stands.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Cursor {
-    gateways: u64,
-    agents: u64,
+    gateways: Reader<String, Shared<GatewaySession>>,
+    agents: Reader<String, Shared<AgentSession>>,
 }
 
 impl Sessions {
     pub(crate) fn new(node_id: u64, published: Arc<Published>) -> Self {
-        Self {
-            node_id,
-            published,
-            inner: Mutex::new(Inner {
-                gateways: Journal::new(),
-                agents: Journal::new(),
-                gateway_handles: BTreeMap::new(),
-                agent_handles: BTreeMap::new(),
-                remote: BTreeMap::new(),
-                acks: BTreeMap::new(),
-            }),
-            changed: watch::Sender::new(0),
-            next_id: AtomicU64::new(1),
-        }
+        Self { node_id, published, inner: Mutex::default(), changed: watch::Sender::new(0), next_id: AtomicU64::new(1) }
     }
 
     /// Moves with every change, local or remote.
@@ -111,107 +107,101 @@ impl Sessions {
         self.changed.subscribe()
     }
 
-    /// Begins a gateway's session here. An older one of the same gateway on this member ends.
-    pub(crate) fn open_gateway(self: &Arc<Self>, hello: GatewayHello) -> GatewayGuard {
+    /// Begins a gateway's session here. An older one of the same gateway on this member ends; if this is the older one, it
+    /// begins replaced. `problems`: what of the hello was not admitted.
+    pub(crate) fn open_gateway(self: &Arc<Self>, hello: GatewayHello, problems: Vec<Problem>) -> GatewayGuard {
         let key = gateway_key(&hello.cluster, &hello.gateway);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let now = unix_ms();
         let session = GatewaySession {
             cluster: hello.cluster.clone(),
             gateway: hello.gateway.clone(),
-            acked_revision: 0,
-            rejected_revision: 0,
-            rejected_error: String::new(),
-            ack_micros: 0,
-            // The versions are for this member's first delta only; others need not hear them.
-            hello: Some(GatewayHello { versions: BTreeMap::new(), ..hello }),
-            tunnels: Vec::new(),
-            last_seen_unix_ms: now,
-            started_unix_ms: now,
+            hello: Some(hello),
+            last_seen_unix_ms: unix_ms(),
+            problems,
+            ..GatewaySession::default()
         };
         {
             let mut inner = self.lock();
-            let handle = GatewayHandle { id, replaced: replaced.clone(), asks };
-            if let Some(old) = inner.gateway_handles.insert(key.clone(), handle) {
-                old.replaced.cancel();
+            let newer = inner.gateways.get(&key).is_some_and(|other| order_of(other) > order_of(&session));
+            if newer {
+                replaced.cancel();
+            } else {
+                let handle = GatewayHandle { id, replaced: replaced.clone(), asks };
+                if let Some(old) = inner.gateway_handles.insert(key.clone(), handle) {
+                    old.replaced.cancel();
+                }
+                inner.gateways.insert(key.clone(), Shared::new(session));
             }
-            inner.gateways.put(&key, session);
         }
         self.notify();
-        GatewayGuard { sessions: Arc::clone(self), key, id, replaced, asked: Some(asked) }
+        GatewayGuard::new(Arc::clone(self), key, id, replaced, asked)
     }
 
-    /// Begins the session of a cluster's agent here.
-    pub(crate) fn open_agent(self: &Arc<Self>, cluster: &str) -> AgentGuard {
+    /// Begins the session of a cluster's agent here, as [`Self::open_gateway`].
+    pub(crate) fn open_agent(self: &Arc<Self>, hello: &AgentHello) -> AgentGuard {
+        let cluster = hello.cluster.clone();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
-        let now = unix_ms();
         let session = AgentSession {
-            cluster: cluster.to_owned(),
-            services: Vec::new(),
-            last_seen_unix_ms: now,
-            started_unix_ms: now,
+            cluster: cluster.clone(),
+            last_seen_unix_ms: unix_ms(),
+            order: hello.order,
+            ..AgentSession::default()
         };
         {
             let mut inner = self.lock();
-            let handle = AgentHandle { id, replaced: replaced.clone() };
-            if let Some(old) = inner.agent_handles.insert(cluster.to_owned(), handle) {
-                old.replaced.cancel();
+            let newer = inner.agents.get(&cluster).is_some_and(|other| agent_order(other) > agent_order(&session));
+            if newer {
+                replaced.cancel();
+            } else {
+                let handle = AgentHandle { id, replaced: replaced.clone() };
+                if let Some(old) = inner.agent_handles.insert(cluster.clone(), handle) {
+                    old.replaced.cancel();
+                }
+                inner.agents.insert(cluster.clone(), Shared::new(session));
             }
-            inner.agents.put(cluster, session);
         }
         self.notify();
-        AgentGuard { sessions: Arc::clone(self), cluster: cluster.to_owned(), id, replaced }
+        AgentGuard::new(Arc::clone(self), cluster, id, replaced)
     }
 
-    /// Local sessions that changed since `cursor`, as one message to another member.
-    pub(crate) fn local_since(&self, cursor: &mut Cursor) -> SessionUpdate {
-        let inner = self.lock();
-        let gateways = inner.gateways.since(cursor.gateways);
-        let agents = inner.agents.since(cursor.agents);
-        let snapshot = gateways.complete || agents.complete;
-        // A snapshot covers both tables: then both are sent whole.
-        let (gateways, agents) =
-            if snapshot { (inner.gateways.since(0), inner.agents.since(0)) } else { (gateways, agents) };
-        *cursor = Cursor { gateways: gateways.version, agents: agents.version };
-        SessionUpdate {
-            snapshot,
-            gateways: gateways.rows,
-            agents: agents.rows,
-            gateways_gone: gateways.gone,
-            agents_gone: agents.gone,
+    /// Local sessions that changed since `cursor`, as one message to another member; `None`: it knows all of them.
+    pub(crate) fn local_since(&self, cursor: &mut Cursor) -> Option<SessionUpdate> {
+        let (gateways, agents) = {
+            let inner = self.lock();
+            (inner.gateways.clone(), inner.agents.clone())
+        };
+        // Both readers begin at the same moment, so either both differences are full or none is.
+        let (gateways, agents) = (cursor.gateways.next(&gateways), cursor.agents.next(&agents));
+        if gateways.is_none() && agents.is_none() {
+            return None;
         }
+        let full = gateways.as_ref().is_some_and(|delta| delta.full);
+        let (gateways, gateway_removals) = on_wire(gateways);
+        let (agents, agent_removals) = on_wire(agents);
+        Some(SessionUpdate { full, gateways, agents, gateway_removals, agent_removals })
     }
 
     /// Takes in what another member serves.
     pub(crate) fn merge(&self, member: u64, update: SessionUpdate) {
+        let SessionUpdate { full, gateways, agents, gateway_removals, agent_removals } = update;
         {
             let mut inner = self.lock();
-            for session in &update.gateways {
-                let key = gateway_key(&session.cluster, &session.gateway);
-                if session.acked_revision > 0 {
+            for session in &gateways {
+                if let Some(acked) = session.acked {
                     let micros = (session.ack_micros > 0).then_some(session.ack_micros);
-                    inner.log_ack(&key, session.acked_revision, micros);
+                    inner.log_ack(&gateway_key(&session.cluster, &session.gateway), acked.into(), micros);
                 }
             }
             let remote = inner.remote.entry(member).or_default();
-            if update.snapshot {
-                *remote = Remote::default();
-            }
-            for gone in &update.gateways_gone {
-                remote.gateways.remove(gone);
-            }
-            for gone in &update.agents_gone {
-                remote.agents.remove(gone);
-            }
-            for session in update.gateways {
-                remote.gateways.insert(gateway_key(&session.cluster, &session.gateway), session);
-            }
-            for session in update.agents {
-                remote.agents.insert(session.cluster.clone(), session);
-            }
+            let keyed =
+                |session: GatewaySession| (gateway_key(&session.cluster, &session.gateway), Shared::new(session));
+            let upserts = gateways.into_iter().map(keyed).collect();
+            Delta { full, upserts, removals: gateway_removals }.apply_to(&mut remote.gateways);
+            let upserts = agents.into_iter().map(|session| (session.cluster.clone(), Shared::new(session))).collect();
+            Delta { full, upserts, removals: agent_removals }.apply_to(&mut remote.agents);
         }
         self.notify();
     }
@@ -230,12 +220,12 @@ impl Sessions {
     }
 
     /// Connected agents, by cluster.
-    pub(crate) fn agents(&self) -> BTreeMap<String, AgentSession> {
+    pub(crate) fn agents(&self) -> BTreeMap<String, Shared<AgentSession>> {
         let inner = self.lock();
-        let mut merged: BTreeMap<String, AgentSession> = BTreeMap::new();
-        for (cluster, session) in inner.remote.values().flat_map(|remote| &remote.agents).chain(inner.agents.iter()) {
+        let mut merged: BTreeMap<String, Shared<AgentSession>> = BTreeMap::new();
+        for (cluster, session) in inner.remote.values().flat_map(|remote| &remote.agents).chain(&inner.agents) {
             match merged.get(cluster) {
-                Some(other) if other.started_unix_ms > session.started_unix_ms => {}
+                Some(other) if agent_order(other) > agent_order(session) => {}
                 _ => {
                     merged.insert(cluster.clone(), session.clone());
                 }
@@ -250,26 +240,21 @@ impl Sessions {
         (inner.gateway_handles.len(), inner.agent_handles.len())
     }
 
-    /// What each gateway did with `revision`, for those that were ever seen.
-    pub(crate) fn acks(&self, revision: u64) -> BTreeMap<String, AckView> {
-        let applied_at = self.published.applied_at(revision);
+    /// What each gateway did with `version`, for those that were ever seen.
+    pub(crate) fn acks(&self, version: Version) -> BTreeMap<String, AckView> {
+        let applied_at = self.published.applied_at(version.revision);
         let inner = self.lock();
         let connected = inner.merged_gateways(self.node_id);
         let mut views: BTreeMap<String, AckView> = BTreeMap::new();
         for (key, log) in &inner.acks {
-            let acked = log.entries.back().map_or(0, |ack| ack.revision);
-            views.insert(
-                key.clone(),
-                AckView { connected: false, acked, micros: log.micros(revision, applied_at), rejected: None },
-            );
+            let acked = log.last();
+            let micros = log.micros(version, applied_at);
+            views.insert(key.clone(), AckView { acked, micros, ..AckView::default() });
         }
         for (key, view) in connected {
-            let session = view.session;
-            let rejected = (session.rejected_revision > session.acked_revision)
-                .then_some((session.rejected_revision, session.rejected_error));
             let micros = views.get(&key).and_then(|seen| seen.micros);
             // A connected gateway counts by what this very session acknowledged: it may have restarted from older state.
-            views.insert(key, AckView { connected: true, acked: session.acked_revision, micros, rejected });
+            views.insert(key, AckView::of(&view.session, micros));
         }
         views
     }
@@ -305,9 +290,8 @@ impl Inner {
             .iter()
             .flat_map(|(member, remote)| remote.gateways.iter().map(move |(key, session)| (*member, key, session)));
         for (member, key, session) in local.chain(remote) {
-            let order = (session.started_unix_ms, member);
             match merged.get(key) {
-                Some(other) if (other.session.started_unix_ms, other.member) > order => {}
+                Some(other) if (order_of(&other.session), other.member) > (order_of(session), member) => {}
                 _ => {
                     merged.insert(key.clone(), GatewayView { session: session.clone(), member });
                 }
@@ -316,197 +300,50 @@ impl Inner {
         merged
     }
 
-    /// Whether the local session `id` of `key` is the one that counts.
-    fn is_newest(&self, node_id: u64, key: &str, id: u64) -> bool {
+    /// Whether the local session `id` of gateway `key` is the one that counts.
+    fn is_newest_gateway(&self, node_id: u64, key: &str, id: u64) -> bool {
         let ours = self.gateway_handles.get(key).is_some_and(|handle| handle.id == id);
         let Some(session) = self.gateways.get(key).filter(|_| ours) else { return false };
-        let order = (session.started_unix_ms, node_id);
         self.remote.iter().all(|(member, remote)| {
-            remote.gateways.get(key).is_none_or(|other| (other.started_unix_ms, *member) < order)
+            remote.gateways.get(key).is_none_or(|other| (order_of(other), *member) < (order_of(session), node_id))
         })
     }
 
-    fn log_ack(&mut self, key: &str, revision: u64, micros: Option<u64>) {
+    /// The same for the agent of a cluster.
+    fn is_newest_agent(&self, node_id: u64, cluster: &str, id: u64) -> bool {
+        let ours = self.agent_handles.get(cluster).is_some_and(|handle| handle.id == id);
+        let Some(session) = self.agents.get(cluster).filter(|_| ours) else { return false };
+        self.remote.iter().all(|(member, remote)| {
+            let older = |other: &Shared<AgentSession>| (agent_order(other), *member) < (agent_order(session), node_id);
+            remote.agents.get(cluster).is_none_or(older)
+        })
+    }
+
+    fn log_ack(&mut self, key: &str, version: Version, micros: Option<u64>) {
         if self.acks.len() >= ACK_LOGS_MAX && !self.acks.contains_key(key) {
             return;
         }
-        self.acks.entry(key.to_owned()).or_default().push(Ack { revision, at: Instant::now(), micros });
+        self.acks.entry(key.to_owned()).or_default().push(version, micros);
     }
 }
 
-/// A gateway's session on this member; it ends when this is dropped.
-#[derive(Debug)]
-pub(crate) struct GatewayGuard {
-    sessions: Arc<Sessions>,
-    key: String,
-    id: u64,
-    replaced: CancellationToken,
-    asked: Option<mpsc::Receiver<Ask>>,
+fn on_wire<T: Clone>(delta: Option<Delta<String, Shared<T>>>) -> (Vec<T>, Vec<String>) {
+    delta.map_or_else(Default::default, |delta| {
+        (delta.upserts.into_iter().map(|(_, session)| T::clone(&session)).collect(), delta.removals)
+    })
 }
 
-impl GatewayGuard {
-    /// Resolves when a newer session of the same gateway began here.
-    pub(crate) fn replaced(&self) -> CancellationToken {
-        self.replaced.clone()
-    }
-
-    /// Questions for this gateway; taken once.
-    pub(crate) fn take_asks(&mut self) -> Option<mpsc::Receiver<Ask>> {
-        self.asked.take()
-    }
-
-    /// Whether no other member serves a later session of this gateway.
-    pub(crate) fn is_newest(&self) -> bool {
-        self.sessions.lock().is_newest(self.sessions.node_id, &self.key, self.id)
-    }
-
-    /// Every worker of the gateway runs `revision`.
-    pub(crate) fn acked(&self, revision: u64) {
-        let elapsed = self.sessions.published.applied_at(revision).map(|at| at.elapsed());
-        // At least 1: 0 stands for "not known" on the wire.
-        let micros = elapsed.map(|elapsed| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1));
-        self.change(|session| {
-            session.acked_revision = revision;
-            session.ack_micros = micros.unwrap_or(0);
-            if session.rejected_revision <= revision {
-                session.rejected_revision = 0;
-                session.rejected_error.clear();
-            }
-        });
-        self.sessions.lock().log_ack(&self.key, revision, micros);
-        self.sessions.notify();
-    }
-
-    /// The gateway refused `revision` and runs what it had.
-    pub(crate) fn rejected(&self, revision: u64, error: String) {
-        self.change(|session| {
-            session.rejected_revision = revision;
-            session.rejected_error = error;
-        });
-        self.sessions.notify();
-    }
-
-    /// What the gateway says of its tunnels.
-    pub(crate) fn report(&self, tunnels: Vec<TunnelStatus>) {
-        self.change(|session| session.tunnels = tunnels);
-        self.sessions.notify();
-    }
-
-    fn change(&self, change: impl FnOnce(&mut GatewaySession)) {
-        let mut inner = self.sessions.lock();
-        if inner.gateway_handles.get(&self.key).is_none_or(|handle| handle.id != self.id) {
-            return;
-        }
-        let Some(mut session) = inner.gateways.get(&self.key).cloned() else { return };
-        session.last_seen_unix_ms = unix_ms();
-        change(&mut session);
-        inner.gateways.put(&self.key, session);
-    }
+/// Place of a session among those of the same gateway.
+fn order_of(session: &GatewaySession) -> (u64, u64) {
+    place(session.hello.as_ref().and_then(|hello| hello.order))
 }
 
-impl Drop for GatewayGuard {
-    fn drop(&mut self) {
-        {
-            let mut inner = self.sessions.lock();
-            if inner.gateway_handles.get(&self.key).is_none_or(|handle| handle.id != self.id) {
-                return;
-            }
-            inner.gateway_handles.remove(&self.key);
-            inner.gateways.remove(&self.key);
-        }
-        self.sessions.notify();
-    }
+fn agent_order(session: &AgentSession) -> (u64, u64) {
+    place(session.order)
 }
 
-/// The session of a cluster's agent on this member; it ends when this is dropped.
-#[derive(Debug)]
-pub(crate) struct AgentGuard {
-    sessions: Arc<Sessions>,
-    cluster: String,
-    id: u64,
-    replaced: CancellationToken,
-}
-
-impl AgentGuard {
-    /// Resolves when a newer session of the same cluster's agent began here.
-    pub(crate) fn replaced(&self) -> CancellationToken {
-        self.replaced.clone()
-    }
-
-    /// The complete list, counts included.
-    pub(crate) fn report(&self, services: Vec<ServiceReport>) {
-        {
-            let mut inner = self.sessions.lock();
-            if inner.agent_handles.get(&self.cluster).is_none_or(|handle| handle.id != self.id) {
-                return;
-            }
-            let Some(mut session) = inner.agents.get(&self.cluster).cloned() else { return };
-            session.last_seen_unix_ms = unix_ms();
-            session.services = services;
-            inner.agents.put(&self.cluster, session);
-        }
-        self.sessions.notify();
-    }
-
-    /// Whether no other member serves a later session of this cluster's agent.
-    pub(crate) fn is_newest(&self) -> bool {
-        let inner = self.sessions.lock();
-        let ours = inner.agent_handles.get(&self.cluster).is_some_and(|handle| handle.id == self.id);
-        let Some(session) = inner.agents.get(&self.cluster).filter(|_| ours) else { return false };
-        inner.remote.values().all(|remote| {
-            remote.agents.get(&self.cluster).is_none_or(|other| other.started_unix_ms <= session.started_unix_ms)
-        })
-    }
-}
-
-impl Drop for AgentGuard {
-    fn drop(&mut self) {
-        {
-            let mut inner = self.sessions.lock();
-            if inner.agent_handles.get(&self.cluster).is_none_or(|handle| handle.id != self.id) {
-                return;
-            }
-            inner.agent_handles.remove(&self.cluster);
-            inner.agents.remove(&self.cluster);
-        }
-        self.sessions.notify();
-    }
-}
-
-/// Acknowledgements of one gateway, as they were seen here, ascending by revision.
-#[derive(Debug, Default)]
-struct AckLog {
-    entries: VecDeque<Ack>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Ack {
-    revision: u64,
-    at: Instant,
-    /// From the commit of exactly this revision, by the member that served the gateway.
-    micros: Option<u64>,
-}
-
-impl AckLog {
-    fn push(&mut self, ack: Ack) {
-        if self.entries.back().is_some_and(|last| last.revision >= ack.revision) {
-            return;
-        }
-        if self.entries.len() >= ACKS_PER_GATEWAY {
-            self.entries.pop_front();
-        }
-        self.entries.push_back(ack);
-    }
-
-    /// Microseconds from the commit of `revision` to the first acknowledgement that covers it.
-    fn micros(&self, revision: u64, applied_at: Option<Instant>) -> Option<u64> {
-        let first = self.entries.iter().find(|ack| ack.revision >= revision)?;
-        if first.revision == revision && first.micros.is_some() {
-            return first.micros;
-        }
-        let elapsed = first.at.saturating_duration_since(applied_at?);
-        u64::try_from(elapsed.as_micros()).ok()
-    }
+fn place(order: Option<SessionOrder>) -> (u64, u64) {
+    order.map_or((0, 0), |order| (order.boot, order.session))
 }
 
 /// Why a connected gateway did not answer.
@@ -527,16 +364,19 @@ pub(crate) fn gateway_key(cluster: &str, gateway: &str) -> String {
 
 const ASKS_MAX: usize = 16;
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Revisions between a commit and the `WaitApplied` that asks for it; beyond this only the time is less exact.
-const ACKS_PER_GATEWAY: usize = 64;
 const ACK_LOGS_MAX: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn hello(cluster: &str, gateway: &str) -> GatewayHello {
-        GatewayHello { cluster: cluster.into(), gateway: gateway.into(), ..Default::default() }
+    fn hello(cluster: &str, gateway: &str, order: (u64, u64)) -> GatewayHello {
+        let order = Some(SessionOrder { boot: order.0, session: order.1 });
+        GatewayHello { cluster: cluster.into(), gateway: gateway.into(), order, ..GatewayHello::default() }
+    }
+
+    fn version(revision: u64) -> Version {
+        Version { revision, ..Version::default() }
     }
 
     fn sessions(node_id: u64) -> Arc<Sessions> {
@@ -546,13 +386,17 @@ mod tests {
     #[test]
     fn the_newest_session_of_a_gateway_counts_and_ends_the_older() {
         let here = sessions(1);
-        let first = here.open_gateway(hello("paris", "gw-1"));
-        let second = here.open_gateway(hello("paris", "gw-1"));
+        let first = here.open_gateway(hello("paris", "gw-1", (5, 1)), vec![]);
+        let second = here.open_gateway(hello("paris", "gw-1", (5, 2)), vec![]);
         assert!(first.replaced().is_cancelled() && !second.replaced().is_cancelled());
-        first.acked(7);
-        assert_eq!(here.gateways()["paris/gw-1"].session.acked_revision, 0, "a replaced session changes nothing");
+        first.acked(version(7), vec![]);
+        assert_eq!(here.gateways()["paris/gw-1"].session.acked, None, "a replaced session changes nothing");
         drop(first);
         assert_eq!(here.gateways().len(), 1, "dropping the old session leaves the new one");
+        // A stream that was begun earlier and arrives later.
+        let late = here.open_gateway(hello("paris", "gw-1", (4, 9)), vec![]);
+        assert!(late.replaced().is_cancelled() && !late.is_newest() && second.is_newest());
+        drop(late);
         drop(second);
         assert!(here.gateways().is_empty());
     }
@@ -560,51 +404,68 @@ mod tests {
     #[test]
     fn members_learn_of_each_others_sessions_by_differences() {
         let (here, there) = (sessions(1), sessions(2));
-        let guard = there.open_gateway(hello("tokyo", "gw-1"));
-        let agent = there.open_agent("tokyo");
+        let guard = there.open_gateway(hello("tokyo", "gw-1", (1, 1)), vec![]);
+        let agent = there.open_agent(&AgentHello { cluster: "tokyo".into(), ..AgentHello::default() });
         let mut cursor = Cursor::default();
-        let first = there.local_since(&mut cursor);
-        assert!(first.snapshot);
+        let first = there.local_since(&mut cursor).unwrap();
+        assert!(first.full);
         here.merge(2, first);
-        guard.acked(3);
-        let second = there.local_since(&mut cursor);
-        assert_eq!((second.snapshot, second.gateways.len(), second.agents.len()), (false, 1, 0));
+        assert_eq!(there.local_since(&mut cursor), None);
+        guard.acked(version(3), vec![]);
+        let second = there.local_since(&mut cursor).unwrap();
+        assert_eq!((second.full, second.gateways.len(), second.agents.len()), (false, 1, 0));
         here.merge(2, second);
         let view = &here.gateways()["tokyo/gw-1"];
-        assert_eq!((view.session.acked_revision, view.member), (3, 2));
+        assert_eq!((view.session.acked, view.member), (Some(version(3).into()), 2));
         assert!(here.agents().contains_key("tokyo"));
         drop(agent);
         drop(guard);
-        here.merge(2, there.local_since(&mut cursor));
+        here.merge(2, there.local_since(&mut cursor).unwrap());
         assert!(here.gateways().is_empty() && here.agents().is_empty());
-        assert_eq!(here.acks(3)["tokyo/gw-1"].acked, 3, "that it applied revision 3 stays true");
+        assert_eq!(here.acks(version(3))["tokyo/gw-1"].acked, version(3), "that it applied revision 3 stays true");
     }
 
     #[test]
     fn the_last_departure_is_told_too() {
         let (here, there) = (sessions(1), sessions(2));
         let mut cursor = Cursor::default();
-        assert!(there.local_since(&mut cursor).snapshot, "also when there is nobody");
-        drop(there.open_gateway(hello("tokyo", "gw-1")));
-        let update = there.local_since(&mut cursor);
-        assert!(!update.snapshot && update.gateways_gone == ["tokyo/gw-1"], "{update:?}");
+        assert!(there.local_since(&mut cursor).unwrap().full, "also when there is nobody");
+        let guard = there.open_gateway(hello("tokyo", "gw-1", (1, 1)), vec![]);
+        here.merge(2, there.local_since(&mut cursor).unwrap());
+        drop(guard);
+        let update = there.local_since(&mut cursor).unwrap();
+        assert!(!update.full && update.gateway_removals == ["tokyo/gw-1"], "{update:?}");
         here.merge(2, update);
         assert!(here.gateways().is_empty());
     }
 
+    /// Whatever the clocks of the members say: the gateway counts its sessions itself.
     #[test]
     fn a_gateway_that_moved_counts_where_it_is_now() {
-        let (here, there) = (sessions(1), sessions(2));
-        let mut cursor = Cursor::default();
-        let old = there.open_gateway(hello("paris", "gw-1"));
-        old.acked(9);
-        here.merge(2, there.local_since(&mut cursor));
-        std::thread::sleep(Duration::from_millis(2)); // session order is by wall clock milliseconds
-        let new = here.open_gateway(hello("paris", "gw-1"));
-        assert!(new.is_newest());
-        let view = here.acks(9).remove("paris/gw-1").unwrap();
-        assert_eq!((view.connected, view.acked), (true, 0), "the new session has acknowledged nothing yet");
-        here.forget_member(2);
-        assert_eq!(here.gateways()["paris/gw-1"].member, 1);
+        for (old_order, new_order) in [((7, 1), (7, 2)), ((7, 9), (8, 1))] {
+            let (here, there) = (sessions(1), sessions(2));
+            let mut cursor = Cursor::default();
+            let old = there.open_gateway(hello("paris", "gw-1", old_order), vec![]);
+            old.acked(version(9), vec![]);
+            here.merge(2, there.local_since(&mut cursor).unwrap());
+            let new = here.open_gateway(hello("paris", "gw-1", new_order), vec![]);
+            assert!(new.is_newest());
+            let view = here.acks(version(9)).remove("paris/gw-1").unwrap();
+            let (connected, acked) = (view.connected, view.acked);
+            assert_eq!((connected, acked), (true, version(0)), "the new session has acknowledged nothing yet");
+            here.forget_member(2);
+            assert_eq!(here.gateways()["paris/gw-1"].member, 1);
+            // The agent likewise.
+            let agent = |order: (u64, u64)| AgentHello {
+                cluster: "paris".into(),
+                order: Some(SessionOrder { boot: order.0, session: order.1 }),
+                ..AgentHello::default()
+            };
+            let old = there.open_agent(&agent(old_order));
+            here.merge(2, there.local_since(&mut cursor).unwrap());
+            let new = here.open_agent(&agent(new_order));
+            there.merge(1, here.local_since(&mut Cursor::default()).unwrap());
+            assert!(new.is_newest() && !old.is_newest());
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{LiveCredential, MeshRole, tls::ClientAuth};
+use archipelago_model::delta::Reader;
 use archipelago_proto::v1::{
     LocalUpdate, WatchLocalRequest,
     local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
@@ -109,18 +110,17 @@ async fn feed(
 ) {
     // Right after a start "not ready" may only mean "not asked yet": a gateway that boots waits a moment for the truth.
     let _ = timeout(SETTLE_TIME_MAX, views.wait_for(|view| view.settled)).await;
-    let mut said = views.borrow_and_update().services.clone();
-    if updates.send(Ok(view::snapshot(&said))).await.is_err() {
-        return;
-    }
-    while views.changed().await.is_ok() {
+    let mut reader = Reader::default();
+    loop {
         // Room first, then the latest: what changes while the reader is slow is merged.
         let Ok(room) = updates.reserve().await else { return };
         let now = views.borrow_and_update().services.clone();
-        if let Some(update) = view::delta(&said, &now) {
-            room.send(Ok(update));
+        if let Some(delta) = reader.next(&now) {
+            room.send(Ok(view::update(delta)));
         }
-        said = now;
+        if views.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -144,6 +144,8 @@ struct Config {
 }
 
 async fn serve(config: Config, provider: impl Provider, state: State, shutdown: Shutdown) -> anyhow::Result<()> {
+    let boot = archipelago_base::boot::next(&config.state_dir)
+        .with_context(|| format!("cannot write to {}", config.state_dir.display()))?;
     let metrics = Metrics::new();
     let restored = Catalog { services: state.services, read: false };
     let (catalog, catalogs) = watch::channel(Arc::new(restored));
@@ -164,6 +166,7 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
         config.cluster.clone(),
         config.control_plane,
         config.credential.clone(),
+        boot,
         views.clone(),
         metrics.clone(),
         shutdown.clone(),

@@ -9,8 +9,9 @@ use archipelago_identity::{
     tls::{ClientAuth, Expect},
 };
 use archipelago_proto::v1::{
-    self, AgentDirective, AgentMessage, LocalUpdate, WatchLocalRequest,
+    self, AgentDirective, AgentMessage, AgentReport, LocalUpdate, WatchLocalRequest,
     agent_control_server::{AgentControl, AgentControlServer},
+    agent_message::Body,
     local_discovery_client::LocalDiscoveryClient,
 };
 use archipelago_rpc::{
@@ -32,7 +33,7 @@ struct Fixture {
     temp: tempfile::TempDir,
     address: String,
     control_plane: String,
-    reports: mpsc::Receiver<(SpiffeId, AgentMessage)>,
+    reports: mpsc::Receiver<(SpiffeId, AgentReport)>,
     trigger: ShutdownTrigger,
     agent: JoinHandle<anyhow::Result<()>>,
 }
@@ -64,7 +65,7 @@ impl Fixture {
     }
 
     /// Waits for a report that `expected` accepts.
-    async fn report(&mut self, expected: impl Fn(&AgentMessage) -> bool) -> (SpiffeId, AgentMessage) {
+    async fn report(&mut self, expected: impl Fn(&AgentReport) -> bool) -> (SpiffeId, AgentReport) {
         let wait = async {
             loop {
                 let (id, message) = self.reports.recv().await.unwrap();
@@ -106,7 +107,7 @@ fn spawn(
 }
 
 /// A control plane that writes down who reported what.
-async fn control_plane(authority: &TestAuthority) -> (String, mpsc::Receiver<(SpiffeId, AgentMessage)>) {
+async fn control_plane(authority: &TestAuthority) -> (String, mpsc::Receiver<(SpiffeId, AgentReport)>) {
     const ACCESS: Access =
         Access(&[Rule { path: "/archipelago.v1.AgentControl/", callers: &[Caller::Agent], call: Call::Streaming }]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -121,7 +122,7 @@ async fn control_plane(authority: &TestAuthority) -> (String, mpsc::Receiver<(Sp
 }
 
 struct Recorder {
-    sender: mpsc::Sender<(SpiffeId, AgentMessage)>,
+    sender: mpsc::Sender<(SpiffeId, AgentReport)>,
 }
 
 #[tonic::async_trait]
@@ -134,8 +135,12 @@ impl AgentControl for Recorder {
         let (directives, stream) = mpsc::channel(1);
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            while let Ok(Some(message)) = messages.message().await {
-                if sender.send((id.clone(), message)).await.is_err() {
+            let Ok(Some(AgentMessage { body: Some(Body::Hello(hello)) })) = messages.message().await else {
+                panic!("the first message is no hello")
+            };
+            assert!(hello.cluster == "paris" && hello.order.is_some_and(|order| order.boot > 0 && order.session > 0));
+            while let Ok(Some(AgentMessage { body: Some(Body::Report(report)) })) = messages.message().await {
+                if sender.send((id.clone(), report)).await.is_err() {
                     break;
                 }
             }
@@ -180,10 +185,10 @@ async fn follow(
     let wait = async {
         while known.is_empty() || !expected(known) {
             let update = updates.message().await.unwrap().expect("the stream ended");
-            if update.snapshot {
+            if update.full {
                 known.clear();
             }
-            for service in update.services {
+            for service in update.upserts {
                 let endpoints = service
                     .endpoints
                     .into_iter()
@@ -191,7 +196,7 @@ async fn follow(
                     .collect();
                 known.insert(format!("{}/{}", service.namespace, service.name), endpoints);
             }
-            for gone in update.removed {
+            for gone in update.removals {
                 assert!(known.remove(&gone).is_some(), "{gone} was not known");
             }
         }
@@ -220,14 +225,13 @@ async fn gateways_and_control_plane_hear_of_every_change() {
 
     // The first message is complete, and made after every endpoint was asked.
     let first = timeout(PATIENCE, updates.message()).await.unwrap().unwrap().unwrap();
-    assert!(first.snapshot);
+    assert!(first.full);
     let states: Vec<bool> =
-        first.services[0].endpoints.iter().map(|endpoint| endpoint.readiness() == v1::Readiness::Ready).collect();
+        first.upserts[0].endpoints.iter().map(|endpoint| endpoint.readiness() == v1::Readiness::Ready).collect();
     assert_eq!(states, [true, true, false]);
     let mut known = BTreeMap::from([("shop/checkout".to_owned(), vec![ready("v1"), ready("v2"), down("v3")])]);
     let (id, report) = fixture.report(|message| message.services.iter().any(|service| service.ready == 2)).await;
     assert_eq!(id.to_string(), "spiffe://mesh.example/cluster/paris/agent/agent");
-    assert_eq!(report.cluster, "paris");
     assert_eq!((report.services[0].total, report.services[0].exported), (3, true));
     assert_eq!(report.services[0].versions, ["v1", "v2", "v3"]);
 
@@ -286,23 +290,6 @@ async fn a_restart_without_control_plane_beside_a_broken_file_knows_what_was() {
     let mut known = BTreeMap::new();
     follow(&mut updates, &mut known, |known| known["shop/web"] == [ready("v1")]).await;
     fixture.stop().await;
-}
-
-#[test]
-fn deltas_say_exactly_what_changed() {
-    use archipelago_proto::v1::LocalService;
-    let service = |name: &str, port: u32| {
-        Arc::new(LocalService { namespace: "shop".into(), name: name.into(), port, ..Default::default() })
-    };
-    let map = |services: &[(&str, u32)]| -> view::Services {
-        services.iter().map(|(name, port)| (format!("shop/{name}"), service(name, *port))).collect()
-    };
-    let before = map(&[("a", 1), ("b", 1), ("c", 1)]);
-    assert_eq!(view::delta(&before, &map(&[("a", 1), ("b", 1), ("c", 1)])), None);
-    let update = view::delta(&before, &map(&[("a", 1), ("b", 2), ("d", 1)])).unwrap();
-    let changed: Vec<&str> = update.services.iter().map(|service| service.name.as_str()).collect();
-    assert_eq!((changed, update.removed, update.snapshot), (vec!["b", "d"], vec!["shop/c".to_owned()], false));
-    assert_eq!(view::snapshot(&before).services.len(), 3);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What the agent tells others, as a pure function of services and readiness.
 
-use std::{collections::BTreeMap, sync::Arc};
-
+use archipelago_model::{
+    delta::{Delta, Shared},
+    id::ServiceKey,
+};
 use archipelago_proto::v1::{self, Endpoint, LocalService, LocalUpdate, ServiceReport};
-
-use archipelago_model::id::ServiceKey;
+use imbl::OrdMap;
 
 use crate::{
     catalog::{self, Catalog, Service},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Services by `namespace/name`.
-pub type Services = BTreeMap<String, Arc<LocalService>>;
+pub type Services = OrdMap<String, Shared<LocalService>>;
 
 /// The cluster as its gateways and the control plane see it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,7 +37,7 @@ impl View {
                 let local = local(key, service, readiness);
                 let key = key.to_string();
                 let shared = previous.and_then(|previous| previous.services.get(&key)).filter(|old| ***old == local);
-                let local = shared.cloned().unwrap_or_else(|| Arc::new(local));
+                let local = shared.cloned().unwrap_or_else(|| Shared::new(local));
                 (key, local)
             })
             .collect();
@@ -45,24 +46,12 @@ impl View {
     }
 }
 
-/// The first message of a stream: everything.
+/// What a stream says next, for a reader of [`Services`].
 #[must_use]
-pub fn snapshot(now: &Services) -> LocalUpdate {
-    let services = now.values().map(|service| LocalService::clone(service)).collect();
-    LocalUpdate { snapshot: true, services, removed: Vec::new() }
-}
-
-/// What must be said to bring a reader from `before` to `now`; `None`: nothing.
-#[must_use]
-pub fn delta(before: &Services, now: &Services) -> Option<LocalUpdate> {
-    let services: Vec<LocalService> = now
-        .iter()
-        .filter(|(key, service)| before.get(*key).is_none_or(|old| !Arc::ptr_eq(old, service) && old != *service))
-        .map(|(_, service)| LocalService::clone(service))
-        .collect();
-    let removed: Vec<String> = before.keys().filter(|key| !now.contains_key(*key)).cloned().collect();
-    let nothing = services.is_empty() && removed.is_empty();
-    (!nothing).then_some(LocalUpdate { snapshot: false, services, removed })
+pub fn update(delta: Delta<String, Shared<LocalService>>) -> LocalUpdate {
+    let Delta { full, upserts, removals } = delta;
+    let upserts = upserts.into_iter().map(|(_, service)| LocalService::clone(&service)).collect();
+    LocalUpdate { full, upserts, removals }
 }
 
 fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalService {

@@ -1,10 +1,11 @@
 //! What every Archipelago process needs and no mesh is needed for: logs, signals, durable files, the metrics port, pauses
-//! between attempts, error chains, seeded randomness, the limit of open files.
+//! between attempts, error chains, seeded randomness, the limit of open files, numbers of starts.
 //!
 //! Each process calls [`logging::init`] first, takes its state directory with [`durable::DirLock`], and ends when
 //! [`shutdown::Shutdown`] says so.
 
 pub mod backoff;
+pub mod boot;
 pub mod durable;
 pub mod error;
 pub mod logging;

@@ -2,13 +2,16 @@
 //!
 //! Reading order: [`document`] (text with places) → [`resource`] (the kinds) → [`admit`] (may they enter?) →
 //! [`compile`] (what each gateway runs). [`service_file`] is a cluster's own services as YAML;
-//! [`version`] says which of two states is the newer.
+//! [`version`] says which of two states is the newer; [`stream`] is how a gateway gets there, [`delta`] how any reader's copy
+//! of a table does.
 
 pub mod admit;
 pub mod compile;
+pub mod delta;
 pub mod document;
 pub mod feature;
 pub mod id;
 pub mod resource;
 pub mod service_file;
+pub mod stream;
 pub mod version;

@@ -18,6 +18,14 @@ pub struct Version {
     pub fleet: u64,
 }
 
+impl Version {
+    /// The first version with this policy: whoever runs it or a later one runs what operators wrote.
+    #[must_use]
+    pub const fn policy(self) -> Self {
+        Self { fleet: 0, ..self }
+    }
+}
+
 impl From<ConfigVersion> for Version {
     fn from(version: ConfigVersion) -> Self {
         let ConfigVersion { restore_epoch, revision, fleet } = version;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
@@ -58,25 +59,36 @@ impl Published {
         self.reached.notify_waiters();
     }
 
-    /// True once every worker reached `generation`.
-    pub fn all_reached(&self, generation: u64) -> bool {
-        self.workers.iter().all(|worker| worker.load(Ordering::Acquire) >= generation)
+    /// Workers that have not reached `generation`.
+    pub fn late(&self, generation: u64) -> Vec<usize> {
+        let reached = |worker: &AtomicU64| worker.load(Ordering::Acquire) >= generation;
+        self.workers.iter().enumerate().filter(|(_, worker)| !reached(worker)).map(|(index, _)| index).collect()
     }
 
-    /// Waits until every worker reached `generation`.
-    pub async fn reached_by_all(&self, generation: u64) {
+    /// Waits until every worker but those in `except` reached `generation`.
+    pub async fn reached_by_all(&self, generation: u64, except: &[usize]) {
         loop {
             let notified = self.reached.notified();
             tokio::pin!(notified);
             // Registered before the check, or a worker could arrive between the two.
             notified.as_mut().enable();
-            if self.all_reached(generation) {
+            if self.late(generation).iter().all(|worker| except.contains(worker)) {
                 return;
             }
             notified.await;
         }
     }
+
+    /// Waits as long as a swap may take, and returns the workers that are late then. Those in `known_late` are not waited for:
+    /// one that hangs must not slow down what the others get.
+    pub async fn settle(&self, generation: u64, known_late: &[usize]) -> Vec<usize> {
+        let _ = tokio::time::timeout(SWAP_TIME_MAX, self.reached_by_all(generation, known_late)).await;
+        self.late(generation)
+    }
 }
+
+/// A worker takes a snapshot between two polls, in microseconds; one that needs this long hangs.
+const SWAP_TIME_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -89,14 +101,32 @@ mod tests {
         assert_eq!(generation, 2);
         published.worker_reached(0, generation);
         published.worker_reached(1, generation);
-        assert!(!published.all_reached(generation));
+        assert_eq!(published.late(generation), [2]);
         let waiter = tokio::spawn({
             let published = Arc::clone(&published);
-            async move { published.reached_by_all(generation).await }
+            async move { published.settle(generation, &[]).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiter.is_finished());
         published.worker_reached(2, generation);
-        waiter.await.unwrap();
+        assert_eq!(waiter.await.unwrap(), Vec::<usize>::new());
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_hangs_holds_up_one_swap_and_no_later_one() {
+        let published = Published::new(Snapshot::empty(), 2);
+        let generation = published.publish(Snapshot::empty());
+        published.worker_reached(0, generation);
+        let begun = tokio::time::Instant::now();
+        let late = published.settle(generation, &[]).await;
+        assert_eq!(late, [1]);
+        assert!(begun.elapsed() >= SWAP_TIME_MAX);
+        let generation = published.publish(Snapshot::empty());
+        published.worker_reached(0, generation);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(published.settle(generation, &late).await, [1]);
+        assert!(begun.elapsed() < SWAP_TIME_MAX);
+        published.worker_reached(1, generation);
+        assert!(published.late(generation).is_empty());
     }
 }

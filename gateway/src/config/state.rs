@@ -1,55 +1,47 @@
 //! The resources in hand, as the control plane and the agent sent them.
 
-use std::collections::BTreeMap;
-
+use archipelago_model::delta::{Delta, Shared};
+use archipelago_model::stream::{Held, Refusal, Resource};
+use archipelago_model::version::Version;
 use archipelago_proto::v1::{ConfigResource, ConfigUpdate, LocalService, LocalUpdate};
+use imbl::OrdMap;
 
-/// Everything a snapshot is built from. Applying an update makes a new state; a refused one leaves the old untouched.
+/// Everything a snapshot is built from. Applying an update makes a new state that shares what did not change; a refused one
+/// leaves the old untouched.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConfigState {
-    /// Revision of the federation's configuration; 0 before the first update.
-    pub revision: u64,
-    /// By name.
-    pub resources: BTreeMap<String, ConfigResource>,
+    /// What the control plane sent.
+    pub held: Held,
     /// By "namespace/name"; what the cluster's agent reported last.
-    pub local: BTreeMap<String, LocalService>,
+    pub local: OrdMap<String, Shared<LocalService>>,
 }
 
 impl ConfigState {
+    /// A state that holds these resources, and no local services.
+    pub fn new(version: Version, resources: impl IntoIterator<Item = ConfigResource>) -> Self {
+        let resources = resources.into_iter().map(Resource::from).collect();
+        Self { held: Held { version, resources }, local: OrdMap::new() }
+    }
+
     /// This state after an update of the control plane.
-    #[must_use]
-    pub fn with_update(&self, update: ConfigUpdate) -> Self {
-        let mut next = Self {
-            revision: update.revision,
-            resources: if update.full { BTreeMap::new() } else { self.resources.clone() },
-            local: self.local.clone(),
-        };
-        for name in &update.removals {
-            next.resources.remove(name);
-        }
-        next.resources.extend(update.upserts.into_iter().map(|resource| (resource.name.clone(), resource)));
-        next
+    ///
+    /// # Errors
+    /// See [`Held::take`].
+    pub fn with_update(&self, update: &ConfigUpdate) -> Result<Self, Refusal> {
+        Ok(Self { held: self.held.take(update)?, local: self.local.clone() })
     }
 
     /// This state after an update of the agent.
     #[must_use]
     pub fn with_local(&self, update: LocalUpdate) -> Self {
+        let LocalUpdate { full, upserts, removals } = update;
         let mut next = self.clone();
-        if update.snapshot {
-            next.local.clear();
-        }
-        for key in &update.removed {
-            next.local.remove(key);
-        }
-        next.local.extend(
-            update.services.into_iter().map(|service| (format!("{}/{}", service.namespace, service.name), service)),
-        );
+        let upserts = upserts
+            .into_iter()
+            .map(|service| (format!("{}/{}", service.namespace, service.name), Shared::new(service)))
+            .collect();
+        Delta { full, upserts, removals }.apply_to(&mut next.local);
         next
-    }
-
-    /// Resource name → version, for the hello of the control stream.
-    pub fn versions(&self) -> BTreeMap<String, Vec<u8>> {
-        self.resources.iter().map(|(name, resource)| (name.clone(), resource.version.to_vec())).collect()
     }
 }
 
@@ -57,46 +49,21 @@ impl ConfigState {
 mod tests {
     use super::*;
 
-    fn resource(name: &str, version: u8) -> ConfigResource {
-        ConfigResource { name: name.into(), version: vec![version].into(), ..Default::default() }
-    }
-
-    fn update(revision: u64, upserts: &[(&str, u8)], removals: &[&str], full: bool) -> ConfigUpdate {
-        ConfigUpdate {
-            revision,
-            upserts: upserts.iter().map(|(name, version)| resource(name, *version)).collect(),
-            removals: removals.iter().map(|name| (*name).to_owned()).collect(),
-            full,
-        }
-    }
-
-    #[test]
-    fn deltas_and_full_updates() {
-        let state = ConfigState::default().with_update(update(1, &[("a", 1), ("b", 1)], &[], true));
-        let state = state.with_update(update(2, &[("b", 2), ("c", 1)], &["a"], false));
-        assert_eq!(state.revision, 2);
-        assert_eq!(state.versions(), BTreeMap::from([("b".into(), vec![2]), ("c".into(), vec![1])]));
-        let state = state.with_update(update(3, &[("d", 1)], &[], true));
-        assert_eq!(state.versions().into_keys().collect::<Vec<_>>(), ["d"]);
-    }
-
     #[test]
     fn local_services_survive_configuration_updates() {
         let service =
             |name: &str| LocalService { namespace: "shop".into(), name: name.into(), ..LocalService::default() };
-        let state = ConfigState::default().with_local(LocalUpdate {
-            snapshot: true,
-            services: vec![service("a"), service("b")],
-            removed: vec![],
-        });
-        let state = state.with_update(update(1, &[("x", 1)], &[], true));
-        let state = state.with_local(LocalUpdate {
-            snapshot: false,
-            services: vec![service("c")],
-            removed: vec!["shop/a".into()],
-        });
+        let local = |full, names: &[&str], removals: &[&str]| LocalUpdate {
+            full,
+            upserts: names.iter().map(|name| service(name)).collect(),
+            removals: removals.iter().map(ToString::to_string).collect(),
+        };
+        let state = ConfigState::default().with_local(local(true, &["a", "b"], &[]));
+        let empty = ConfigUpdate { full: true, digest: vec![0; 16], ..ConfigUpdate::default() };
+        let state = state.with_update(&empty).unwrap();
+        let state = state.with_local(local(false, &["c"], &["shop/a"]));
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/b", "shop/c"]);
-        let state = state.with_local(LocalUpdate { snapshot: true, services: vec![service("z")], removed: vec![] });
+        let state = state.with_local(local(true, &["z"], &[]));
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/z"]);
     }
 }

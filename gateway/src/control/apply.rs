@@ -1,16 +1,19 @@
 //! Updates in, snapshots out: the only task that publishes.
 //!
-//! One update is one build and one swap. It is acknowledged when every worker serves with it; the disk follows behind, because a
-//! slow disk must not delay a failover. A refused update changes nothing, and its reason goes back to whoever sent it.
+//! One update is one build and one swap. It is acknowledged when every worker serves with it; the disk follows beside that, one
+//! appended record away, because a slow disk must not delay a failover: a gateway that dies in between starts from the
+//! version before, says so in its hello and is brought up to date. A refused update changes nothing, is never written, and its
+//! reason goes back to whoever sent it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_proto::v1::{ConfigUpdate, LocalUpdate};
+use archipelago_model::stream::Refusal;
+use archipelago_proto::v1::{self as proto, ConfigUpdate, LocalUpdate, ResourceRejection};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::store::Store;
-use crate::config::{Built, ConfigState, Published, Rejected, Snapshot};
+use crate::config::{Built, ConfigState, Kept, Published, Rejected, Snapshot};
 use crate::telemetry::GatewayMetrics;
 
 /// One change, and where to say what became of it.
@@ -18,8 +21,8 @@ use crate::telemetry::GatewayMetrics;
 pub struct Update {
     /// The change.
     pub change: Change,
-    /// `Ok` once every worker uses it, or why it was refused.
-    pub applied: oneshot::Sender<Result<(), String>>,
+    /// Told once every worker uses it, or some of them are late, or it was refused.
+    pub applied: oneshot::Sender<Result<Applied, Refusal>>,
 }
 
 /// Who changed what.
@@ -31,12 +34,23 @@ pub enum Change {
     Local(LocalUpdate),
 }
 
+/// An update that is held and published.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// Of the snapshot, for [`Published::reached_by_all`].
+    pub generation: u64,
+    /// Resources that cannot be used here.
+    pub rejections: Vec<ResourceRejection>,
+    /// Workers that hang: they do not serve with it.
+    pub late_workers: Vec<usize>,
+}
+
 /// Builds, publishes, and keeps.
 #[derive(Debug)]
 pub struct Applier {
     /// Where workers find it.
     pub published: Arc<Published>,
-    /// The last good state.
+    /// What is held, as of the last swap.
     pub state: watch::Sender<Arc<ConfigState>>,
     /// Our cluster.
     pub cluster: String,
@@ -49,58 +63,72 @@ pub struct Applier {
 impl Applier {
     /// Applies updates until nobody can send any more.
     pub async fn run(self, mut updates: mpsc::Receiver<Update>) {
+        let mut late = Vec::new();
         while let Some(Update { change, applied }) = updates.recv().await {
-            let before = self.state.borrow().clone();
-            let next = match change {
-                Change::Config(update) => before.with_update(update),
-                Change::Local(update) => before.with_local(update),
-            };
-            let running = self.published.load();
-            let outcome = match Snapshot::build(&next, &self.cluster, &self.trust_domain, &running) {
-                Ok(Built { snapshot, rejected }) => {
-                    for Rejected { resource, reason, kept, .. } in &rejected {
-                        tracing::warn!(
-                            revision = snapshot.revision,
-                            resource,
-                            reason,
-                            ?kept,
-                            "a resource cannot be used"
-                        );
+            let outcome = match self.publish(change) {
+                Ok((generation, rejections)) => {
+                    let late_before = std::mem::take(&mut late);
+                    late = self.published.settle(generation, &late_before).await;
+                    if late != late_before {
+                        tracing::warn!(?late, "workers that hang serve with an older configuration");
                     }
-                    let revision = snapshot.revision;
-                    let generation = self.published.publish(snapshot);
-                    self.published.reached_by_all(generation).await;
-                    self.metrics.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
-                    self.state.send_replace(Arc::new(next));
-                    Ok(())
+                    Ok(Applied { generation, rejections, late_workers: late.clone() })
                 }
-                Err(error) => {
+                Err(refusal) => {
                     self.metrics.config_rejected.inc();
-                    tracing::warn!(revision = next.revision, %error, "configuration refused; the last good one stays");
-                    Err(error.to_string())
+                    Err(refusal)
                 }
             };
             // The stream that brought it may be gone; it will ask again.
             let _ = applied.send(outcome);
         }
     }
+
+    fn publish(&self, change: Change) -> Result<(u64, Vec<ResourceRejection>), Refusal> {
+        let before = self.state.borrow().clone();
+        let next = match change {
+            Change::Config(update) => before.with_update(&update)?,
+            Change::Local(update) => before.with_local(update),
+        };
+        let running = self.published.load();
+        let Built { snapshot, rejected } = Snapshot::build(&next, &self.cluster, &self.trust_domain, &running)
+            .map_err(|error| Refusal::Unusable(error.to_string()))?;
+        let revision = snapshot.revision;
+        let generation = self.published.publish(snapshot);
+        self.metrics.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.state.send_replace(Arc::new(next));
+        Ok((generation, rejected.into_iter().map(rejection).collect()))
+    }
 }
 
-/// Writes the last good state to disk whenever it changed, one write at a time.
-pub async fn keep_on_disk(store: Store, mut state: watch::Receiver<Arc<ConfigState>>) {
+fn rejection(rejected: Rejected) -> ResourceRejection {
+    let Rejected { resource, version, reason, kept } = rejected;
+    let kept = match kept {
+        Kept::LastGood => proto::Kept::LastGood,
+        Kept::Closed => proto::Kept::Closed,
+    };
+    ResourceRejection { resource, version, reason, kept: kept.into() }
+}
+
+/// Writes what is held to disk whenever it changed, one write at a time.
+pub async fn keep_on_disk(mut store: Store, mut state: watch::Receiver<Arc<ConfigState>>) {
     let mut failing = false;
     while state.changed().await.is_ok() {
         let current = state.borrow_and_update().clone();
-        let writer = store.clone();
-        let written = tokio::task::spawn_blocking(move || writer.save(&current)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            let saved = store.save(&current);
+            (store, saved)
+        });
+        let Ok((again, written)) = written.await else { return };
+        store = again;
         match written {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 if failing {
                     tracing::info!("the configuration is on disk again");
                 }
                 failing = false;
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 if !failing {
                     tracing::error!(%error, "the configuration cannot be kept on disk; a restart would begin with an older one");
                 }
@@ -108,7 +136,6 @@ pub async fn keep_on_disk(store: Store, mut state: watch::Receiver<Arc<ConfigSta
                 tokio::time::sleep(RETRY).await;
                 state.mark_changed();
             }
-            Err(_) => return,
         }
         // Endpoints can flap many times a second; the disk need not follow each step.
         tokio::time::sleep(WRITE_INTERVAL).await;
@@ -116,4 +143,5 @@ pub async fn keep_on_disk(store: Store, mut state: watch::Receiver<Arc<ConfigSta
 }
 
 const RETRY: Duration = Duration::from_secs(2);
+/// After a write, not before it: what comes alone is written at once.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use archipelago_base::backoff::Backoff;
 use archipelago_identity::tls::Expect;
 use archipelago_identity::{LiveCredential, MeshRole};
 use archipelago_proto::v1::WatchLocalRequest;
@@ -10,7 +11,6 @@ use archipelago_rpc::grpc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::{Change, Update};
-use super::backoff::Backoff;
 
 /// What the watch needs.
 pub struct Discovery {
@@ -29,7 +29,7 @@ pub struct Discovery {
 impl Discovery {
     /// Watches for ever.
     pub async fn run(self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(DELAY_FLOOR, DELAY_MIN, DELAY_MAX);
         let mut away = false;
         loop {
             let began = Instant::now();
@@ -66,10 +66,14 @@ impl Discovery {
             }
             let (applied, outcome) = oneshot::channel();
             self.updates.send(Update { change: Change::Local(update), applied }).await.map_err(|_| "shutting down")?;
-            outcome.await.map_err(|_| "shutting down")??;
+            outcome.await.map_err(|_| "shutting down")?.map_err(|refusal| refusal.to_string())?;
         }
         Ok(())
     }
 }
 
 const HELD: Duration = Duration::from_secs(5);
+const DELAY_FLOOR: Duration = Duration::from_millis(20);
+const DELAY_MIN: Duration = Duration::from_millis(100);
+/// An agent that returns is heard within this.
+const DELAY_MAX: Duration = Duration::from_secs(3);

@@ -3,6 +3,6 @@
 //! [`apply`] is the one task that builds and publishes snapshots; [`stream`] and [`discovery`] feed it.
 
 pub mod apply;
-pub mod backoff;
 pub mod discovery;
+pub mod status;
 pub mod stream;

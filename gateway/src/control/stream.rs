@@ -1,22 +1,27 @@
-//! The client of `GatewayControl.Stream`: hello with the versions in hand, deltas in, acknowledgements and reports out.
+//! The client of `GatewayControl.Stream`: hello with a digest of what is held, updates in, acknowledgements and reports out.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use archipelago_base::backoff::Backoff;
 use archipelago_identity::LiveCredential;
 use archipelago_identity::tls::Expect;
+use archipelago_model::feature;
+use archipelago_model::stream::Refusal;
+use archipelago_model::version::Version;
 use archipelago_proto::v1::gateway_control_client::GatewayControlClient;
 use archipelago_proto::v1::{
-    ConfigAck, ExplainAsk, ExplainReply, ExplainResponse, GatewayAddresses, GatewayHello, GatewayMessage,
-    GatewayReport, gateway_directive, gateway_message,
+    ConfigAck, ConfigUpdate, ExplainAsk, ExplainReply, ExplainResponse, GatewayAddresses, GatewayDirective,
+    GatewayHello, GatewayMessage, GatewayReport, HeldResources, Notice, SessionOrder, gateway_directive,
+    gateway_message, notice,
 };
 use archipelago_rpc::grpc;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::apply::{Change, Update};
-use super::backoff::Backoff;
-use crate::config::ConfigState;
+use super::apply::{Applied, Change, Update};
+use super::status::ControlStatus;
+use crate::config::{ConfigState, Published};
 use crate::telemetry::GatewayMetrics;
 use crate::workers::Workers;
 
@@ -32,8 +37,10 @@ pub struct ControlStream {
     pub addresses: GatewayAddresses,
     /// Our SVID.
     pub credential: LiveCredential,
-    /// The last good state.
+    /// What is held.
     pub state: watch::Receiver<Arc<ConfigState>>,
+    /// Which worker serves with what.
+    pub published: Arc<Published>,
     /// Where updates go.
     pub updates: mpsc::Sender<Update>,
     /// The workers, for explanations.
@@ -42,70 +49,118 @@ pub struct ControlStream {
     pub metrics: GatewayMetrics,
     /// Told when that changed.
     pub reports: Arc<Notify>,
+    /// What people are told of this stream.
+    pub status: watch::Sender<ControlStatus>,
+    /// Number of this start of the process.
+    pub boot: u64,
+}
+
+/// An update between the control plane and the workers.
+struct Pending {
+    version: Version,
+    applied: oneshot::Receiver<Result<Applied, Refusal>>,
+}
+
+/// An update that some worker does not serve with yet.
+struct Late {
+    version: Version,
+    applied: Applied,
 }
 
 impl ControlStream {
     /// Stays connected to any member, for ever.
     pub async fn run(self) {
-        let mut backoff = Backoff::default();
-        let mut away = false;
+        let mut backoff = Backoff::new(DELAY_FLOOR, DELAY_MIN, DELAY_MAX);
+        let mut pending = None;
+        let mut session = 0;
         loop {
             let began = Instant::now();
-            let error = match self.connect(&mut away).await {
+            session += 1;
+            // What the hello says must be what runs: an update that is still being applied is awaited.
+            if let Some(Pending { applied, .. }) = pending.take() {
+                let _ = applied.await;
+            }
+            let error = match self.connect(session, &mut pending).await {
                 Ok(()) => "the control plane ended the stream".to_owned(),
                 Err(error) => error,
             };
             if began.elapsed() > HELD {
                 backoff.reset();
             }
-            if !away {
+            if self.status.borrow().connected || session == 1 {
                 tracing::info!(error, "no control plane; the last good configuration stays in use");
             }
-            away = true;
+            self.status.send_modify(|status| status.disconnected(&error));
             tokio::time::sleep(backoff.next_delay(rand::random())).await;
         }
     }
 
-    async fn connect(&self, away: &mut bool) -> Result<(), String> {
+    async fn connect(&self, session: u64, pending: &mut Option<Pending>) -> Result<(), String> {
         let channel = grpc::connect(&self.control_plane, &self.credential, Expect::control_plane())
             .await
             .map_err(|e| e.to_string())?;
         let (out, messages) = mpsc::channel(MESSAGES_QUEUED_MAX);
-        send(&out, gateway_message::Body::Hello(self.hello())).await?;
+        send(&out, gateway_message::Body::Hello(self.hello(session))).await?;
         send(&out, gateway_message::Body::Report(self.report())).await?;
         let mut client = GatewayControlClient::new(channel).max_decoding_message_size(UPDATE_BYTES_MAX);
         let mut directives =
             client.stream(ReceiverStream::new(messages)).await.map_err(|status| status.to_string())?.into_inner();
-        let mut pending: Option<(u64, oneshot::Receiver<Result<(), String>>)> = None;
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut late: Option<Late> = None;
+        let mut leave_at: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
-                // The next update waits for the acknowledgement of the one before; questions and reports do not.
-                outcome = async { match &mut pending { Some((_, applied)) => applied.await, None => std::future::pending().await } } => {
-                    let revision = pending.take().map_or(0, |(revision, _)| revision);
-                    let error = outcome.map_err(|_| "shutting down")?.err().unwrap_or_default();
-                    send(&out, gateway_message::Body::Ack(ConfigAck { revision, error })).await?;
+                outcome = outcome(pending) => {
+                    let version = pending.take().map_or_else(Version::default, |pending| pending.version);
+                    let outcome = outcome.map_err(|_| "shutting down")?;
+                    send(&out, gateway_message::Body::Ack(self.ack(version, &outcome))).await?;
+                    late = outcome.ok().filter(|applied| !applied.late_workers.is_empty()).map(|applied| Late { version, applied });
                 }
-                directive = directives.message(), if pending.is_none() => {
-                    let Some(directive) = directive.map_err(|status| status.to_string())? else { return Ok(()) };
-                    if std::mem::take(away) {
-                        tracing::info!("the control plane is back");
+                () = caught_up(&self.published, late.as_ref()) => if let Some(Late { version, applied }) = late.take() {
+                    // Unless a newer one is on its way to the workers: then that is what they have caught up with.
+                    if pending.is_none() {
+                        let applied = Applied { late_workers: Vec::new(), ..applied };
+                        send(&out, gateway_message::Body::Ack(self.ack(version, &Ok(applied)))).await?;
                     }
-                    match directive.body {
+                },
+                directive = directives.message() => {
+                    let Some(GatewayDirective { body }) = directive.map_err(|status| status.to_string())? else { return Ok(()) };
+                    if !self.status.borrow().connected {
+                        tracing::info!("connected to the control plane");
+                        self.status.send_modify(ControlStatus::connected);
+                    }
+                    match body {
                         Some(gateway_directive::Body::Update(update)) => {
-                            let (applied, outcome) = oneshot::channel();
-                            pending = Some((update.revision, outcome));
-                            self.updates.send(Update { change: Change::Config(update), applied }).await.map_err(|_| "shutting down")?;
+                            if pending.is_some() {
+                                return Err("the control plane sent an update before the one before was answered".to_owned());
+                            }
+                            late = None;
+                            *pending = Some(self.apply(update).await?);
+                        }
+                        Some(gateway_directive::Body::SendHeld(_)) => {
+                            send(&out, gateway_message::Body::Held(self.held())).await?;
                         }
                         Some(gateway_directive::Body::Explain(ask)) => {
                             let reply = self.explain(ask).await;
                             send(&out, gateway_message::Body::Explain(reply)).await?;
                         }
+                        Some(gateway_directive::Body::Notice(Notice { notice: Some(notice) })) => {
+                            match notice {
+                                // Alone there is nobody better to ask.
+                                notice::Notice::NoLeader(_) if self.control_plane.len() > 1 => {
+                                    leave_at = Some(tokio::time::Instant::now() + LEADERLESS_MAX);
+                                }
+                                notice::Notice::HasLeader(_) => leave_at = None,
+                                _ => {}
+                            }
+                            self.status.send_modify(|status| status.notice(notice));
+                        }
                         // A newer control plane says something this gateway does not know: not for us.
-                        None => {}
+                        Some(gateway_directive::Body::Notice(Notice { notice: None })) | None => {}
                     }
                 }
+                () = at(leave_at) => return Err("this member knows no leader; perhaps another does".to_owned()),
                 _ = report.tick() => send(&out, gateway_message::Body::Report(self.report())).await?,
                 () = self.reports.notified() => {
                     send(&out, gateway_message::Body::Report(self.report())).await?;
@@ -115,21 +170,55 @@ impl ControlStream {
         }
     }
 
-    fn hello(&self) -> GatewayHello {
+    async fn apply(&self, update: ConfigUpdate) -> Result<Pending, String> {
+        let version = update.version.map_or_else(Version::default, Version::from);
+        let (sender, applied) = oneshot::channel();
+        let update = Update { change: Change::Config(update), applied: sender };
+        self.updates.send(update).await.map_err(|_| "shutting down")?;
+        Ok(Pending { version, applied })
+    }
+
+    fn ack(&self, version: Version, outcome: &Result<Applied, Refusal>) -> ConfigAck {
+        let ack = ConfigAck { version: Some(version.into()), ..ConfigAck::default() };
+        match outcome {
+            Ok(Applied { rejections, late_workers, .. }) => {
+                self.status.send_modify(|status| status.applied(rejections));
+                let late_workers =
+                    late_workers.iter().map(|worker| u32::try_from(*worker).unwrap_or(u32::MAX)).collect();
+                ConfigAck { rejections: rejections.clone(), late_workers, ..ack }
+            }
+            Err(refusal) => {
+                tracing::warn!(%version, %refusal, "configuration refused; the last good one stays");
+                self.status.send_modify(|status| status.refused(refusal));
+                ConfigAck { refused: Some(refusal.clone().into()), ..ack }
+            }
+        }
+    }
+
+    fn hello(&self, session: u64) -> GatewayHello {
         let state = self.state.borrow();
         let not_after = self.credential.current().not_after;
         GatewayHello {
             cluster: self.cluster.clone(),
             gateway: self.gateway.clone(),
             addresses: Some(self.addresses.clone()),
-            versions: state.versions(),
-            revision: state.revision,
             workers: u32::try_from(self.workers.len()).unwrap_or(u32::MAX),
             svid_not_after_unix: not_after
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            running: (state.held.version != Version::default()).then(|| state.held.version.into()),
+            held_digest: state.held.resources.digest().to_bytes(),
+            features: feature::ALL.iter().map(ToString::to_string).collect(),
+            order: Some(SessionOrder { boot: self.boot, session }),
         }
+    }
+
+    fn held(&self) -> HeldResources {
+        let state = self.state.borrow();
+        let version =
+            |resource: &archipelago_model::stream::Resource| (resource.name.clone(), resource.version.to_vec());
+        HeldResources { versions: state.held.resources.iter().map(version).collect() }
     }
 
     fn report(&self) -> GatewayReport {
@@ -142,10 +231,34 @@ impl ControlStream {
             None => None,
         };
         let response = response.unwrap_or_else(|| ExplainResponse {
-            failure: "the gateway could not answer".to_owned(),
+            gateway: self.gateway.clone(),
+            cluster: self.cluster.clone(),
+            failure: "no worker answered".to_owned(),
             ..ExplainResponse::default()
         });
         ExplainReply { id: ask.id, response: Some(response) }
+    }
+}
+
+async fn outcome(pending: &mut Option<Pending>) -> Result<Result<Applied, Refusal>, oneshot::error::RecvError> {
+    match pending {
+        Some(pending) => (&mut pending.applied).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the workers that were late serve with it after all.
+async fn caught_up(published: &Published, late: Option<&Late>) {
+    match late {
+        Some(late) => published.reached_by_all(late.applied.generation, &[]).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -159,6 +272,12 @@ async fn send(out: &mpsc::Sender<GatewayMessage>, body: gateway_message::Body) -
 }
 
 const HELD: Duration = Duration::from_secs(5);
+const DELAY_FLOOR: Duration = Duration::from_millis(20);
+const DELAY_MIN: Duration = Duration::from_millis(100);
+/// A control plane that returns sees all its gateways again within this.
+const DELAY_MAX: Duration = Duration::from_secs(3);
+/// Many failed elections: a member that is cut off alone must not keep us from the others.
+const LEADERLESS_MAX: Duration = Duration::from_secs(8);
 const MESSAGES_QUEUED_MAX: usize = 16;
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The contract asks for a report at least every 2 s.

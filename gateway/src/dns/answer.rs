@@ -187,6 +187,8 @@ const TTL_SECONDS: u32 = 5;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use archipelago_model::version::Version;
+
     use crate::config::ConfigState;
     use archipelago_proto::v1::{self as proto, config_resource::Body, service_port::Listener};
 
@@ -217,19 +219,14 @@ mod tests {
             ("service/shop/ledger", service("ledger", proto::Protocol::Tcp, Some(3), &["paris"])),
             ("service/shop/secret", service("secret", proto::Protocol::Http1, None, &[])),
         ];
-        let resources = resources.map(|(n, b)| {
-            (
-                n.to_owned(),
-                proto::ConfigResource {
-                    name: n.into(),
-                    version: Vec::new().into(),
-                    body: Some(b),
-                    ..Default::default()
-                },
-            )
+        let resources = resources.map(|(n, b)| proto::ConfigResource {
+            name: n.into(),
+            version: Vec::new().into(),
+            body: Some(b),
+            ..Default::default()
         });
         Snapshot::build(
-            &ConfigState { revision: 9, resources: resources.into(), local: Default::default() },
+            &ConfigState::new(Version { revision: 9, ..Version::default() }, resources),
             "paris",
             "mesh.test",
             &Snapshot::empty(),

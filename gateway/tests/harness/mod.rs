@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use archipelago_gateway::control::apply::{Change, Update};
+use archipelago_gateway::control::apply::{Applied, Change, Update};
 use archipelago_gateway::worker::Limits;
 use archipelago_gateway::{Gateway, Settings};
 use archipelago_identity::testing::TestAuthority;
 use archipelago_identity::{LiveCredential, SpiffeId};
+use archipelago_model::stream::{Refusal, Resources};
 use archipelago_proto::v1::{
     self as proto, config_resource::Body as Resource, r#match::On, named_match::How, service_port::Listener,
 };
@@ -37,6 +38,8 @@ pub(crate) struct Mesh {
     limits: Limits,
     revoked: Vec<proto::Revocation>,
     revision: u64,
+    /// What each cluster's gateway was given last.
+    sent: BTreeMap<String, Resources>,
 }
 
 impl Mesh {
@@ -62,6 +65,7 @@ impl Mesh {
             limits,
             revoked: vec![],
             revision: 0,
+            sent: BTreeMap::new(),
         };
         for cluster in clusters {
             mesh.tcp_bases.insert((*cluster).to_owned(), free_port());
@@ -180,11 +184,29 @@ impl Mesh {
                     readiness: proto::Readiness::Ready.into(),
                 });
             }
-            let local = proto::LocalUpdate { snapshot: true, services: local.into_values().collect(), removed: vec![] };
+            let local = proto::LocalUpdate { full: true, upserts: local.into_values().collect(), removals: vec![] };
             apply(gateway, Change::Local(local)).await.unwrap();
-            let update =
-                proto::ConfigUpdate { revision: self.revision, upserts: resources, removals: vec![], full: true };
-            apply(gateway, Change::Config(update)).await.unwrap();
+            self.sent.insert(cluster.clone(), resources.iter().cloned().map(Into::into).collect());
+            apply(gateway, Change::Config(full_update(self.revision, resources))).await.unwrap();
+        }
+    }
+
+    /// A difference to what `cluster`'s gateway was given last.
+    pub(crate) fn difference(
+        &self,
+        cluster: &str,
+        revision: u64,
+        upserts: Vec<proto::ConfigResource>,
+    ) -> proto::ConfigUpdate {
+        let base = &self.sent[cluster];
+        let mut next = base.clone();
+        upserts.iter().cloned().for_each(|resource| next.put(resource.into()));
+        proto::ConfigUpdate {
+            version: Some(proto::ConfigVersion { revision, ..Default::default() }),
+            base_digest: base.digest().to_bytes(),
+            digest: next.digest().to_bytes(),
+            upserts,
+            ..Default::default()
         }
     }
 
@@ -219,7 +241,19 @@ impl Mesh {
     }
 }
 
-pub(crate) async fn apply(gateway: &Gateway, change: Change) -> Result<(), String> {
+/// Everything at a policy revision, as a member sends it to a gateway of which it knows nothing.
+pub(crate) fn full_update(revision: u64, resources: Vec<proto::ConfigResource>) -> proto::ConfigUpdate {
+    let held: Resources = resources.iter().cloned().map(Into::into).collect();
+    proto::ConfigUpdate {
+        version: Some(proto::ConfigVersion { revision, ..Default::default() }),
+        full: true,
+        digest: held.digest().to_bytes(),
+        upserts: resources,
+        ..Default::default()
+    }
+}
+
+pub(crate) async fn apply(gateway: &Gateway, change: Change) -> Result<Applied, Refusal> {
     let (applied, outcome) = tokio::sync::oneshot::channel();
     gateway.updates().send(Update { change, applied }).await.unwrap();
     outcome.await.unwrap()

@@ -195,11 +195,17 @@ impl Enough {
 /// The exit code of a committed write.
 fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough) -> Outcome {
     if !applied.rejections.is_empty() {
-        let who: Vec<String> =
-            applied.rejections.iter().map(|rejection| format!("{}: {}", rejection.gateway, rejection.error)).collect();
+        let who: Vec<String> = applied.rejections.iter().map(rejection).collect();
+        let mut gateways: Vec<&str> = applied.rejections.iter().map(|rejection| rejection.gateway.as_str()).collect();
+        gateways.dedup();
         let failure = Failure::new(
             Exit::Rejected,
-            format!("revision {} was rejected by {} of {} gateways", applied.revision, who.len(), applied.expected),
+            format!(
+                "revision {} cannot be used as it is by {} of {} gateways",
+                applied.revision,
+                gateways.len(),
+                applied.expected
+            ),
         );
         return Err(failure
             .problems(who)
@@ -221,6 +227,12 @@ fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough) -> Outcome {
     .hint("they apply it as soon as they are reachable; `meshctl gateways` shows when"))
 }
 
+/// Who cannot use what, and why.
+fn rejection(rejection: &v1::Rejection) -> String {
+    let v1::Rejection { gateway, error, resource } = rejection;
+    if resource.is_empty() { format!("{gateway}: {error}") } else { format!("{gateway}: {resource}: {error}") }
+}
+
 /// Eight operators who write one resource at the same moment need at most eight rounds; more is not people.
 const TRIES_MAX: usize = 32;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -240,7 +252,11 @@ mod tests {
             stragglers: vec![v1::Straggler { gateway: "tokyo/gw-2".into(), reason: "at revision 6".into() }],
             rejections: rejected
                 .iter()
-                .map(|gateway| v1::Rejection { gateway: (*gateway).into(), error: "no such cluster".into() })
+                .map(|gateway| v1::Rejection {
+                    gateway: (*gateway).into(),
+                    error: "no such cluster".into(),
+                    resource: "service/shop/web".into(),
+                })
                 .collect(),
             done: true,
             ..Default::default()
@@ -268,7 +284,7 @@ mod tests {
         let late = verdict(&progress(5, 6, &[]), Enough::All).unwrap_err().render();
         assert!(late.contains("tokyo/gw-2: at revision 6") && late.contains("5 of 6"), "{late}");
         let rejected = verdict(&progress(5, 6, &["paris/gw-1"]), Enough::All).unwrap_err().render();
-        assert!(rejected.contains("paris/gw-1: no such cluster"), "{rejected}");
+        assert!(rejected.contains("paris/gw-1: service/shop/web: no such cluster"), "{rejected}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn status() -> v1::StatusResponse {
                 workers: 2,
                 ..v1::GatewayStatus::default()
             }],
+            problems: vec![],
         }],
     }
 }

@@ -80,10 +80,11 @@ impl Snapshot {
         previous: &Self,
     ) -> Result<Built, SnapshotError> {
         let mut builder = Builder { previous, rejected: Vec::new(), out: Self::empty() };
-        builder.out.revision = state.revision;
+        builder.out.revision = state.held.version.revision;
         let mut peers = Vec::new();
         let mut services = Vec::new();
-        for resource in state.resources.values() {
+        for resource in state.held.resources.iter() {
+            let resource: &ConfigResource = resource;
             match usable(resource) {
                 Ok(Body::Mesh(mesh)) if mesh.trust_domain != trust_domain => {
                     let reason =
@@ -213,7 +214,7 @@ impl Builder<'_> {
         let mut candidates = Vec::with_capacity(services.len());
         for (resource, config) in services {
             let key = format!("{}/{}", config.namespace, config.name);
-            let local = state.local.get(&key);
+            let local = state.local.get(&key).map(|local| &**local);
             let source = Source { version: resource.version.to_vec(), local: fingerprint(local) };
             let before = previous.service(&key).filter(|before| {
                 same_clusters && !source.version.is_empty() && before.source.version == source.version
@@ -258,7 +259,7 @@ impl Builder<'_> {
         for rejected in &mut self.rejected {
             let Some(key) = rejected.resource.strip_prefix("service/") else { continue };
             let before = previous.service(key).map(|before| {
-                let local = state.local.get(key);
+                let local = state.local.get(key).map(|local| &**local);
                 // Never the version of what was rejected: once it is right, it must be made.
                 let source = Source { version: before.source.version.clone(), local: fingerprint(local) };
                 match same_clusters {
@@ -276,7 +277,9 @@ impl Builder<'_> {
             }
             let (namespace, name) = key.split_once('/').unwrap_or(("", key));
             let mut hosts = compile::hosts(namespace, name);
-            if let Some(Body::Service(config)) = state.resources.get(&rejected.resource).and_then(|r| r.body.as_ref()) {
+            if let Some(Body::Service(config)) =
+                state.held.resources.get(&rejected.resource).and_then(|r| r.body.as_ref())
+            {
                 hosts.extend(config.hosts.iter().map(|host| route::host_name(host)));
             }
             // A host that another service has rightly is answered there.

@@ -2,14 +2,16 @@ use std::collections::BTreeMap;
 
 use archipelago_model::compile;
 use archipelago_proto::v1::{
-    self as proto, Backend, ClusterConfig, Endpoint, FailoverChain, HttpListener, LocalService, Match, MeshConfig,
-    NamedMatch, PeerConfig, RouteRule, ServiceConfig, ServicePort, TcpListener, Tier, config_resource::Body,
-    r#match::On, named_match::How, service_port,
+    self as proto, Backend, ClusterConfig, ConfigResource, Endpoint, FailoverChain, HttpListener, LocalService, Match,
+    MeshConfig, NamedMatch, PeerConfig, RouteRule, ServiceConfig, ServicePort, TcpListener, Tier,
+    config_resource::Body, r#match::On, named_match::How, service_port,
 };
 use proptest::prelude::*;
 
 use super::*;
 use crate::config::ConfigState;
+use archipelago_model::delta::Shared;
+use archipelago_model::version::Version;
 
 fn header_is(name: &str, value: &str) -> Match {
     Match { on: Some(On::Header(NamedMatch { name: name.into(), how: Some(How::Exact(value.into())) })) }
@@ -76,7 +78,15 @@ fn under(name: &str, body: Body) -> proto::ConfigResource {
 }
 
 /// paris and tokyo, a peer, a revocation, an HTTP and a TCP service, and endpoints of one of them.
-fn good() -> ConfigState {
+/// A state that is easy to spoil.
+#[derive(Clone, Default)]
+struct Draft {
+    revision: u64,
+    resources: BTreeMap<String, ConfigResource>,
+    local: BTreeMap<String, LocalService>,
+}
+
+fn good() -> Draft {
     let cluster = |name: &str| Body::Cluster(ClusterConfig { name: name.into(), region: "eu".into(), drained: false });
     let revocation = proto::Revocation {
         subject: Some(proto::revocation::Subject::Cluster("lyon".into())),
@@ -105,14 +115,21 @@ fn good() -> ConfigState {
         endpoints: ["10.0.0.1:80", "nonsense", "10.0.0.1:80"].map(endpoint).into(),
         ..LocalService::default()
     };
-    ConfigState {
+    Draft {
         revision: 3,
         resources: bodies.into_iter().map(resource).collect(),
         local: [("shop/checkout".to_owned(), local)].into(),
     }
 }
 
-impl ConfigState {
+impl Draft {
+    fn state(&self) -> ConfigState {
+        let version = Version { revision: self.revision, ..Version::default() };
+        let mut state = ConfigState::new(version, self.resources.values().cloned());
+        state.local = self.local.iter().map(|(key, local)| (key.clone(), Shared::new(local.clone()))).collect();
+        state
+    }
+
     fn put(&mut self, body: Body) {
         let resource = compile::resource(body);
         self.resources.insert(resource.name.clone(), resource);
@@ -130,11 +147,11 @@ impl ConfigState {
     }
 }
 
-fn build(state: &ConfigState, previous: &Snapshot) -> Built {
-    Snapshot::build(state, "paris", "mesh.test", previous).unwrap()
+fn build(state: &Draft, previous: &Snapshot) -> Built {
+    Snapshot::build(&state.state(), "paris", "mesh.test", previous).unwrap()
 }
 
-fn fresh(state: &ConfigState) -> Snapshot {
+fn fresh(state: &Draft) -> Snapshot {
     let built = build(state, &Snapshot::empty());
     assert_eq!(built.rejected, []);
     built.snapshot
@@ -211,7 +228,7 @@ fn a_good_configuration_compiles() {
 fn another_trust_domain_is_refused_as_a_whole() {
     let mut state = good();
     state.put(Body::Mesh(MeshConfig { trust_domain: "other".into(), bundle_der: vec![] }));
-    let error = Snapshot::build(&state, "paris", "mesh.test", &fresh(&good())).unwrap_err();
+    let error = Snapshot::build(&state.state(), "paris", "mesh.test", &fresh(&good())).unwrap_err();
     assert_eq!(error.to_string(), "mesh: trust domain \"other\", this gateway belongs to \"mesh.test\"");
 }
 
