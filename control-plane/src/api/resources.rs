@@ -3,10 +3,14 @@
 //! Admission is done here, by the member that proposes: on the state as of a barrier, which the command names. When another
 //! write of resources comes in between, the state machine says so, and everything is judged again.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use archipelago_model::{
-    admit::{self, Resources as Values},
+    admit::{self, Finding, Reports, Resources as Values},
     document::{Document, Problem},
     resource::{Kind, Resource},
 };
@@ -49,10 +53,13 @@ impl Resources for ResourcesService {
         if dry_run {
             return write.preview(documents, &preconditions).await;
         }
+        let said = Mutex::new(Vec::new());
         let judge = |state: &State| {
             let (documents, current) = (Arc::clone(&documents), self.0.consensus.resources(state));
+            let (reports, said) = (reports(state), &said);
             async move {
-                Ok(judged(documents, current).await?.map(|resources| {
+                Ok(judged(documents, current, reports).await?.map(|Judged { resources, warnings }| {
+                    *said.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
                     let upserts = resources.iter().map(|resource| ResourceWrite {
                         key: Some(convert::resource_key_of(resource.key())),
                         canonical: resource.to_json().into(),
@@ -61,7 +68,12 @@ impl Resources for ResourcesService {
                 }))
             }
         };
-        write.commit(request_id, preconditions.clone(), judge).await
+        let mut response = write.commit(request_id, preconditions.clone(), judge).await?;
+        let ApplyResponse { problems, conflicts, warnings, .. } = response.get_mut();
+        if problems.is_empty() && conflicts.is_empty() {
+            *warnings = said.into_inner().unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(response)
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ApplyResponse>, Status> {
@@ -88,7 +100,7 @@ impl Resources for ResourcesService {
                     let deletes = keys.into_iter().map(convert::key_of).collect();
                     Ok(Ok(ApplyResources { deletes, ..ApplyResources::default() }))
                 } else {
-                    Ok(Err(problems))
+                    Ok(Err(problems.iter().map(Finding::to_string).collect()))
                 }
             }
         };
@@ -213,10 +225,10 @@ impl Write<'_> {
         if let Some(conflicts) = conflicts(&state, preconditions) {
             return Ok(self.response(&state, ApplyResponse { conflicts, ..ApplyResponse::default() }));
         }
-        let response = match judged(documents, self.consensus.resources(&state)).await? {
-            Ok(resources) => {
+        let response = match judged(documents, self.consensus.resources(&state), reports(&state)).await? {
+            Ok(Judged { resources, warnings }) => {
                 let changes = resources.iter().map(|resource| change(&state, resource)).collect();
-                ApplyResponse { changes, ..ApplyResponse::default() }
+                ApplyResponse { changes, warnings, ..ApplyResponse::default() }
             }
             Err(problems) => ApplyResponse { problems, ..ApplyResponse::default() },
         };
@@ -255,11 +267,32 @@ impl Write<'_> {
 async fn judged(
     documents: Arc<[Document]>,
     current: Arc<Values>,
-) -> Result<Result<Vec<Resource>, Vec<String>>, Status> {
-    let admitted = tokio::task::spawn_blocking(move || admit::admit(&documents, &current))
-        .await
-        .map_err(|_| Status::internal("the documents could not be judged"))?;
-    Ok(admitted.map_err(|problems| problems.iter().map(Problem::to_string).collect()))
+    reports: Reports,
+) -> Result<Result<Judged, Vec<String>>, Status> {
+    let judge = move || {
+        let resources = admit::admit(&documents, &current)?;
+        let mut after = Values::clone(&current);
+        after.extend(resources.iter().map(|resource| (resource.key(), resource.clone())));
+        let warnings = admit::warnings(&resources, &after, &reports).iter().map(Finding::to_string).collect();
+        Ok(Judged { resources, warnings })
+    };
+    let judged: Result<Judged, Vec<Problem>> =
+        tokio::task::spawn_blocking(judge).await.map_err(|_| Status::internal("the documents could not be judged"))?;
+    Ok(judged.map_err(|problems| problems.iter().map(Problem::to_string).collect()))
+}
+
+/// Documents that may be applied.
+struct Judged {
+    resources: Vec<Resource>,
+    /// What the operator may want to look at again.
+    warnings: Vec<String>,
+}
+
+fn reports(state: &State) -> Reports {
+    let reports = state.reports().iter();
+    reports
+        .map(|(cluster, services)| (cluster.clone(), services.iter().map(convert::service_report).collect()))
+        .collect()
 }
 
 /// What a client expects, each resource once.

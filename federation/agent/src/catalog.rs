@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use archipelago_model::{
     id::ServiceKey,
-    service_file::{ActiveCheck, ServiceProtocol},
+    service::{ActiveCheck, ServiceProtocol},
 };
 
 /// All services of a cluster at one moment.

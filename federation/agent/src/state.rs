@@ -19,7 +19,7 @@ use tokio::{
 
 use archipelago_model::{
     id::ServiceKey,
-    service_file::{ActiveCheck, Probe, ServiceProtocol},
+    service::{ActiveCheck, Probe, ServiceProtocol},
 };
 
 use crate::{

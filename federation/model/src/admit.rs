@@ -1,25 +1,30 @@
 //! Whether resources may enter the federation: alone, together, and beside what is already there.
 //!
 //! Rules judge the *whole* set that would result, as values, and name what is wrong by resource and path
-//! ([`rules`], [`cross`]). [`check`] prints that as it is; [`admit`] looks up the paths in the files, so that the very
-//! same rules speak in lines and columns to an operator.
+//! ([`rules`], [`cross`]). [`check`] gives that as it is; [`admit`] looks up the paths in the files, so that the very
+//! same rules speak in lines and columns to an operator. [`warnings()`] says what is allowed and probably not meant.
 
 mod cross;
 mod residency;
 mod rules;
 mod source;
+mod warnings;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-pub(crate) use self::rules::{is_label, is_version};
+pub use self::warnings::{Reports, warnings};
 use self::{
     cross::Known,
     rules::Complaint,
     source::{Kinds, Source},
 };
 use crate::{
-    document::{Document, Problem, tree::printable},
-    resource::{Cluster, ClusterSpec, Metadata, Resource, ResourceKey, Topology},
+    document::{self, Document, Problem, suggest},
+    resource::{Cluster, ClusterSpec, Kind, Metadata, Resource, ResourceKey, Topology},
+    service_file::{self, ServiceFile},
 };
 
 /// A set of resources.
@@ -49,6 +54,49 @@ pub fn validate(documents: &[Document]) -> Result<Vec<Resource>, Vec<Problem>> {
     judge(source, Resources::new(), Known::Files).map(|(_, resources)| resources)
 }
 
+/// What files of any kind say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validated {
+    /// Resources, in the order in which they are written.
+    pub resources: Vec<Resource>,
+    /// What `meshctl up` would start.
+    pub topology: Option<Topology>,
+    /// Services of one cluster, out of the files that have any `kind: Service`.
+    pub services: Vec<ServiceFile>,
+}
+
+/// Judges files of any kind on their own: resources and a [`Topology`] as [`validate`] does, and files with a
+/// `kind: Service` as the services of one cluster.
+///
+/// # Errors
+/// Every problem found, resources first; at most [`PROBLEMS_MAX`] of either.
+pub fn validate_any(documents: &[Document]) -> Result<Validated, Vec<Problem>> {
+    let (files, documents): (Vec<Document>, Vec<Document>) =
+        documents.iter().cloned().partition(|document| document::kinds(document).iter().any(|kind| is_service(kind)));
+    let mut problems = Vec::new();
+    let mut validated = Validated::default();
+    if !documents.is_empty() || files.is_empty() {
+        let source = Source::read(&documents, Kinds::ResourcesAndTopology);
+        match judge(source, Resources::new(), Known::Files) {
+            Ok((topology, resources)) => (validated.topology, validated.resources) = (topology, resources),
+            Err(found) => problems = found,
+        }
+    }
+    if !files.is_empty() {
+        match service_file::parse(&files) {
+            Ok(services) => validated.services = services,
+            Err(found) => problems.extend(found.into_iter().take(PROBLEMS_MAX)),
+        }
+    }
+    if problems.is_empty() { Ok(validated) } else { Err(problems) }
+}
+
+/// Whether a kind is, or is a misspelling of, that of a service file.
+fn is_service(kind: &str) -> bool {
+    let known = Kind::ALL.iter().map(|kind| kind.name()).chain(["Topology", "Service"]);
+    suggest::nearest(kind, known) == Some("Service")
+}
+
 /// A file that `meshctl up` can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Federation {
@@ -74,18 +122,40 @@ pub fn topology(document: &Document) -> Result<Federation, Vec<Problem>> {
     Ok(Federation { topology, resources: all })
 }
 
-/// Judges a set of resources without files; deterministic, for use inside the replicated state machine.
+/// Judges a set of resources without files.
 ///
 /// Also refuses the deletion of a cluster that others still name: pass the set without it.
 #[must_use]
-pub fn check(resources: &Resources) -> Vec<String> {
+pub fn check(resources: &Resources) -> Vec<Finding> {
     let mut complaints = Vec::new();
     for resource in resources.values() {
         rules::resource(resource, &mut complaints);
     }
     cross::resources(resources, Known::All, &mut complaints);
     complaints.truncate(PROBLEMS_MAX);
-    complaints.iter().map(|complaint| printable(&complaint.to_string())).collect()
+    complaints.iter().filter_map(Complaint::finding).collect()
+}
+
+/// Something about a resource, said without a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub key: ResourceKey,
+    /// Where in it, for example `spec.backends[1].weight`; empty for the resource as a whole.
+    pub path: String,
+    /// What is to be said; no control characters.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    /// `TrafficSplit shop/checkout: spec.backends[0].cluster: no cluster …`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.key)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
 }
 
 /// A file full of mistakes is fixed in rounds; nobody reads more than this at once.

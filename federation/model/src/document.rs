@@ -11,7 +11,7 @@ pub(crate) mod tree;
 
 use std::fmt;
 
-use self::tree::{Node, Place};
+use self::tree::{Node, Place, Value};
 
 /// A file as it was written; `file` comes back in every [`Problem`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +112,17 @@ pub(crate) fn parse(document: &Document) -> (Vec<Part>, Vec<Problem>) {
         problems.push(start.problem(&document.file, "", "the file is empty: expected at least one resource"));
     }
     (parts, problems)
+}
+
+/// The kinds that the documents of a file give themselves, as far as they can be read.
+pub(crate) fn kinds(document: &Document) -> Vec<String> {
+    let kind = |part: &Part| {
+        let Value::Map(entries) = &part.root.value else { return None };
+        let entry = entries.iter().find(|entry| entry.key == "kind")?;
+        let Value::Text(kind) = &entry.node.value else { return None };
+        Some(kind.clone())
+    };
+    parse(document).0.iter().filter_map(kind).collect()
 }
 
 /// The text of one YAML document and the line of the file on which it starts.

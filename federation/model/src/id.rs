@@ -5,7 +5,7 @@
 
 use std::{borrow::Borrow, fmt, num::NonZeroU64, str::FromStr, sync::Arc};
 
-use crate::admit::is_label;
+use crate::name::is_label;
 
 /// Name of a cluster. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

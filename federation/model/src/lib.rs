@@ -1,17 +1,20 @@
 //! What a federation agrees on, without I/O: everything may depend on this crate, and it depends on no runtime.
 //!
 //! Reading order: [`document`] (text with places) → [`resource`] (the kinds) → [`admit`] (may they enter?) →
-//! [`compile`] (what each gateway runs). [`service_file`] is a cluster's own services as YAML;
-//! [`version`] says which of two states is the newer; [`stream`] is how a gateway gets there, [`delta`] how any reader's copy
-//! of a table does.
+//! [`compile`] (what each gateway runs). [`service`] says what a service speaks, [`service_file`] is a cluster's own
+//! services as YAML; [`version`] says which of two states is the newer; [`stream`] is how a gateway gets there, [`delta`]
+//! how any reader's copy of a table does.
 
 pub mod admit;
 pub mod compile;
 pub mod delta;
 pub mod document;
+pub mod duration;
 pub mod feature;
 pub mod id;
+mod name;
 pub mod resource;
+pub mod service;
 pub mod service_file;
 pub mod stream;
 pub mod version;

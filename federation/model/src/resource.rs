@@ -11,7 +11,6 @@
 //! From YAML they are read by [`crate::admit`], which knows lines and columns; JSON is for machines.
 
 mod cluster;
-pub mod duration;
 mod failover_policy;
 mod metadata;
 mod service_export;

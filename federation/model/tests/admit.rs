@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use archipelago_model::{
-    admit::{self, Resources},
+    admit::{self, Reports, Resources},
     document::Document,
     resource::{Resource, ResourceKey},
 };
+use archipelago_proto::v1::{Protocol, ServiceReport};
 
 fn document(file: &str, text: &str) -> Document {
     Document { file: file.into(), text: text.into() }
@@ -197,11 +198,13 @@ fn a_second_split_names_the_place_of_the_first() {
 fn a_cluster_that_is_still_named_cannot_be_deleted() {
     let mut resources = clusters();
     resources.extend(collect(admit::admit(&[document("p.yaml", SPLIT)], &resources).unwrap()));
-    assert_eq!(admit::check(&resources), Vec::<String>::new());
+    assert_eq!(admit::check(&resources), []);
     let tokyo = resources.keys().find(|key| key.name == "tokyo").cloned().unwrap();
     resources.remove(&tokyo);
+    let found = admit::check(&resources);
+    assert_eq!((found[1].key.name.as_str(), found[1].path.as_str()), ("checkout", "spec.backends[1].cluster"));
     assert_eq!(
-        admit::check(&resources),
+        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
             "TrafficSplit shop/checkout: spec.routes[0].backends[0].cluster: no cluster `tokyo`",
             "TrafficSplit shop/checkout: spec.backends[1].cluster: no cluster `tokyo`",
@@ -239,4 +242,173 @@ fn a_topology_cannot_be_applied_but_validates() {
     );
     // Without any cluster in sight, names of clusters cannot be judged offline.
     assert!(admit::validate(&[document("p.yaml", SPLIT)]).is_ok());
+}
+
+/// paris and tokyo run checkout, paris as v1 and v2; paris runs ledger, over TCP; frankfurt has an agent, lyon has none.
+fn reports() -> Reports {
+    let report = |name: &str, protocol: Protocol, versions: &[&str]| ServiceReport {
+        namespace: "shop".into(),
+        name: name.into(),
+        protocol: protocol.into(),
+        port: 80,
+        versions: versions.iter().map(ToString::to_string).collect(),
+        ..ServiceReport::default()
+    };
+    let checkout = |versions: &[&str]| report("checkout", Protocol::Http1, versions);
+    Reports::from([
+        ("frankfurt".into(), vec![report("web", Protocol::Http1, &["v1"])]),
+        ("paris".into(), vec![checkout(&["v1", "v2"]), report("ledger", Protocol::Tcp, &["v1"])]),
+        ("tokyo".into(), vec![checkout(&["v1"])]),
+        ("nowhere".into(), vec![report("ghost", Protocol::Http1, &["v1"])]),
+    ])
+}
+
+fn warned(text: &str) -> Vec<String> {
+    let mut current = clusters();
+    let lyon =
+        "apiVersion: archipelago.dev/v1alpha1\nkind: Cluster\nmetadata: { name: lyon }\nspec: { region: eu-west }\n";
+    current.extend(collect(admit::admit(&[document("l.yaml", lyon)], &current).unwrap()));
+    let written =
+        admit::admit(&[document("p.yaml", text)], &current).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    current.extend(collect(written.clone()));
+    admit::warnings(&written, &current, &reports()).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_is_probably_not_meant_is_said() {
+    let split = |service: &str, rest: &str| {
+        format!(
+            "apiVersion: archipelago.dev/v1alpha1\nkind: TrafficSplit\nmetadata: {{ name: s, namespace: shop }}\nspec:\n  service: {service}\n{rest}"
+        )
+    };
+    let policy = |rest: &str| {
+        format!(
+            "apiVersion: archipelago.dev/v1alpha1\nkind: FailoverPolicy\nmetadata: {{ name: p, namespace: shop }}\nspec:\n  service: checkout\n{rest}"
+        )
+    };
+    let export = |name: &str, rest: &str| {
+        format!(
+            "apiVersion: archipelago.dev/v1alpha1\nkind: ServiceExport\nmetadata: {{ name: {name}, namespace: shop }}\n{rest}"
+        )
+    };
+    let both =
+        format!("{}---\n{}", policy("  avoid: [paris]\n"), split("checkout", "  backends: [{ cluster: paris }]\n"));
+    let drained = format!(
+        "apiVersion: archipelago.dev/v1alpha1\nkind: Cluster\nmetadata: {{ name: paris }}\nspec: {{ region: eu-west, drained: true }}\n---\n{}",
+        split("checkout", "  backends: [{ cluster: paris }]\n")
+    );
+    let cases: Vec<(String, &[&str])> = vec![
+        (split("checkout", "  backends: [{ cluster: paris, version: v2 }, { cluster: tokyo, version: v1 }]\n"), &[]),
+        (
+            split("chekout", "  backends: [{ cluster: paris }]\n"),
+            &[
+                "TrafficSplit shop/s: spec.service: no cluster has reported a service `shop/chekout` yet (did you mean `shop/checkout`?)",
+            ],
+        ),
+        (
+            split(
+                "checkout",
+                "  backends: [{ cluster: paris, version: v22 }, { cluster: tokyo, version: v2, weight: 0 }]\n",
+            ),
+            &[
+                "TrafficSplit shop/s: spec.backends[0].version: nobody runs version `v22` of shop/checkout in `paris` (did you mean `v2`?): it reports v1, v2",
+            ],
+        ),
+        (
+            split(
+                "ledger",
+                "  sticky: { header: x-user }\n  routes: [{ match: { method: GET }, backends: [{ cluster: paris }] }]\n",
+            ),
+            &[
+                "TrafficSplit shop/s: spec.routes: shop/ledger is a TCP service: routes match HTTP requests, so none is ever used",
+                "TrafficSplit shop/s: spec.sticky: shop/ledger is a TCP service: its connections carry no header or cookie",
+            ],
+        ),
+        (
+            split("checkout", "  backends: [{ cluster: frankfurt }, { cluster: lyon }]\n"),
+            &[
+                "TrafficSplit shop/s: spec.backends[0].cluster: cluster `frankfurt` does not report shop/checkout",
+                "TrafficSplit shop/s: spec.backends[1].cluster: cluster `lyon` has reported nothing yet",
+            ],
+        ),
+        (
+            policy("  order: [{ clusters: [\"@local\"] }, { clusters: [lyon] }]\n"),
+            &["FailoverPolicy shop/p: spec.order[1].clusters[0]: cluster `lyon` has reported nothing yet"],
+        ),
+        (
+            both,
+            &[
+                "TrafficSplit shop/s: spec.backends[0].cluster: requests do not go to `paris` while another cluster can serve: FailoverPolicy shop/p keeps them away (`meshctl failover trigger`)",
+            ],
+        ),
+        (
+            drained,
+            &[
+                "TrafficSplit shop/s: spec.backends[0].cluster: requests do not go to `paris` while another cluster can serve: it is drained",
+            ],
+        ),
+        (
+            // A cluster that is no part of the federation is no witness.
+            export("ghost", ""),
+            &["ServiceExport shop/ghost: metadata.name: no cluster has reported a service `shop/ghost` yet"],
+        ),
+        (
+            export("checkout", "spec: { clusters: [paris, lyon] }\n"),
+            &["ServiceExport shop/checkout: spec.clusters[1]: cluster `lyon` has reported nothing yet"],
+        ),
+    ];
+    for (text, says) in cases {
+        assert_eq!(warned(&text), says, "{text}");
+    }
+}
+
+#[test]
+fn a_thousand_slips_are_one_warning_and_thousands_of_routes_are_admitted() {
+    let routes = |count: usize| {
+        let route = |n: usize| {
+            format!("    - {{ match: {{ headers: {{ x-preview: pr-{n} }} }}, backends: [{{ cluster: lyon }}] }}\n")
+        };
+        let routes: String = (0..count).map(route).collect();
+        format!(
+            "apiVersion: archipelago.dev/v1alpha1\nkind: TrafficSplit\nmetadata: {{ name: s, namespace: shop }}\nspec:\n  service: checkout\n  routes:\n{routes}"
+        )
+    };
+    assert_eq!(
+        warned(&routes(4_096)),
+        ["TrafficSplit shop/s: spec.routes[0].backends[0].cluster: cluster `lyon` has reported nothing yet"]
+    );
+    assert!(refused(&routes(4_097), &clusters())[0].contains("4097 items, at most 4096"));
+}
+
+const SERVICE: &str = "\
+apiVersion: archipelago.dev/v1alpha1
+kind: Service
+metadata: { name: checkout, namespace: shop }
+spec:
+  port: 80
+  endpoints:
+    - { address: \"127.0.0.1:8080\", version: v1 }
+  healthCheck: { http: /healthz, interval: 1s }
+---
+apiVersion: archipelago.dev/v1alpha1
+kind: ServiceExport
+metadata: { name: checkout, namespace: shop }
+";
+
+#[test]
+fn files_of_any_kind_are_validated_together() {
+    let good = admit::validate_any(&[document("s.yaml", SERVICE), document("p.yaml", SPLIT)]).unwrap();
+    assert_eq!((good.services.len(), good.resources.len(), good.topology), (1, 1, None));
+    assert!(good.services[0].exported);
+    let alone = admit::validate_any(&[document("s.yaml", SERVICE)]).unwrap();
+    assert_eq!((alone.services.len(), alone.resources.len()), (1, 0));
+    let wrong = SERVICE.replace("kind: Service\n", "kind: Servce\n");
+    let problems = admit::validate_any(&[document("s.yaml", &wrong), document("p.yaml", "kind: [")]).unwrap_err();
+    let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert!(shown[0].starts_with("p.yaml:1:"), "{shown:?}");
+    assert!(
+        shown.iter().any(|p| p.contains("s.yaml:2:7: kind: unknown kind `Servce`, did you mean `Service`?")),
+        "{shown:?}"
+    );
+    assert!(admit::validate_any(&[document("e.yaml", "")]).is_err());
 }

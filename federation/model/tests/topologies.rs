@@ -52,7 +52,7 @@ fn a_bogus_key_in_any_map_is_refused_by_name_and_line() {
         let mut tried = 0;
         for (line, text) in with_bogus_key(&file.text) {
             let document = Document { file: file.file.clone(), text };
-            let problems = admit::topology(&document).expect_err("accepted a bogus key");
+            let problems = admit::validate_any(&[document]).expect_err("accepted a bogus key");
             assert!(
                 problems.iter().any(|problem| problem.message.contains("`zzBogus`") && problem.line == line),
                 "line {line}: {problems:?}"
@@ -62,6 +62,51 @@ fn a_bogus_key_in_any_map_is_refused_by_name_and_line() {
         assert!(tried > 10, "only {tried} maps found in {}", file.file);
     }
 }
+
+/// The same for service files, which stand beside a running federation and not in `topologies/`.
+#[test]
+fn a_bogus_key_in_any_map_of_a_service_file_is_refused_by_name_and_line() {
+    let mut tried = 0;
+    for (line, text) in with_bogus_key(SERVICES) {
+        let document = Document { file: "paris.yaml".into(), text };
+        let problems = admit::validate_any(&[document]).expect_err("accepted a bogus key");
+        assert!(
+            problems.iter().any(|problem| problem.message.contains("`zzBogus`") && problem.line == line),
+            "line {line}: {problems:?}"
+        );
+        tried += 1;
+    }
+    assert!(tried > 10, "only {tried} maps found");
+    assert_eq!(
+        admit::validate_any(&[Document { file: "paris.yaml".into(), text: SERVICES.into() }]).unwrap().services.len(),
+        2
+    );
+}
+
+const SERVICES: &str = "\
+apiVersion: archipelago.dev/v1alpha1
+kind: Service
+metadata: { name: checkout, namespace: shop }
+spec:
+  port: 80
+  endpoints:
+    - { address: \"10.0.0.7:8080\", version: v2, instance: a }
+    - address: \"10.0.0.8:8080\"
+  healthCheck:
+    http: /healthz
+    interval: 250ms
+---
+apiVersion: archipelago.dev/v1alpha1
+kind: Service
+metadata:
+  name: ledger
+  namespace: shop
+spec: { port: 9000, protocol: tcp, healthCheck: { tcp: true } }
+---
+apiVersion: archipelago.dev/v1alpha1
+kind: ServiceExport
+metadata: { name: checkout, namespace: shop }
+";
 
 /// The text once per map, with a bogus key in it, and the line on which it stands. Block maps get a line of their own
 /// before their first key, flow maps get the key inside their braces.

@@ -258,7 +258,7 @@ mod tests {
     use archipelago_model::resource::{
         Metadata, ServiceExportSpec, TopologyCluster, TopologyControlPlane, TopologyService,
     };
-    use archipelago_model::service_file::ServiceProtocol;
+    use archipelago_model::service::ServiceProtocol;
 
     use super::*;
 

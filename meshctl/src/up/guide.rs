@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use archipelago_model::resource::TopologySpec;
-use archipelago_model::service_file::ServiceProtocol;
+use archipelago_model::service::ServiceProtocol;
 use archipelago_proto::v1;
 
 use super::plan::{Plan, Role, gateway_http};

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use archipelago_model::resource::{Metadata, TopologyCluster, TopologyService, TopologySpec};
-use archipelago_model::service_file::{
-    ActiveCheck, HealthCheck, Probe, ServiceEndpoint, ServiceFile, ServiceProtocol, ServiceSpec,
-};
+use archipelago_model::service::{ActiveCheck, HealthCheck, Probe, ServiceProtocol};
+use archipelago_model::service_file::{ServiceEndpoint, ServiceFile, ServiceSpec};
 use archipelago_proto::v1::JoinRole;
 
 use super::layout::{Claim, ClusterSize, Layout, Transport};

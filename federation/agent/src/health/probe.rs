@@ -12,7 +12,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, time::timeout};
 
-use archipelago_model::service_file::{Probe, ServiceProtocol};
+use archipelago_model::service::{Probe, ServiceProtocol};
 
 use super::Failure;
 

@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{Failure, Health, Target};
 use crate::catalog::Check;
-use archipelago_model::service_file::{ActiveCheck, ServiceProtocol};
+use archipelago_model::service::{ActiveCheck, ServiceProtocol};
 
 /// What is known about a target before it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,7 +239,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use archipelago_model::service_file::Probe;
+    use archipelago_model::service::Probe;
 
     const GOOD: Answer = Ok(());
     const BAD: Answer = Err(Failure::Status(404));

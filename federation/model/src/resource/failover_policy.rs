@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Spec, duration};
-use crate::document::decode::{Cursor, Fields, Mistakes};
+use super::Spec;
+use crate::{
+    document::decode::{Cursor, Fields, Mistakes},
+    duration,
+};
 
 /// In a tier's `clusters`: the cluster of the gateway that routes.
 pub const LOCAL: &str = "@local";

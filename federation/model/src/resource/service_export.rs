@@ -1,4 +1,9 @@
 //! `kind: ServiceExport`, after the Multi-Cluster Services API: same name and namespace as the service.
+//!
+//! Who exports a service is said in two places. A cluster says it of itself: its agent reports the service as exported.
+//! An operator says it for the federation, with this resource, and then it is his word alone that counts: without
+//! `clusters` every cluster that reports the service exports it, with `clusters` those do *and no others*, whatever
+//! their agents say. So an export can be given, and it can be taken away from a cluster that claims it.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +14,7 @@ use crate::document::decode::{Cursor, Fields, Mistakes};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServiceExportSpec {
-    /// Clusters that export it; empty: every cluster whose agent reports the service.
+    /// Clusters that may export it and do; empty: every cluster whose agent reports the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<String>,
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Object, Spec};
 use crate::document::decode::{Cursor, Fields, Mistakes};
-use crate::service_file::{HealthCheck, ServiceProtocol};
+use crate::service::{HealthCheck, ServiceProtocol};
 
 /// A runnable federation.
 pub type Topology = Object<TopologySpec>;

@@ -13,7 +13,8 @@ use archipelago_model::{
     document::{Document, Problem},
     id::ServiceKey,
     resource::Metadata,
-    service_file::{Content, HealthCheck, ServiceEndpoint, ServiceFile, ServiceSpec, combine},
+    service::HealthCheck,
+    service_file::{Content, ServiceEndpoint, ServiceFile, ServiceSpec, combine},
 };
 
 use super::hold::{Found, Watched};
