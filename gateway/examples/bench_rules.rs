@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use archipelago_gateway::route::{Condition, Matcher, PathPattern, Pattern, RouteInput, index::RuleIndex};
+use archipelago_gateway::internals::{Condition, Matcher, PathPattern, Pattern, RouteInput, RuleIndex};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 fn main() {

@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use archipelago_gateway::config::{ConfigState, store::Store};
+use archipelago_gateway::internals::{ConfigState, Store};
 use archipelago_identity::{CredentialDir, SpiffeId, testing::TestAuthority};
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{

@@ -126,8 +126,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every one, for tests and for metrics that begin at zero.
-    pub const ALL: [Self; 12] = [
+    /// Every one.
+    #[cfg(test)]
+    const ALL: [Self; 12] = [
         Self::NoConfiguration,
         Self::TrustDomain,
         Self::NotAGateway,

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use archipelago_gateway::control::apply::Change;
-use archipelago_gateway::worker::Limits;
+use archipelago_gateway::Limits;
+use archipelago_gateway::internals::Change;
 use archipelago_model::stream::Refusal;
 use archipelago_proto::v1::{self as proto, Protocol, config_resource::Body};
 use archipelago_tunnel::{Cut, PeerState};

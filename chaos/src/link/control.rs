@@ -66,11 +66,6 @@ impl LinkControl {
         self.change(|way| way.shape.loss = loss);
     }
 
-    /// Sets everything about one direction.
-    pub fn set_shape(&self, direction: Direction, shape: Shape) {
-        self.ways.send_modify(|ways| ways.of(direction).shape = shape);
-    }
-
     /// What one direction is set to.
     pub fn shape(&self, direction: Direction) -> Shape {
         self.ways.borrow().get(direction).shape

@@ -37,8 +37,6 @@ pub struct Chosen<'a> {
     pub backend: &'a Backend,
     /// Where it stood in the rule.
     pub group: Group,
-    /// True when it serves only because nothing else can.
-    pub reserve: bool,
 }
 
 /// Takes the reasons of decisions; [`NoTrace`] costs nothing on the request path.
@@ -103,7 +101,7 @@ pub fn choose<'a>(
         };
         let Some(index) = hash::pick(key, backends.iter().map(|b| (b.id, weight(b)))) else { continue };
         let Some(backend) = backends.get(index) else { continue };
-        let chosen = Chosen { backend, group, reserve: false };
+        let chosen = Chosen { backend, group };
         // Weights rescale among themselves; a tier that is only ramping up leaves the rest to the next one.
         if let Group::Tier(n) = group {
             let factor = backends
@@ -137,7 +135,7 @@ pub fn choose<'a>(
             why.note(|| {
                 format!("{}: {} chosen from reserve, nothing else can serve", name(group), label(backend, &names))
             });
-            return Some(Chosen { backend, group, reserve: true });
+            return Some(Chosen { backend, group });
         }
     }
     None

@@ -9,8 +9,5 @@ pub mod state;
 pub mod store;
 
 pub use publish::Published;
-pub use snapshot::{
-    Backend, Built, Closed, Cluster, Kept, Listener, LocalEndpoint, Peer, Protocol, Rejected, Revocation,
-    RevokedSubject, Rule, Rules, Service, Snapshot, SnapshotError, StickyKey,
-};
+pub use snapshot::{Backend, Built, Kept, Protocol, Rejected, Rule, Service, Snapshot, StickyKey};
 pub use state::ConfigState;

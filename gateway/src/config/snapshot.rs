@@ -15,7 +15,7 @@ use archipelago_model::id::ClusterId;
 use archipelago_proto::v1 as proto;
 use http::{HeaderMap, HeaderName, Method};
 
-pub use self::build::{Built, Kept, Rejected, SnapshotError};
+pub use self::build::{Built, Kept, Rejected};
 use crate::balance::{failback, hash};
 use crate::route::{self, Matcher, RouteInput, index::RuleIndex};
 

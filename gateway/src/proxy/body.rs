@@ -110,11 +110,6 @@ impl Replayable {
         self.0.as_ref().is_none_or(|shared| !lock(shared).overflowed)
     }
 
-    /// True when there is no body at all.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
     /// When the sender last gave something, and whether he is done.
     pub fn progress(&self) -> Option<(Instant, bool)> {
         self.0.as_ref().map(|shared| {

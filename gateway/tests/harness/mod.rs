@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use archipelago_gateway::control::apply::{Applied, Change, Update};
-use archipelago_gateway::worker::Limits;
+use archipelago_gateway::Limits;
+use archipelago_gateway::internals::{Applied, Change, Update};
 use archipelago_gateway::{Gateway, Settings};
 use archipelago_identity::testing::TestAuthority;
 use archipelago_identity::{LiveCredential, SpiffeId};
