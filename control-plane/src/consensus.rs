@@ -10,6 +10,7 @@ use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
 use archipelago_model::{
     admit::Resources,
     compile::{FederationState, GatewayRecord},
+    id::{ClusterId, ServiceKey},
     version::Version,
 };
 use archipelago_proto::v1::{ProposeRequest, ReadIndexRequest, members_client::MembersClient};
@@ -472,9 +473,17 @@ pub(crate) fn federation_of(state: &State, resources: Resources) -> FederationSt
         .reports()
         .iter()
         .map(|(cluster, services)| (cluster.clone(), services.iter().map(convert::service_report).collect()));
+    let mut reported_since: BTreeMap<ServiceKey, BTreeMap<ClusterId, u64>> = BTreeMap::new();
+    for (cluster, services) in state.reports() {
+        for service in services.iter() {
+            let key = ServiceKey::new(service.namespace.as_str(), service.name.as_str());
+            reported_since.entry(key).or_default().insert(ClusterId::new(cluster.as_str()), service.since);
+        }
+    }
     FederationState {
         resources,
         reports: reports.collect(),
+        reported_since,
         gateways: gateways.collect(),
         tcp_slots: state.tcp_slots().map(|(name, slot)| (name.clone(), slot)).collect(),
         ..authority_facts(state)

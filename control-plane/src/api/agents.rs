@@ -24,7 +24,7 @@ use super::{
 use crate::{
     machine::{
         command::{Action, Answer, ReportExports, ReportedService},
-        convert,
+        convert, same_report,
     },
     refusal,
     sessions::{AgentGuard, door},
@@ -99,7 +99,7 @@ impl Session {
 
     fn differs(&self, services: &Vec<ReportedService>) -> bool {
         self.context.consensus.read(|state| match state.reports().get(&self.cluster) {
-            Some(known) => **known != *services,
+            Some(known) => !same_report(known, services),
             None => !services.is_empty() && !state.is_deleted_cluster(&self.cluster),
         })
     }

@@ -98,8 +98,13 @@ impl Incremental {
             let (cluster, services) = now(difference);
             let reports: Vec<ServiceReport> =
                 services.map(|services| services.iter().map(convert::service_report).collect()).unwrap_or_default();
-            // The state does not keep since when; the first cluster by name decides where clusters disagree.
-            changed.merge(index.set_reports(&ClusterId::new(cluster.as_str()), &reports, |_| 0));
+            let since: BTreeMap<(&str, &str), u64> = services
+                .iter()
+                .flat_map(|services| services.iter())
+                .map(|service| ((service.namespace.as_str(), service.name.as_str()), service.since))
+                .collect();
+            let since = |key: &ServiceKey| since.get(&(&*key.namespace, &*key.name)).copied().unwrap_or(0);
+            changed.merge(index.set_reports(&ClusterId::new(cluster.as_str()), &reports, since));
         }
         for difference in last.gateways().diff(state.gateways()) {
             let ((cluster, name), gateway) = now(difference);
@@ -228,6 +233,7 @@ mod tests {
                     port: 80 + c % 2,
                     exported: !c.is_multiple_of(5),
                     versions: vec![format!("v{}", c % 4)],
+                    since: 0,
                 });
                 Action::ReportExports(ReportExports { cluster: cluster.into(), services: services.collect() })
             }

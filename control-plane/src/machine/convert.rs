@@ -34,13 +34,13 @@ fn reported_service(service: v1::ServiceReport) -> ReportedService {
     } = service;
     versions.sort();
     versions.dedup();
-    ReportedService { namespace, name, protocol: protocol.into(), port, exported, versions }
+    ReportedService { namespace, name, protocol: protocol.into(), port, exported, versions, since: 0 }
 }
 
 /// A replicated service as agents report it, with counts of zero.
 #[must_use]
 pub fn service_report(service: &ReportedService) -> v1::ServiceReport {
-    let ReportedService { namespace, name, protocol: _, port, exported, versions } = service;
+    let ReportedService { namespace, name, protocol: _, port, exported, versions, since: _ } = service;
     v1::ServiceReport {
         namespace: namespace.clone(),
         name: name.clone(),

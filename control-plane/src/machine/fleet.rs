@@ -48,12 +48,14 @@ impl State {
 
     pub(super) fn report_exports(&mut self, report: ReportExports, now_unix_ms: i64) -> Result<Answer, Refusal> {
         self.check_report(&report)?;
-        let ReportExports { cluster, services } = report;
+        let ReportExports { cluster, mut services } = report;
         let before = self.reports.get(&cluster).cloned();
-        let unchanged = before.as_deref().map_or(services.is_empty(), |before| *before == services);
+        let unchanged = before.as_deref().map_or(services.is_empty(), |before| same_report(before, &services));
         if unchanged {
             return Ok(Answer::Done(Done {}));
         }
+        let known = before.as_deref().map(Vec::as_slice).unwrap_or_default();
+        stamp(&mut services, known, self.fleet + 1);
         let tcp_before = before.as_deref().map(|services| tcp_services(services)).unwrap_or_default();
         self.slots.report(&cluster, &tcp_before, &tcp_services(&services), now_unix_ms);
         self.reports.insert(cluster, Arc::new(services));
@@ -118,6 +120,28 @@ impl State {
     fn fleet_moved(&mut self) {
         self.fleet += 1;
         self.revision += 1;
+    }
+}
+
+/// Whether two reports, sorted by name, say the same; since when is not said but written down here.
+#[must_use]
+pub fn same_report(one: &[ReportedService], other: &[ReportedService]) -> bool {
+    fn says(service: &ReportedService) -> impl PartialEq + '_ {
+        let ReportedService { namespace, name, protocol, port, exported, versions, since: _ } = service;
+        (namespace, name, protocol, port, exported, versions)
+    }
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| says(one) == says(other))
+}
+
+/// Writes down since when each service is reported as it is: from `now` on, unless it was so before. Age decides which of
+/// clusters that disagree on protocol or port is believed.
+fn stamp(services: &mut [ReportedService], before: &[ReportedService], now: u64) {
+    let before: BTreeMap<(&str, &str), &ReportedService> =
+        before.iter().map(|known| ((known.namespace.as_str(), known.name.as_str()), known)).collect();
+    for service in services {
+        let known = before.get(&(service.namespace.as_str(), service.name.as_str()));
+        let known = known.filter(|known| (known.protocol, known.port) == (service.protocol, service.port));
+        service.since = known.map_or(now, |known| known.since);
     }
 }
 

@@ -83,6 +83,7 @@ fn service(name: &str, protocol: Protocol, exported: bool) -> ReportedService {
         port: 80,
         exported,
         versions: vec!["v1".into()],
+        since: 0,
     }
 }
 
@@ -488,7 +489,7 @@ fn golden_snapshot_hash() {
     apply(&mut machine, &command("r", Action::RecordIssued(RecordIssued { certificates: vec![record] })));
     assert_eq!(
         HEXLOWER.encode(&sha256(&machine.snapshot()())),
-        "12a45f43a69fa5b43e598fde6163ced029c995974dfd846a77943844ef2da25e"
+        "a41a31cf3356bfd466eac6968065aa93a0e37c7b6ddc2be8c9be4372ea7cfd1c"
     );
 }
 
@@ -602,4 +603,22 @@ proptest! {
             prop_assert_eq!(before.0 != after.0, before.1 != after.1);
         }
     }
+}
+
+#[test]
+fn a_service_is_as_old_as_its_first_report_with_this_protocol_and_port() {
+    let mut machine = machine();
+    let since = |machine: &Machine, cluster: &str| machine.state().reports()[cluster][0].since;
+    let mut tell = |cluster: &str, service: ReportedService| {
+        apply(&mut machine, &command("", report(cluster, vec![service])));
+        since(&machine, cluster)
+    };
+    let first = tell("paris", service("checkout", Protocol::Http1, true));
+    let second = tell("tokyo", service("checkout", Protocol::Tcp, true));
+    assert!(0 < first && first < second);
+    // Whatever else changes, and whatever a command claims, its age stays; another meaning begins anew.
+    let claim = ReportedService { since: 77, ..service("checkout", Protocol::Http1, true) };
+    assert_eq!(tell("paris", claim), first);
+    assert_eq!(tell("paris", service("checkout", Protocol::Http1, false)), first);
+    assert!(tell("paris", service("checkout", Protocol::H2c, true)) > second);
 }
