@@ -29,17 +29,21 @@ impl Audit {
     }
 
     /// Notes a certificate. When the control plane has had no leader for long, the record is counted and dropped.
-    pub(crate) fn record(&self, issued: &Issued, spiffe_id: &SpiffeId, public_key_sha256: [u8; 32]) {
-        let record = IssuedRecord {
+    pub(crate) fn record(&self, record: IssuedRecord) {
+        if self.records.try_send(record).is_err() {
+            self.metrics.audit_dropped();
+        }
+    }
+
+    /// What is noted of a certificate.
+    pub(crate) fn describe(&self, issued: &Issued, spiffe_id: &SpiffeId, public_key_sha256: [u8; 32]) -> IssuedRecord {
+        IssuedRecord {
             serial: issued.serial.to_vec(),
             spiffe_id: spiffe_id.to_string(),
             public_key_sha256: public_key_sha256.to_vec(),
             not_after_unix: issued.not_after.unix_timestamp(),
             member: self.member,
             issued_unix_ms: unix_ms(),
-        };
-        if self.records.try_send(record).is_err() {
-            self.metrics.audit_dropped();
         }
     }
 }

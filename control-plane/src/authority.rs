@@ -108,7 +108,7 @@ pub(crate) fn issue_with_new_key(
     now: OffsetDateTime,
 ) -> anyhow::Result<Credential> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::from)?;
-    let issued = authority.issue_to(&key, spiffe_id, life, now)?;
+    let issued = authority.issue_to(&key, spiffe_id, life, now, None)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok(Credential::new(issued.chain, key, authority.bundle())?)
 }

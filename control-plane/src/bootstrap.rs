@@ -4,7 +4,7 @@
 //! out/member-<id>/   the data directory of that member
 //!     federation.json     who belongs to it
 //!     ca.sealed           certificates, and keys sealed for the members
-//!     seal.key            0600, opens this member's share
+//!     seal.key            0600, opens this member's share; in a directory of its own when one is given
 //!     identity/           its SVID
 //! out/operator/      svid.pem  key.pem  bundle.pem  control-plane.json
 //! ```
@@ -21,6 +21,7 @@ use archipelago_identity::{CredentialDir, SpiffeId, TrustDomain};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use crate::{
     authority::issue_with_new_key,
@@ -38,6 +39,31 @@ pub struct Plan {
     pub members: Vec<Member>,
     /// Where the directories are made.
     pub out: PathBuf,
+    /// Where each member's seal key goes, as `seal-<id>.key`; `None`: into its data directory, beside what it opens.
+    pub seal_key_dir: Option<PathBuf>,
+    /// A new file for the root key, in the clear, to be taken offline; `None`: it stays with the members, sealed.
+    pub root_key_out: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Keys in their default places.
+    #[must_use]
+    pub fn new(trust_domain: TrustDomain, members: Vec<Member>, out: PathBuf) -> Self {
+        Self { trust_domain, members, out, seal_key_dir: None, root_key_out: None }
+    }
+
+    fn seal_key_path(&self, id: u64) -> PathBuf {
+        match &self.seal_key_dir {
+            Some(dir) => seal_key_file(dir, id),
+            None => member_dir(&self.out, id).join(SEAL_KEY_FILE),
+        }
+    }
+}
+
+/// A member's seal key in a directory of such keys.
+#[must_use]
+pub fn seal_key_file(dir: &Path, id: u64) -> PathBuf {
+    dir.join(format!("seal-{id}.key"))
 }
 
 /// A member of the control plane and where it is reached.
@@ -119,9 +145,19 @@ pub fn bootstrap_at(plan: &Plan, founded_format: u32) -> Result<(), BootstrapErr
         archipelago_raft::refuse_lost(&directory, &marker(&directory))?;
     }
 
+    let keys = plan.seal_key_dir.iter().flat_map(|dir| ids.iter().map(|id| seal_key_file(dir, *id)));
+    if let Some(directory) = keys.chain(plan.root_key_out.clone()).find(|path| path.exists()) {
+        return Err(BootstrapError::Exists { directory });
+    }
+
     let now = OffsetDateTime::now_utc();
     let mut genesis = ca::found(&plan.trust_domain, &ids, now)?;
     genesis.ca.founded_format = founded_format;
+    if let Some(path) = &plan.root_key_out {
+        // No member may recover what no member needs.
+        genesis.ca.root_key = None;
+        write(path, pem(&genesis.root_key).as_bytes(), 0o600)?;
+    }
     let federation = FederationFile {
         federation: format!("{:032x}", rand::random::<u128>()),
         trust_domain: plan.trust_domain.to_string(),
@@ -136,7 +172,10 @@ pub fn bootstrap_at(plan: &Plan, founded_format: u32) -> Result<(), BootstrapErr
         let directory = member_dir(&plan.out, *id);
         make_private(&directory)?;
         write(&directory.join(SEALED_FILE), &sealed, 0o600)?;
-        let path = directory.join(SEAL_KEY_FILE);
+        let path = plan.seal_key_path(*id);
+        if let Some(parent) = path.parent() {
+            make_private(parent)?;
+        }
         seal_key.store(&path).map_err(|source| BootstrapError::Io { path, source })?;
         let spiffe_id = SpiffeId::control_plane(&plan.trust_domain, *id);
         let credential =
@@ -216,6 +255,20 @@ pub fn member_dir(out: &Path, id: u64) -> PathBuf {
     out.join(format!("member-{id}"))
 }
 
+/// RFC 7468, as `openssl pkey` reads it.
+fn pem(pkcs8: &[u8]) -> Zeroizing<String> {
+    let base64 = Zeroizing::new(data_encoding::BASE64.encode(pkcs8));
+    let mut text = Zeroizing::new(String::from("-----BEGIN PRIVATE KEY-----\n"));
+    for (column, character) in base64.chars().enumerate() {
+        if column > 0 && column % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(character);
+    }
+    text.push_str("\n-----END PRIVATE KEY-----\n");
+    text
+}
+
 fn make_private(directory: &Path) -> Result<(), BootstrapError> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new()
@@ -248,7 +301,7 @@ mod tests {
 
     fn plan(out: &Path) -> Plan {
         let members = (1..=3).map(|id| format!("{id}=127.0.0.1:740{id}/127.0.0.1:750{id}").parse().unwrap()).collect();
-        Plan { trust_domain: "mesh.example".parse().unwrap(), members, out: out.to_owned() }
+        Plan::new("mesh.example".parse().unwrap(), members, out.to_owned())
     }
 
     #[test]
@@ -293,6 +346,31 @@ mod tests {
         for key in [sealed.root_key.unwrap(), sealed.issuer_key.unwrap()] {
             assert!(!key.ciphertext.windows(marker.len()).any(|window| window == marker));
         }
+    }
+
+    #[test]
+    fn keys_go_where_they_are_told_and_the_root_key_stays_with_nobody() {
+        let out = tempfile::tempdir().unwrap();
+        let (keys, root) = (out.path().join("keys"), out.path().join("root.pem"));
+        let plan = Plan {
+            seal_key_dir: Some(keys.clone()),
+            root_key_out: Some(root.clone()),
+            ..plan(&out.path().join("members"))
+        };
+        bootstrap(&plan).unwrap();
+        let directory = member_dir(&plan.out, 1);
+        assert!(!directory.join(SEAL_KEY_FILE).exists());
+        let sealed = read_sealed(&directory).unwrap();
+        assert!(sealed.root_key.is_none() && sealed.issuer_key.is_some());
+        Authority::unseal(&sealed, 1, &SealKey::load(&seal_key_file(&keys, 1)).unwrap()).unwrap();
+        let text = fs::read_to_string(&root).unwrap();
+        let key = rcgen::KeyPair::from_pem(&text).unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&sealed.root_der).unwrap();
+        let own = rcgen::PublicKeyData::subject_public_key_info(&key);
+        assert_eq!(certificate.public_key().raw, own, "it is the key of the root");
+        assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o600);
+        let again = Plan { out: out.path().join("others"), ..plan };
+        assert!(matches!(bootstrap(&again), Err(BootstrapError::Exists { .. })), "no key is overwritten");
     }
 
     #[test]

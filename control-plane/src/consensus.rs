@@ -34,7 +34,7 @@ use crate::{
     policy::Policy,
     published::Published,
     quota::Quotas,
-    refusal, upgrade,
+    refusal, revocations, upgrade,
 };
 
 /// This member's view of the replicated state, and its way to the leader.
@@ -496,7 +496,8 @@ pub(crate) fn authority_facts(state: &State) -> FederationState {
         Some(ca) => (ca.trust_domain.clone(), vec![ca.root_der.clone()]),
         None => (String::new(), Vec::new()),
     };
-    FederationState { trust_domain, bundle_der, ..FederationState::default() }
+    let revocations = revocations::config(state);
+    FederationState { trust_domain, bundle_der, revocations, ..FederationState::default() }
 }
 
 /// Wall clock, Unix milliseconds; 0 before 1970.

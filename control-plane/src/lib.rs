@@ -28,6 +28,7 @@ mod policy;
 mod published;
 mod quota;
 mod refusal;
+mod revocations;
 mod server;
 mod sessions;
 mod started;
@@ -69,6 +70,12 @@ pub struct Args {
     /// Life of the certificates it issues; gateways and agents renew after a quarter of it.
     #[arg(long, env = "ARCHIPELAGO_SVID_TTL", default_value = "48h", value_parser = duration)]
     pub svid_ttl: Duration,
+    /// How long after its end the certificate of a gateway or an agent may still be exchanged for another one, by its key.
+    #[arg(long, env = "ARCHIPELAGO_RECOVERY_GRACE", default_value = "720h", value_parser = duration)]
+    pub recovery_grace: Duration,
+    /// File with this member's seal key; default: seal.key in the data directory, beside what it opens.
+    #[arg(long, env = "ARCHIPELAGO_SEAL_KEY_FILE", value_name = "FILE")]
+    pub seal_key_file: Option<PathBuf>,
     /// Log entries kept for members that were away; one further behind gets a snapshot.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub snapshot_entries: u64,

@@ -32,6 +32,12 @@ enum Command {
         /// Where to put member-<ID>/ and operator/.
         #[arg(long)]
         out: PathBuf,
+        /// Where to put each member's seal key, as seal-<ID>.key; default: into its data directory, beside what it opens.
+        #[arg(long, value_name = "DIR")]
+        seal_key_dir: Option<PathBuf>,
+        /// A new file for the root key, in the clear, to be taken offline; default: it stays with the members, sealed.
+        #[arg(long, value_name = "FILE")]
+        root_key_out: Option<PathBuf>,
         /// Found it as the version before this one would.
         #[arg(long, env = "ARCHIPELAGO_COMPATIBILITY", value_enum, default_value_t = Compatibility::Current, hide = true)]
         compatibility: Compatibility,
@@ -41,9 +47,12 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => archipelago_control_plane::run(args),
-        Command::Bootstrap { trust_domain, members, out, compatibility } => {
-            bootstrap::bootstrap_at(&Plan { trust_domain, members, out }, compatibility.format())
-                .map_err(anyhow::Error::from)
+        Command::Bootstrap { trust_domain, members, out, compatibility, seal_key_dir, root_key_out } => {
+            bootstrap::bootstrap_at(
+                &Plan { trust_domain, members, out, seal_key_dir, root_key_out },
+                compatibility.format(),
+            )
+            .map_err(anyhow::Error::from)
         }
     };
     match result {

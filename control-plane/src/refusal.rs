@@ -21,7 +21,8 @@ pub(crate) fn status(refused: &Refused) -> Status {
         | RefusalCode::GatewaysFull
         | RefusalCode::TokensFull
         | RefusalCode::ReportTooLarge
-        | RefusalCode::RegistrationTooLarge => Code::ResourceExhausted,
+        | RefusalCode::RegistrationTooLarge
+        | RefusalCode::RevocationsFull => Code::ResourceExhausted,
     };
     let word = refused.code().as_str_name();
     coded(Status::new(code, text(refused)), word.strip_prefix("REFUSAL_CODE_").unwrap_or(word))
@@ -66,6 +67,7 @@ pub(crate) fn text(refused: &Refused) -> String {
         RefusalCode::GatewaysFull => format!("cluster {subject} has {bound} gateways, which is the most it may have"),
         RefusalCode::TokensFull => format!("at most {bound} tokens are kept"),
         RefusalCode::ReportTooLarge => format!("the report of cluster {subject} is larger than {bound} bytes"),
+        RefusalCode::RevocationsFull => format!("at most {bound} revoked identities are kept"),
         RefusalCode::RegistrationTooLarge => {
             format!("what gateway {subject} says of itself is larger than {bound} bytes")
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, TcpListener as StdListener},
+    path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -43,6 +44,7 @@ use crate::{
     metrics::{Metrics, Scraped},
     net::{LateHandle, Network, PeerTransport, RaftService},
     published::Published,
+    revocations,
     sessions::Sessions,
     started::marker,
     upgrade,
@@ -109,7 +111,15 @@ impl Starting {
         let genesis = read_sealed(data_dir)?;
         ensure!(genesis.trust_domain == federation.trust_domain, "ca.sealed belongs to another trust domain");
 
-        let seal_key = SealKey::load(&data_dir.join(SEAL_KEY_FILE));
+        let seal_key_file = args.seal_key_file.clone().unwrap_or_else(|| data_dir.join(SEAL_KEY_FILE));
+        let seal_key = SealKey::load(&seal_key_file);
+        if seal_key.is_ok() && lies_in(&seal_key_file, data_dir) {
+            tracing::warn!(
+                seal_key = %seal_key_file.display(),
+                "the seal key lies beside the keys that it seals: who copies the data directory can issue certificates \
+                 (keep it elsewhere, with --seal-key-file)"
+            );
+        }
         if let Err(error) = &seal_key {
             tracing::warn!(error = %describe(error), "this member serves, but cannot issue certificates");
         }
@@ -177,12 +187,15 @@ impl Starting {
             addresses: federation.members.iter().map(|member| member.client.clone()).collect(),
             svid_ttl: args.svid_ttl,
             joins: Semaphore::new(api::JOINS_MAX),
+            recovery_grace: args.recovery_grace,
+            clocks: api::identity::Clocks::default(),
             stopping: draining.clone(),
             consensus: Arc::clone(&consensus),
         });
         scraped.bind(&context);
 
         tasks.spawn(Arc::clone(&consensus).track_leader(draining.clone()));
+        tasks.spawn(revocations::follow(Arc::clone(&consensus), credential.revocations().clone(), draining.clone()));
         tasks.spawn(Arc::clone(&holder).follow(Arc::clone(&consensus), draining.clone()));
         tasks.spawn(authority::keep_own_renewed(
             Arc::clone(&holder),
@@ -362,6 +375,14 @@ fn readiness(consensus: &Consensus) -> Result<(), String> {
         return Err("the certificate authority is not installed yet".to_owned());
     }
     Ok(())
+}
+
+/// Also by way of links.
+fn lies_in(file: &Path, dir: &Path) -> bool {
+    match (file.canonicalize(), dir.canonicalize()) {
+        (Ok(file), Ok(dir)) => file.starts_with(dir),
+        _ => file.starts_with(dir),
+    }
 }
 
 /// Addresses may change, members may not: that is a membership change, through the log.

@@ -60,11 +60,10 @@ async fn a_member_without_its_directory_never_founds_itself_again() {
     let trust_domain = || "mesh.example".parse().unwrap();
     let members = control_plane.members.clone();
     fs::remove_dir_all(control_plane.dir.path().join("operator")).unwrap();
-    let plan =
-        Plan { trust_domain: trust_domain(), members: members.clone(), out: control_plane.dir.path().to_owned() };
+    let plan = Plan::new(trust_domain(), members.clone(), control_plane.dir.path().to_owned());
     says(&bootstrap::bootstrap(&plan).unwrap_err().to_string());
     let elsewhere = control_plane.dir.path().join("elsewhere");
-    bootstrap::bootstrap(&Plan { trust_domain: trust_domain(), members, out: elsewhere.clone() }).unwrap();
+    bootstrap::bootstrap(&Plan::new(trust_domain(), members, elsewhere.clone())).unwrap();
     fs::rename(elsewhere.join("member-1"), &data_dir).unwrap();
     says(&refused(&data_dir, None));
 

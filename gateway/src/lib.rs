@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let _lock = DirLock::acquire(&settings.state_dir)?;
         let dir = CredentialDir::new(settings.state_dir.join("identity"));
         let token = args.token()?;
-        let Some(credential) = enrol(&dir, token, &shutdown).await? else { return Ok(()) };
+        let Some(credential) = enrol(&dir, token.clone(), &shutdown).await? else { return Ok(()) };
         let id = credential.current().spiffe_id.clone();
         let expected = MeshRole::Gateway { cluster: settings.cluster.clone(), name: settings.name.clone() };
         anyhow::ensure!(
@@ -72,7 +72,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.name,
             settings.cluster
         );
-        let renewal = enrol::keep_renewed(credential.clone(), dir, settings.control_plane.clone(), shutdown.clone());
+        let members = settings.control_plane.clone();
+        let renewal = enrol::keep_renewed(credential.clone(), dir, members, token, shutdown.clone());
         let gateway = Gateway::start(settings, credential)?;
         tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
         tokio::pin!(renewal);

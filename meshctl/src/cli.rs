@@ -142,6 +142,12 @@ Examples:
     /// Single-use tokens with which agents and gateways join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Who holds certificates of the federation; refuse those of somebody
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// People and robots that operate the federation, each with a credential of its own
+    #[command(subcommand)]
+    Operator(OperatorCommand),
     /// Join this machine to a federation as an agent or a gateway
     #[command(after_help = "\
 The identity is stored below the state directory, and the command that starts the process is printed.
@@ -457,6 +463,82 @@ Examples:
     /// End every drill now
     #[command(after_help = "Examples:\n  meshctl drill end")]
     End,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum IdentityCommand {
+    /// List identities with their newest certificate
+    #[command(after_help = "\
+Examples:
+  meshctl identity list
+  meshctl identity list --prefix /cluster/paris/ -o json")]
+    List {
+        /// Only ids whose path begins so
+        #[arg(long, value_name = "PATH")]
+        prefix: Option<String>,
+    },
+    /// Everything that is known of one identity
+    #[command(after_help = "Examples:\n  meshctl identity describe spiffe://mesh.local/cluster/paris/gateway/gw-1")]
+    Describe {
+        /// Its SPIFFE id
+        #[arg(value_name = "SPIFFE_ID")]
+        spiffe_id: String,
+    },
+    /// Refuse every certificate that it was given until now, and end its sessions
+    #[command(after_help = "\
+Within a second its sessions with the control plane end, and gateways refuse it. A new join token lets it back in.
+
+Examples:
+  meshctl identity revoke spiffe://mesh.local/cluster/paris/gateway/gw-1 --reason \"node stolen\"")]
+    Revoke {
+        /// Its SPIFFE id
+        #[arg(value_name = "SPIFFE_ID")]
+        spiffe_id: String,
+        /// Why, for whoever lists it later
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// Make another operator
+    #[command(after_help = "\
+The directory works as --state. With --csr the key stays on the machine that made the request.
+
+Examples:
+  meshctl operator create ada
+  meshctl operator create ci --ttl 30d --out ./ci
+  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj / -keyout key.pem -out ada.csr
+  meshctl operator create ada --csr ada.csr --out ./ada")]
+    Create {
+        /// Lower-case letters, digits and dashes
+        name: String,
+        /// How long the certificate is good; it is renewed for as long again
+        #[arg(long, value_name = "TIME", default_value = "365d", value_parser = duration::parse)]
+        ttl: Duration,
+        /// Directory for the credential [default: ./operator-NAME]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// A certificate request (PKCS#10) that was made elsewhere
+        #[arg(long, value_name = "FILE")]
+        csr: Option<PathBuf>,
+    },
+    /// List operators
+    #[command(after_help = "Examples:\n  meshctl operator list")]
+    List,
+    /// Renew the credential in use, with a new key
+    #[command(after_help = "Examples:\n  meshctl operator renew\n  meshctl --state ./ci operator renew")]
+    Renew,
+    /// Refuse an operator's certificates from now on
+    #[command(after_help = "Examples:\n  meshctl operator revoke ada --reason \"left\"")]
+    Revoke {
+        /// As it was created
+        name: String,
+        /// Why, for whoever lists it later
+        #[arg(long)]
+        reason: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]

@@ -2,12 +2,12 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use archipelago_identity::tls::Expect;
-use archipelago_identity::{CredentialDir, LiveCredential};
+use archipelago_identity::{Credential, CredentialDir, LiveCredential, SpiffeId};
 use archipelago_proto::v1;
-use archipelago_rpc::grpc;
+use archipelago_rpc::{enrol, grpc};
 use rand::seq::SliceRandom as _;
 use serde::Deserialize;
 use tonic::transport::Channel;
@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use crate::commands::Enough;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::output;
 
 /// An operator's way to one federation, from the credential under the state directory.
 #[derive(Clone)]
@@ -52,9 +53,28 @@ impl Client {
         if addresses.is_empty() {
             return Err(Failure::refused(format!("{}: names no address", file.display())));
         }
+        warn_before_expiry(&credential);
         let credential = LiveCredential::new(credential)
             .map_err(|error| Failure::refused(format!("cannot use the operator credential: {error}")))?;
         Ok(Self { state: state.to_owned(), credential, addresses, timeout })
+    }
+
+    /// Who is calling.
+    pub(crate) fn spiffe_id(&self) -> SpiffeId {
+        self.credential.current().spiffe_id.clone()
+    }
+
+    /// The file that names the members.
+    pub(crate) fn control_plane_file(&self) -> PathBuf {
+        self.state.join("operator").join("control-plane.json")
+    }
+
+    /// A new credential for the one in use.
+    pub(crate) async fn renew(&self) -> Outcome<Credential> {
+        enrol::renew(&self.credential, &self.addresses).await.map_err(|error| {
+            let exit = if error.is_retryable() { Exit::NoControlPlane } else { Exit::Refused };
+            Failure::new(exit, archipelago_base::error::chain(&error))
+        })
     }
 
     /// The same client with another bound.
@@ -356,8 +376,28 @@ fn effect_unknown(failure: Failure) -> Failure {
     failure
 }
 
+/// On standard error, so that what programs read stays as it is.
+fn warn_before_expiry(credential: &Credential) {
+    let life = credential.not_after.duration_since(credential.not_before).unwrap_or_default();
+    let left = credential.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    // One that never had so much is renewed in its last quarter.
+    if left >= EXPIRY_NOTICE.min(life / 4) {
+        return;
+    }
+    if left.is_zero() {
+        output::talk(format!("warning: the credential of {} has run out", credential.spiffe_id));
+        output::talk("hint: another operator can make a new one: meshctl operator create");
+    } else {
+        let left = crate::duration::display(Duration::from_secs(left.as_secs()));
+        output::talk(format!("warning: the credential of {} runs out in {left}", credential.spiffe_id));
+        output::talk("hint: meshctl operator renew");
+    }
+}
+
+const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 24 * 3_600);
+
 /// Names one write, so that its retries commit once. 128 random bits, hexadecimal.
-fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 

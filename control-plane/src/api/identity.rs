@@ -1,25 +1,34 @@
-//! `Identity`: the first certificate by token, later ones by the certificate in hand.
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
-use std::sync::Arc;
-
-use archipelago_identity::{MeshRole, SpiffeId};
-use archipelago_proto::v1::{JoinRequest, JoinRole, RenewRequest, SvidResponse, identity_server::Identity};
-use archipelago_rpc::grpc;
+use archipelago_base::error::chain as chain_of;
+use archipelago_identity::{MeshRole, SpiffeId, proof, tls::PeerCertificate};
+use archipelago_proto::v1::{
+    ChallengeRequest, ChallengeResponse, CreateOperatorRequest, JoinRequest, JoinRole, ListIdentitiesRequest,
+    ListIdentitiesResponse, RecoverRequest, RenewRequest, RevokeRequest, RevokeResponse, SvidResponse,
+    identity_server::Identity,
+};
+use archipelago_rpc::{enrol, grpc};
 use data_encoding::HEXLOWER;
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{Context, operator};
 use crate::{
     bootstrap::OPERATOR_LIFE,
     ca::{CaError, CertificateRequest},
-    consensus::CommitError,
+    consensus::{CommitError, unix_ms},
     digest::sha256,
     machine::{
-        command::{Action, Answer, TokenConsume},
+        command::{Action, Answer, IssuedRecord, RecordIssued, TokenConsume},
         convert,
     },
     refusal::answer,
+    revocations,
 };
 
 pub(super) struct IdentityService(pub(super) Arc<Context>);
@@ -37,22 +46,116 @@ impl Identity for IdentityService {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<SvidResponse>, Status> {
         let caller = grpc::require(&request, |role| !matches!(role, MeshRole::Workload { .. }))?;
-        let request = CertificateRequest::parse(&request.get_ref().csr_der).map_err(ca_status)?;
+        let certificate = grpc::certificate(&request).ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let RenewRequest { csr_der, client_unix_ms } = request.into_inner();
+        let request = CertificateRequest::parse(&csr_der).map_err(ca_status)?;
         request.expect(&caller).map_err(ca_status)?;
-        if let Some(MeshRole::Gateway { cluster, .. } | MeshRole::Agent { cluster, .. }) = caller.role()
-            && self.0.consensus.read(|state| state.is_deleted_cluster(&cluster))
-        {
-            return Err(Status::permission_denied(format!("cluster {cluster} was deleted: {caller} is not renewed")));
+        // A member that is cut off may not know of a revocation, and would undo it.
+        self.0.consensus.barrier().await?;
+        self.refuse_gone(&certificate)?;
+        let life = match caller.role() {
+            // Who was admitted for a month is renewed for a month.
+            Some(MeshRole::Operator { .. }) => {
+                certificate.not_after.duration_since(certificate.not_before).unwrap_or_default().min(OPERATOR_LIFE)
+            }
+            _ => self.0.svid_ttl,
+        };
+        self.issue(&request, &caller, life, client_unix_ms).map(Response::new)
+    }
+
+    async fn challenge(&self, _request: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
+        let challenge = self.0.authority.get()?.challenge(OffsetDateTime::now_utc()).map_err(ca_status)?;
+        Ok(Response::new(ChallengeResponse { challenge }))
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<SvidResponse>, Status> {
+        let result = self.recover_by_key(request.into_inner()).await;
+        if let Err(status) = &result {
+            tracing::info!(reason = status.message(), "recovery refused");
         }
-        self.issue(&request, &caller).map(Response::new)
+        result.map(Response::new)
+    }
+
+    async fn list(&self, request: Request<ListIdentitiesRequest>) -> Result<Response<ListIdentitiesResponse>, Status> {
+        operator(&request)?;
+        let caller = grpc::certificate(&request);
+        self.0.list_identities(caller.as_deref(), request.into_inner()).await.map(Response::new)
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let caller = operator(&request)?;
+        self.0.revoke_identity(&caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_operator(&self, request: Request<CreateOperatorRequest>) -> Result<Response<SvidResponse>, Status> {
+        let caller = operator(&request)?;
+        let CreateOperatorRequest { name, csr_der, ttl_ms } = request.into_inner();
+        let life = operator_life(ttl_ms)?;
+        let csr = CertificateRequest::parse(&csr_der).map_err(ca_status)?;
+        let spiffe_id = self.0.new_operator(&name, csr.public_key_sha256()).await?;
+        csr.expect(&spiffe_id).map_err(ca_status)?;
+        tracing::info!(actor = %caller, spiffe_id = %spiffe_id, "operator created");
+        let (response, record) = self.certify(&csr, &spiffe_id, life, 0)?;
+        // Listed before it can be used: an operator that nobody sees is not created.
+        let records = RecordIssued { certificates: vec![record] };
+        answer(self.0.consensus.commit("", &caller.to_string(), Action::RecordIssued(records)).await?)?;
+        Ok(Response::new(response))
     }
 }
 
 impl IdentityService {
+    /// A certificate for whoever holds the key of one that ran out, within the grace.
+    async fn recover_by_key(&self, request: RecoverRequest) -> Result<SvidResponse, Status> {
+        let _slot =
+            self.0.joins.try_acquire().map_err(|_| Status::unavailable("too many joins are under way, try again"))?;
+        let RecoverRequest { chain_der, csr_der, challenge, signature, client_unix_ms } = request;
+        let authority = self.0.authority.get()?;
+        let now = SystemTime::now();
+        if !authority.knows_challenge(&challenge, now.into()) {
+            return Err(Status::failed_precondition("this challenge is not of this federation, or too old"));
+        }
+        let csr = CertificateRequest::parse(&csr_der).map_err(ca_status)?;
+        let chain: Vec<CertificateDer<'_>> = chain_der.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let message = enrol::recovery_message(&challenge, &csr_der);
+        let old = proof::verify(&chain, &authority.bundle(), &message, &signature)
+            .map_err(|error| Status::permission_denied(chain_of(&error)))?;
+        let id = old.spiffe_id.clone();
+        if !matches!(id.role(), Some(MeshRole::Gateway { .. } | MeshRole::Agent { .. })) {
+            return Err(Status::permission_denied(format!("{id} is neither a gateway nor an agent")));
+        }
+        csr.expect(&id).map_err(ca_status)?;
+        if now.duration_since(old.not_after).unwrap_or_default() > self.0.recovery_grace {
+            return Err(Status::permission_denied(format!(
+                "the certificate of {id} ended more than {} h ago; give a new join token (meshctl token create)",
+                self.0.recovery_grace.as_secs() / 3_600
+            )));
+        }
+        self.0.consensus.barrier().await?;
+        self.refuse_gone(&old)?;
+        tracing::info!(spiffe_id = %id, "recovered");
+        self.issue(&csr, &id, self.0.svid_ttl, client_unix_ms)
+    }
+
+    /// Nobody gets a certificate by one that is refused, or for a cluster that is no more.
+    fn refuse_gone(&self, certificate: &PeerCertificate) -> Result<(), Status> {
+        let id = &certificate.spiffe_id;
+        self.0.consensus.read(|state| {
+            if let Some(MeshRole::Gateway { cluster, .. } | MeshRole::Agent { cluster, .. }) = id.role()
+                && state.is_deleted_cluster(&cluster)
+            {
+                return Err(Status::permission_denied(format!("cluster {cluster} was deleted: {id} is not renewed")));
+            }
+            match revocations::in_force(state).check(id, certificate.not_before) {
+                Some(revoked) => Err(Status::permission_denied(format!("{id} is not renewed: {revoked}"))),
+                None => Ok(()),
+            }
+        })
+    }
+
     async fn join_by_token(&self, request: JoinRequest) -> Result<SvidResponse, Status> {
         let _slot =
             self.0.joins.try_acquire().map_err(|_| Status::unavailable("too many joins are under way, try again"))?;
-        let JoinRequest { token_secret, csr_der, request_id } = request;
+        let JoinRequest { token_secret, csr_der, request_id, client_unix_ms } = request;
         if token_secret.len() != 32 {
             return Err(Status::unauthenticated("this join token is unknown here"));
         }
@@ -91,26 +194,83 @@ impl IdentityService {
             return Err(CommitError::Incompatible.into());
         };
         tracing::info!(spiffe_id = %spiffe_id, "joined");
-        self.issue(&csr, &spiffe_id)
+        self.issue(&csr, &spiffe_id, self.0.svid_ttl, client_unix_ms)
     }
 
-    fn issue(&self, request: &CertificateRequest, spiffe_id: &SpiffeId) -> Result<SvidResponse, Status> {
+    fn issue(
+        &self,
+        request: &CertificateRequest,
+        spiffe_id: &SpiffeId,
+        life: Duration,
+        client_unix_ms: i64,
+    ) -> Result<SvidResponse, Status> {
+        let (response, record) = self.certify(request, spiffe_id, life, client_unix_ms)?;
+        self.0.audit.record(record);
+        Ok(response)
+    }
+
+    fn certify(
+        &self,
+        request: &CertificateRequest,
+        spiffe_id: &SpiffeId,
+        life: Duration,
+        client_unix_ms: i64,
+    ) -> Result<(SvidResponse, IssuedRecord), Status> {
         let authority = self.0.authority.get()?;
-        let life = match spiffe_id.role() {
-            Some(MeshRole::Operator { .. }) => OPERATOR_LIFE,
-            _ => self.0.svid_ttl,
-        };
-        let issued = authority.issue(request, spiffe_id, life, OffsetDateTime::now_utc()).map_err(ca_status)?;
-        self.0.audit.record(&issued, spiffe_id, request.public_key_sha256());
+        let now = OffsetDateTime::now_utc();
+        let earliest = self.0.consensus.read(revocations::in_force).accepted_from(spiffe_id);
+        let issued =
+            authority.issue_from(request, spiffe_id, life, now, earliest.map(Into::into)).map_err(ca_status)?;
+        let record = self.0.audit.describe(&issued, spiffe_id, request.public_key_sha256());
         self.0.metrics.issued();
-        Ok(SvidResponse {
+        let server_unix_ms = unix_ms();
+        let clock_offset_ms = enrol::clock_offset_ms(client_unix_ms, server_unix_ms);
+        if client_unix_ms != 0 {
+            self.0.clocks.note(spiffe_id, clock_offset_ms);
+        }
+        let response = SvidResponse {
             spiffe_id: spiffe_id.to_string(),
             trust_domain: self.0.trust_domain.to_string(),
             chain_der: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             bundle_der: authority.bundle().iter().map(|certificate| certificate.to_vec()).collect(),
             not_after_unix: issued.not_after.unix_timestamp(),
             control_plane: self.0.addresses.clone(),
-        })
+            server_unix_ms,
+            clock_offset_ms,
+        };
+        Ok((response, record))
+    }
+}
+
+/// How far the clocks of those who asked this member for a certificate were ahead of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks(Mutex<BTreeMap<SpiffeId, i64>>);
+
+impl Clocks {
+    /// Milliseconds; `None` when it has not asked here.
+    pub(crate) fn offset_ms(&self, id: &SpiffeId) -> Option<i64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    }
+
+    fn note(&self, id: &SpiffeId, offset_ms: i64) {
+        if offset_ms.unsigned_abs() > CLOCK_OFFSET_MAX_MS {
+            tracing::warn!(spiffe_id = %id, clock_offset_ms = offset_ms, "the clock of this machine and the caller's differ");
+        }
+        let mut offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if offsets.len() >= CLOCKS_MAX && !offsets.contains_key(id) {
+            offsets.pop_first();
+        }
+        offsets.insert(id.clone(), offset_ms);
+    }
+}
+
+fn operator_life(ttl_ms: u64) -> Result<Duration, Status> {
+    match Duration::from_millis(ttl_ms) {
+        Duration::ZERO => Ok(OPERATOR_LIFE),
+        life if life < OPERATOR_LIFE_MIN || life > OPERATOR_LIFE => {
+            Err(Status::invalid_argument("an operator's certificate lives between 10 s and 365 days"))
+        }
+        life => Ok(life),
     }
 }
 
@@ -120,6 +280,13 @@ fn ca_status(error: CaError) -> Status {
         CaError::Request { .. } => Status::invalid_argument(text),
         CaError::OtherIdentity { .. } | CaError::WrongTrustDomain { .. } => Status::permission_denied(text),
         CaError::IssuerExpired { .. } => Status::failed_precondition(text),
+        CaError::TooEarly => Status::unavailable(text),
         _ => Status::internal(text),
     }
 }
+
+const OPERATOR_LIFE_MIN: Duration = Duration::from_secs(10);
+/// Half of what certificates are backdated by.
+const CLOCK_OFFSET_MAX_MS: u64 = 30_000;
+/// Every gateway of a large federation.
+const CLOCKS_MAX: usize = 100_000;

@@ -3,7 +3,9 @@
 //! | service | who |
 //! | --- | --- |
 //! | `Identity.Join` | anybody with a token |
+//! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
+//! | the rest of `Identity` | operators |
 //! | `Resources`, `Tokens`, `Fleet` | operators |
 //! | `GatewayControl` | a gateway, as itself |
 //! | `AgentControl` | an agent, for its own cluster |
@@ -13,7 +15,8 @@ pub(crate) mod access;
 mod agents;
 mod fleet;
 mod gateways;
-mod identity;
+mod identities;
+pub(crate) mod identity;
 mod members;
 mod page;
 mod resources;
@@ -60,6 +63,9 @@ pub(crate) struct Context {
     pub(crate) svid_ttl: Duration,
     /// Joins under way: the one call that needs no certificate must not crowd out the others.
     pub(crate) joins: Semaphore,
+    /// How long after its end a certificate may be exchanged.
+    pub(crate) recovery_grace: Duration,
+    pub(crate) clocks: identity::Clocks,
     /// Cancelled when this member shuts down: streams end so that their clients go elsewhere.
     pub(crate) stopping: CancellationToken,
 }

@@ -17,15 +17,16 @@ use super::{
 };
 
 /// What [`found`] makes.
-#[derive(Debug)]
 pub struct Genesis {
     /// Certificates and sealed keys, as they go into the replicated state.
     pub ca: CaInit,
     /// One per member, in the order given; each belongs into that member's directory and nowhere else.
     pub seal_keys: Vec<(u64, SealKey)>,
+    /// PKCS#8 of the root key. It signs issuers and nothing else: nobody needs it until an issuer is replaced.
+    pub root_key: Zeroizing<Vec<u8>>,
 }
 
-/// Makes root, issuing certificate, and a seal key per member. Key bytes leave this function only sealed.
+/// Makes root, issuing certificate, and a seal key per member. All but the root key leave this function only sealed.
 ///
 /// # Errors
 /// The random source failed, or the trust domain cannot stand in a certificate.
@@ -59,7 +60,7 @@ pub fn found(trust_domain: &TrustDomain, members: &[u64], now: OffsetDateTime) -
         data_keys,
         ..CaInit::default()
     };
-    Ok(Genesis { ca, seal_keys })
+    Ok(Genesis { ca, seal_keys, root_key })
 }
 
 /// SPIFFE X509-SVID §3: a signing certificate carries the SPIFFE id of the trust domain, without a path.

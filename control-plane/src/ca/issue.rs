@@ -36,6 +36,7 @@ pub struct Authority {
     root_der: CertificateDer<'static>,
     /// Known to every unsealed member and nobody else.
     token_key: hmac::Key,
+    challenge_key: hmac::Key,
 }
 
 impl Authority {
@@ -67,7 +68,8 @@ impl Authority {
             issuer: Issuer::from_ca_cert_der(&issuer_der, key)?,
             issuer_not_after,
             root_der: CertificateDer::from(ca.root_der.clone()),
-            token_key: hmac::Key::new(hmac::HMAC_SHA256, derive_token_key(&data_key).as_ref()),
+            token_key: derive(&data_key, b"archipelago token secrets 1"),
+            challenge_key: derive(&data_key, b"archipelago recovery challenges 1"),
             issuer_der,
         })
     }
@@ -113,7 +115,46 @@ impl Authority {
         life: Duration,
         now: OffsetDateTime,
     ) -> Result<Issued, CaError> {
-        self.issue_to(&request.public_key, spiffe_id, life, now)
+        self.issue_to(&request.public_key, spiffe_id, life, now, None)
+    }
+
+    /// As [`Self::issue`], with a validity that begins at `earliest` at the earliest: what was revoked is not issued again
+    /// by dating it back.
+    ///
+    /// # Errors
+    /// As there, and [`CaError::TooEarly`] before that moment.
+    pub fn issue_from(
+        &self,
+        request: &CertificateRequest,
+        spiffe_id: &SpiffeId,
+        life: Duration,
+        now: OffsetDateTime,
+        earliest: Option<OffsetDateTime>,
+    ) -> Result<Issued, CaError> {
+        self.issue_to(&request.public_key, spiffe_id, life, now, earliest)
+    }
+
+    /// Something to sign for whoever wants a certificate back; any member knows it again for [`CHALLENGE_LIFE`].
+    ///
+    /// # Errors
+    /// The random source failed.
+    pub fn challenge(&self, now: OffsetDateTime) -> Result<Vec<u8>, CaError> {
+        let mut challenge = now.unix_timestamp().to_be_bytes().to_vec();
+        challenge.extend_from_slice(&serial()?);
+        let tag = hmac::sign(&self.challenge_key, &challenge);
+        challenge.extend_from_slice(tag.as_ref());
+        Ok(challenge)
+    }
+
+    /// Whether a member of this federation made `challenge` a short time ago.
+    #[must_use]
+    pub fn knows_challenge(&self, challenge: &[u8], now: OffsetDateTime) -> bool {
+        let Some((signed, tag)) = challenge.split_at_checked(8 + SERIAL_BYTES) else { return false };
+        let Some(made) = signed.first_chunk().map(|bytes| i64::from_be_bytes(*bytes)) else { return false };
+        let age = i128::from(now.unix_timestamp()) - i128::from(made);
+        // Another member's clock may be ahead.
+        age.unsigned_abs() <= u128::from(CHALLENGE_LIFE.as_secs())
+            && hmac::verify(&self.challenge_key, signed, tag).is_ok()
     }
 
     /// As [`Self::issue`], for a key whose possession needs no proof because this process made it.
@@ -123,6 +164,7 @@ impl Authority {
         spiffe_id: &SpiffeId,
         life: Duration,
         now: OffsetDateTime,
+        earliest: Option<OffsetDateTime>,
     ) -> Result<Issued, CaError> {
         if *spiffe_id.trust_domain() != self.trust_domain || spiffe_id.path().is_empty() {
             return Err(CaError::WrongTrustDomain { spiffe_id: spiffe_id.clone() });
@@ -132,14 +174,19 @@ impl Authority {
         if not_after <= now {
             return Err(CaError::IssuerExpired { at: self.issuer_not_after });
         }
+        // A short life is backdated less: it is renewed after a quarter of its span, which must not lie in the past.
+        let backdated = now - BACKDATE.min(life / 8);
+        let not_before = earliest.map_or(backdated, |earliest| backdated.max(earliest));
+        if not_before > now {
+            return Err(CaError::TooEarly);
+        }
         let number = serial()?;
         let mut params = CertificateParams::default();
         // SPIFFE X509-SVID §2: the one URI SAN is the identity; without a subject it must be critical, which rcgen does.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(spiffe_id.to_string().try_into()?)];
         params.serial_number = Some(SerialNumber::from_slice(&number));
-        // A short life is backdated less: it is renewed after a quarter of its span, which must not lie in the past.
-        params.not_before = now - BACKDATE.min(life / 8);
+        params.not_before = not_before;
         params.not_after = not_after;
         params.is_ca = IsCa::ExplicitNoCa;
         // X509-SVID §4.3 and Appendix A: digitalSignature; both EKUs, for every process of ours dials and listens.
@@ -313,6 +360,9 @@ pub enum CaError {
         /// When.
         at: OffsetDateTime,
     },
+    /// The identity was revoked this very moment.
+    #[error("the identity was revoked just now: a certificate that begins later can be issued in a moment")]
+    TooEarly,
     /// The certificate could not be built.
     #[error("the certificate could not be built: {0}")]
     Build(#[from] rcgen::Error),
@@ -327,9 +377,10 @@ pub(super) fn serial() -> Result<[u8; SERIAL_BYTES], CaError> {
     Ok(serial)
 }
 
-fn derive_token_key(data_key: &SealKey) -> hmac::Tag {
+fn derive(data_key: &SealKey, label: &[u8]) -> hmac::Key {
     // One-step derivation (NIST SP 800-56C §4.1, option 2): the data key itself is used for AES-GCM only.
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, data_key.bytes()), b"archipelago token secrets 1")
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, data_key.bytes()), label);
+    hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())
 }
 
 /// Bind a ciphertext to its place, so that one cannot be moved to another.
@@ -345,6 +396,8 @@ pub(super) fn issuer_context(issuer_der: &[u8]) -> String {
     format!("archipelago issuer key 1 {}", HEXLOWER.encode(&sha256(issuer_der)))
 }
 
+/// From one answer to the next request, over a slow line.
+const CHALLENGE_LIFE: Duration = Duration::from_secs(60);
 /// A verifier's clock may be this far behind.
 pub(super) const BACKDATE: time::Duration = time::Duration::seconds(60);
 const SERIAL_BYTES: usize = 16;

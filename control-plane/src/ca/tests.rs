@@ -174,3 +174,39 @@ proptest::proptest! {
         proptest::prop_assert!(CertificateRequest::parse(&bytes).is_err());
     }
 }
+
+#[test]
+fn nothing_is_dated_back_beyond_a_revocation() {
+    let authority = authority();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let request = CertificateRequest::parse(&csr(&key, &[])).unwrap();
+    let id = SpiffeId::gateway(&domain(), "paris", "gw-1");
+    let now = OffsetDateTime::now_utc();
+    let begins = |earliest: i64| {
+        let earliest = Some(now + time::Duration::seconds(earliest));
+        let issued = authority.issue_from(&request, &id, Duration::from_secs(3_600), now, earliest)?;
+        Ok::<_, CaError>(parse(&issued.chain[0]).validity().not_before.timestamp() - now.unix_timestamp())
+    };
+    assert_eq!(begins(-3_600).unwrap(), -60, "long ago: as ever");
+    assert_eq!(begins(-10).unwrap(), -10, "a moment ago: not before it");
+    assert!(matches!(begins(1), Err(CaError::TooEarly)));
+}
+
+#[test]
+fn challenges_are_known_for_a_minute_by_every_member_and_to_no_other_federation() {
+    let genesis = found(&domain(), &[1, 2], OffsetDateTime::now_utc()).unwrap();
+    let member = |index: usize| {
+        let (member, key) = &genesis.seal_keys[index];
+        Authority::unseal(&genesis.ca, *member, key).unwrap()
+    };
+    let now = OffsetDateTime::now_utc();
+    let challenge = member(0).challenge(now).unwrap();
+    assert_ne!(member(0).challenge(now).unwrap(), challenge);
+    let later = |seconds: i64| now + time::Duration::seconds(seconds);
+    assert!(member(1).knows_challenge(&challenge, later(60)) && member(1).knows_challenge(&challenge, later(-60)));
+    assert!(!member(1).knows_challenge(&challenge, later(61)));
+    assert!(!authority().knows_challenge(&challenge, now));
+    for damaged in [&challenge[..challenge.len() - 1], &challenge[1..], &[][..], &[0; 56][..]] {
+        assert!(!member(0).knows_challenge(damaged, now));
+    }
+}

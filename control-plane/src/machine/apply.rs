@@ -9,9 +9,10 @@ use prost::Message;
 use super::{
     command::{
         Action, Answer, Applied, ApplyResources, CaInit, Change, ChangeKind, Command, Conflict, Done, Expect, Outcome,
-        Precondition, RaiseFormat, RecordIssued, RefusalCode, Refused,
+        Precondition, RaiseFormat, RefusalCode, Refused,
     },
     dedup::{Remembered, RequestKey},
+    format,
     state::{Key, State, Stored},
 };
 use crate::digest::sha256;
@@ -80,6 +81,7 @@ impl State {
             Action::RecordIssued(records) => Ok(self.record_issued(records)),
             Action::RaiseFormat(raise) => Ok(self.raise_format(raise)),
             Action::RaiseRestoreEpoch(_) => Ok(self.raise_restore_epoch()),
+            Action::RevokeIdentity(revoke) => self.revoke_identity(revoke, now_unix_ms),
         };
         match result {
             Ok(answer) => Outcome { revision: self.revision, answer: Some(answer) },
@@ -226,16 +228,12 @@ impl State {
         }
     }
 
-    fn record_issued(&mut self, records: RecordIssued) -> Answer {
-        self.issued.extend(records.certificates.into_iter().map(Arc::new));
-        while self.issued.len() > ISSUED_MAX {
-            self.issued.pop_front();
-        }
-        Answer::Done(Done {})
-    }
-
     fn raise_format(&mut self, raise: RaiseFormat) -> Answer {
-        self.format_version = self.format_version.max(raise.format_version);
+        let before = self.format_version;
+        self.format_version = before.max(raise.format_version);
+        if before < format::REVOCATIONS && self.format_version >= format::REVOCATIONS {
+            self.begin_operators();
+        }
         Answer::Done(Done {})
     }
 
@@ -285,5 +283,3 @@ pub(super) const CLUSTER: &str = "Cluster";
 pub(super) const SERVICE_EXPORT: &str = "ServiceExport";
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 100_000;
-/// A thousand gateways that renew twice a day fill it in five days.
-const ISSUED_MAX: usize = 10_000;

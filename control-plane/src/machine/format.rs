@@ -9,8 +9,10 @@ use super::command::{Action, ApplyResources, CaInit, RaiseFormat};
 pub const BASE: u32 = 1;
 /// Brings preconditions of clients and `RaiseRestoreEpoch`.
 pub const PRECONDITIONS: u32 = 2;
+/// Brings revoked identities, and the list of operators.
+pub const REVOCATIONS: u32 = 3;
 /// The newest format that this version knows.
-pub const CURRENT: u32 = PRECONDITIONS;
+pub const CURRENT: u32 = REVOCATIONS;
 /// What [`CURRENT`] was one version ago; see `--compatibility`.
 pub const PREVIOUS: u32 = BASE;
 
@@ -20,6 +22,7 @@ pub fn required(action: &Action) -> u32 {
     match action {
         Action::ApplyResources(ApplyResources { preconditions, .. }) if !preconditions.is_empty() => PRECONDITIONS,
         Action::RaiseRestoreEpoch(_) => PRECONDITIONS,
+        Action::RevokeIdentity(_) => REVOCATIONS,
         // An older member must stop at it.
         Action::RaiseFormat(RaiseFormat { format_version }) => (*format_version).max(BASE),
         Action::CaInit(CaInit { founded_format, .. }) => (*founded_format).max(BASE),
@@ -47,6 +50,7 @@ pub fn feature(action: &Action) -> &'static str {
             "a write with preconditions"
         }
         Action::RaiseRestoreEpoch(_) => "raising the restore epoch",
+        Action::RevokeIdentity(_) => "revoking an identity",
         _ => "this write",
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use archipelago_proto::log::v1::{self as log, Envelope, Image, StoredOutcome, StoredResource, StoredToken, TcpSlot};
+use archipelago_proto::log::v1::{
+    self as log, Envelope, Image, StoredOutcome, StoredResource, StoredRevocation, StoredToken, TcpSlot,
+};
 use prost::Message;
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
     fleet::tcp_services,
     format,
     slots::{Slot, Slots, WantChange},
-    state::{DeletedCluster, Gateway, State, Stored, Token},
+    state::{DeletedCluster, Gateway, Revocation, State, Stored, Token},
     tokens::Tokens,
 };
 use crate::digest::sha256;
@@ -89,6 +91,8 @@ fn image(state: &State) -> Image {
         ca,
         tokens,
         issued,
+        operators,
+        revocations,
         dedup,
     } = state;
     Image {
@@ -152,6 +156,16 @@ fn image(state: &State) -> Image {
             })
             .collect(),
         issued: issued.iter().map(|record| (**record).clone()).collect(),
+        operators: operators.values().map(|record| (**record).clone()).collect(),
+        revocations: revocations
+            .iter()
+            .map(|(spiffe_id, revocation)| StoredRevocation {
+                spiffe_id: spiffe_id.clone(),
+                issued_before_unix: revocation.issued_before_unix,
+                reason: revocation.reason.clone(),
+                by: revocation.by.clone(),
+            })
+            .collect(),
         outcomes: dedup
             .iter()
             .map(|(key, remembered)| StoredOutcome {
@@ -173,6 +187,7 @@ fn state(image: Image) -> Result<State, ImageError> {
         policy_revision: image.policy_revision,
         ca: image.ca.map(Arc::new),
         issued: image.issued.into_iter().map(Arc::new).collect(),
+        operators: image.operators.into_iter().map(|record| (record.spiffe_id.clone(), Arc::new(record))).collect(),
         ..State::default()
     };
     for stored in image.resources {
@@ -191,6 +206,10 @@ fn state(image: Image) -> Result<State, ImageError> {
         let RegisterGateway { cluster, name, spiffe_id, addresses, workers } = gateway;
         let gateway = Gateway { spiffe_id, addresses: addresses.unwrap_or_default(), workers };
         state.gateways.insert((cluster, name), Arc::new(gateway));
+    }
+    for revocation in image.revocations {
+        let StoredRevocation { spiffe_id, issued_before_unix, reason, by } = revocation;
+        state.revocations.insert(spiffe_id, Arc::new(Revocation { issued_before_unix, reason, by }));
     }
     state.slots = slots(image.tcp_slots, &state);
     state.tokens = tokens(image.tokens)?;

@@ -13,6 +13,7 @@ pub mod convert;
 mod dedup;
 mod fleet;
 pub mod format;
+mod identities;
 mod image;
 mod names;
 mod slots;
@@ -30,7 +31,7 @@ pub(crate) use self::command::role_name;
 pub use self::{
     fleet::same_report,
     names::{is_label, label_problem},
-    state::{DeletedCluster, Gateway, Key, State, Stored, Token},
+    state::{DeletedCluster, Gateway, Key, Revocation, State, Stored, Token},
 };
 
 /// The state, the formats this member knows, and who is told when the state moves.

@@ -33,6 +33,8 @@ pub struct State {
     pub(super) ca: Option<Arc<CaInit>>,
     pub(super) tokens: Tokens,
     pub(super) issued: Vector<Arc<IssuedRecord>>,
+    pub(super) operators: OrdMap<String, Arc<IssuedRecord>>,
+    pub(super) revocations: OrdMap<String, Arc<Revocation>>,
     pub(super) dedup: Dedup,
 }
 
@@ -65,6 +67,17 @@ pub struct DeletedCluster {
     pub deleted_unix_ms: i64,
     /// A Cluster of this name was created again; what was issued before the deletion stays suspect.
     pub recreated: bool,
+}
+
+/// An identity whose certificates from before are refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Those whose notBefore is older, Unix seconds.
+    pub issued_before_unix: i64,
+    /// For people.
+    pub reason: String,
+    /// SPIFFE id of the operator who did it.
+    pub by: String,
 }
 
 /// A registered gateway.
@@ -171,6 +184,18 @@ impl State {
         &self.issued
     }
 
+    /// The newest certificate of each operator.
+    #[must_use]
+    pub fn operators(&self) -> &OrdMap<String, Arc<IssuedRecord>> {
+        &self.operators
+    }
+
+    /// Revoked identities by SPIFFE id. Deleted clusters count as revoked, too: [`Self::deleted_clusters`].
+    #[must_use]
+    pub fn revocations(&self) -> &OrdMap<String, Arc<Revocation>> {
+        &self.revocations
+    }
+
     /// The outcome of an earlier request, while the window still holds it.
     #[must_use]
     pub fn remembered(&self, actor: &str, request_id: &str) -> Option<Outcome> {
@@ -196,6 +221,8 @@ impl Default for State {
             ca: None,
             tokens: Tokens::default(),
             issued: Vector::default(),
+            operators: OrdMap::default(),
+            revocations: OrdMap::default(),
             dedup: Dedup::default(),
         }
     }

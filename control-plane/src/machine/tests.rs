@@ -12,7 +12,7 @@ use super::{
     command::{
         Action, Answer, ApplyResources, CaInit, Command, Expect, GatewayAddresses, IssuedRecord, Outcome, Precondition,
         Protocol, RaiseFormat, RaiseRestoreEpoch, RecordIssued, RefusalCode, Refused, RegisterGateway, ReportExports,
-        ReportedService, ResourceKey, ResourceWrite, Role, TokenConsume, TokenCreate,
+        ReportedService, ResourceKey, ResourceWrite, RevokeIdentity, Role, TokenConsume, TokenCreate,
     },
     dedup::OUTCOMES_MAX,
     format,
@@ -229,7 +229,7 @@ fn what_this_version_does_not_know_is_never_applied() {
     // An entry of the format before: its first field was a text.
     let before = b"\x0a\x01a\x12\x05actor".to_vec();
     for (bytes, says) in [
-        (later_format.encode_to_vec(), "format 3, this version knows formats up to 2"),
+        (later_format.encode_to_vec(), "format 4, this version knows formats up to 3"),
         (unknown_field, "a field that this version does not know"),
         (nested, "a field that this version does not know"),
         (unknown_action, "an action that this version does not know"),
@@ -621,4 +621,40 @@ fn a_service_is_as_old_as_its_first_report_with_this_protocol_and_port() {
     assert_eq!(tell("paris", claim), first);
     assert_eq!(tell("paris", service("checkout", Protocol::Http1, false)), first);
     assert!(tell("paris", service("checkout", Protocol::H2c, true)) > second);
+}
+
+#[test]
+fn revocations_and_operators_are_kept_and_survive_a_checkpoint() {
+    let mut machine = machine();
+    let operator = "spiffe://mesh.example/operator/ada";
+    let issued = |spiffe_id: &str, not_after_unix| IssuedRecord {
+        spiffe_id: spiffe_id.to_owned(),
+        not_after_unix,
+        ..IssuedRecord::default()
+    };
+    let record = |spiffe_id: &str, at| {
+        command("", Action::RecordIssued(RecordIssued { certificates: vec![issued(spiffe_id, at)] }))
+    };
+    // Before the format rises nothing is kept apart; when it rises, what is known is.
+    apply(&mut machine, &record(operator, 1));
+    assert!(machine.state().operators().is_empty());
+    apply(&mut machine, &command("", Action::RaiseFormat(RaiseFormat { format_version: format::REVOCATIONS })));
+    assert_eq!(machine.state().operators().len(), 1);
+    apply(&mut machine, &record(operator, 2));
+    apply(&mut machine, &record("spiffe://mesh.example/cluster/paris/gateway/operator", 3));
+    assert_eq!(machine.state().operators().get(operator).unwrap().not_after_unix, 2);
+    assert_eq!(machine.state().operators().len(), 1);
+
+    let revision = machine.state().revision();
+    let revoke = RevokeIdentity { spiffe_id: operator.into(), reason: "gone".into(), by: "x".into() };
+    let at = |unix_ms| Command { proposed_unix_ms: unix_ms, ..command("", Action::RevokeIdentity(revoke.clone())) };
+    for (unix_ms, before, moved) in [(5_000, 6, 1), (5_999, 6, 1), (4_000, 6, 1), (6_000, 7, 2)] {
+        apply(&mut machine, &at(unix_ms));
+        let revocation = machine.state().revocations().get(operator).unwrap();
+        assert_eq!((revocation.issued_before_unix, &*revocation.reason), (before, "gone"), "at {unix_ms}");
+        assert_eq!(machine.state().revision(), revision + moved, "only a later moment changes anything");
+    }
+    let mut restored = self::machine();
+    restored.restore(&machine.snapshot()()).unwrap();
+    assert_eq!(restored.state(), machine.state());
 }

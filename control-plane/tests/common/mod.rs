@@ -20,9 +20,9 @@ use archipelago_control_plane::{
 };
 use archipelago_identity::{Credential, CredentialDir, LiveCredential, tls::Expect};
 use archipelago_proto::v1::{
-    ApplyRequest, ApplyResponse, CreateTokenRequest, Document, GetRequest, GetResponse, JoinRole, MemberStatus,
-    StatusRequest, StatusResponse, fleet_client::FleetClient, resources_client::ResourcesClient,
-    tokens_client::TokensClient,
+    ApplyRequest, ApplyResponse, CreateTokenRequest, DeleteRequest, Document, GetRequest, GetResponse, JoinRole,
+    MemberStatus, ResourceKey, StatusRequest, StatusResponse, fleet_client::FleetClient,
+    resources_client::ResourcesClient, tokens_client::TokensClient,
 };
 use archipelago_rpc::{enrol, grpc};
 use tempfile::TempDir;
@@ -59,11 +59,7 @@ impl ControlPlane {
                 peer: format!("127.0.0.1:{}", free_port()),
             })
             .collect();
-        let plan = Plan {
-            trust_domain: "mesh.example".parse().unwrap(),
-            members: members.clone(),
-            out: dir.path().to_owned(),
-        };
+        let plan = Plan::new("mesh.example".parse().unwrap(), members.clone(), dir.path().to_owned());
         bootstrap::bootstrap_at(&plan, compatibility.format()).unwrap();
         let operator = CredentialDir::new(dir.path().join("operator")).load().unwrap().unwrap();
         let mut control_plane = Self {
@@ -190,6 +186,13 @@ impl ControlPlane {
             ..ApplyRequest::default()
         };
         Ok(ResourcesClient::new(self.channel(id).await?).apply(request).await?.into_inner())
+    }
+
+    /// Deletes a Cluster resource.
+    pub(crate) async fn delete_cluster(&self, id: u64, name: &str) {
+        let key = ResourceKey { kind: "Cluster".to_owned(), namespace: String::new(), name: name.to_owned() };
+        let request = DeleteRequest { keys: vec![key], ..DeleteRequest::default() };
+        ResourcesClient::new(self.channel(id).await.unwrap()).delete(request).await.unwrap();
     }
 
     /// A token for a gateway or an agent.

@@ -25,7 +25,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -94,7 +94,7 @@ async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     let _lock = DirLock::acquire(&args.state_dir)?;
     let state = State::load(&args.state_dir);
     let credentials = CredentialDir::new(args.state_dir.join("identity"));
-    let has_identity = matches!(credentials.load(), Ok(Some(stored)) if stored.not_after > SystemTime::now());
+    let has_identity = matches!(credentials.load(), Ok(Some(_)));
     let token = match read_token(&args) {
         Ok(token) => token,
         // Not needed any more, so not worth failing over.
@@ -112,13 +112,13 @@ async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
 
     let listener = bind(args.listen)?;
     let metrics_listener = bind(args.metrics)?;
-    let joining = enrol::ensure(&credentials, token);
+    let joining = enrol::ensure(&credentials, token.clone());
     let credential = tokio::select! {
         credential = joining => credential.context("cannot get an identity")?,
         () = shutdown.requested() => return Ok(()),
     };
     check_identity(&credential, &args)?;
-    let renewal = enrol::keep_renewed(credential.clone(), credentials, control_plane.clone(), shutdown.clone());
+    let renewal = enrol::keep_renewed(credential.clone(), credentials, control_plane.clone(), token, shutdown.clone());
     let config = Config {
         cluster: args.cluster,
         state_dir: args.state_dir,

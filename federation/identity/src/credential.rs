@@ -250,6 +250,20 @@ impl CredentialDir {
         Ok(())
     }
 
+    /// Writes what is public of a credential whose key was made elsewhere: `key.pem` is its owner's to add.
+    ///
+    /// # Errors
+    /// The directory cannot be created or written.
+    pub fn store_public(&self, chain_der: &[Vec<u8>], bundle_der: &[Vec<u8>]) -> Result<(), CredentialError> {
+        fs::create_dir_all(&self.path).map_err(|source| CredentialError::Io { path: self.path.clone(), source })?;
+        for (file, ders) in [(BUNDLE_FILE, bundle_der), (SVID_FILE, chain_der)] {
+            let path = self.path.join(file);
+            let text = pem_encode_all("CERTIFICATE", ders.iter().map(AsRef::as_ref));
+            durable::write(&path, text.as_bytes(), 0o644).map_err(|source| CredentialError::Io { path, source })?;
+        }
+        Ok(())
+    }
+
     fn certificates_in(&self, file: &str) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
         let path = self.path.join(file);
         let pem = fs::read(&path).map_err(|source| CredentialError::Io { path: path.clone(), source })?;

@@ -6,7 +6,9 @@ mod drill;
 mod explain;
 mod failover;
 mod files;
+mod identity;
 mod join;
+mod operator;
 mod resources;
 mod show;
 mod split;
@@ -44,6 +46,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Failover(command) => block_on(failover::run(&context, command)),
         Command::Drill(command) => block_on(drill::run(&context, command)),
         Command::Token(command) => block_on(token::run(&context, command)),
+        Command::Identity(command) => block_on(identity::run(&context, command)),
+        Command::Operator(command) => block_on(operator::run(&context, command)),
         Command::Join(args) => block_on(join::run(&context, &args)),
         Command::Explain(args) => block_on(explain::run(&context, args)),
         Command::Completion { shell } => complete::run(shell),

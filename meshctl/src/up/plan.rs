@@ -1,5 +1,6 @@
 //! From a topology to processes: names, arguments, ports, service files. Pure.
 
+use archipelago_control_plane::bootstrap;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -183,6 +184,7 @@ impl Builder<'_> {
             let mut args = Args::default()
                 .flag("--node-id", id)
                 .flag("--data-dir", self.state.member(id).display())
+                .flag("--seal-key-file", bootstrap::seal_key_file(&self.state.seal_keys(), id).display())
                 .flag("--listen-client", ports.client)
                 .flag("--listen-peer", ports.peer)
                 .flag("--listen-metrics", ports.metrics)

@@ -180,6 +180,7 @@ fn found(state: &StateDir, record: Record, topology: &TopologySpec, plan: &Plan)
     let count = u16::try_from(topology.control_plane.nodes).map_err(anyhow::Error::from)?;
     let mut stale: Vec<PathBuf> = (1..=u64::from(count)).map(|id| state.member(id)).collect();
     stale.push(state.root().join("operator"));
+    stale.push(state.seal_keys());
     for dir in stale {
         if dir.exists() {
             fs::remove_dir_all(&dir)
@@ -197,7 +198,8 @@ fn found(state: &StateDir, record: Record, topology: &TopologySpec, plan: &Plan)
         })
         .collect();
     let trust_domain = topology.trust_domain.parse().map_err(anyhow::Error::from)?;
-    bootstrap::bootstrap(&bootstrap::Plan { trust_domain, members, out: state.root().to_owned() })
+    let plan = bootstrap::Plan::new(trust_domain, members, state.root().to_owned());
+    bootstrap::bootstrap(&bootstrap::Plan { seal_key_dir: Some(state.seal_keys()), ..plan })
         .map_err(anyhow::Error::from)?;
     Ok(Record { stage: Stage::Founded, ..record })
 }

@@ -134,6 +134,11 @@ impl StateDir {
         self.root.join(format!("member-{id}"))
     }
 
+    /// Directory of the members' seal keys, apart from what they open.
+    pub(crate) fn seal_keys(&self) -> PathBuf {
+        self.root.join("seal-keys")
+    }
+
     /// Log of a process; the `/` in its name is a directory.
     pub(crate) fn log(&self, process: &str) -> PathBuf {
         self.root.join("logs").join(format!("{process}.log"))

@@ -12,8 +12,9 @@ use archipelago_identity::{
     tls::Expect,
 };
 use archipelago_proto::v1::{
-    AgentDirective, AgentMessage, CreateTokenRequest, CreateTokenResponse, JoinRequest, ListTokensRequest,
-    ListTokensResponse, RenewRequest, SvidResponse,
+    AgentDirective, AgentMessage, ChallengeRequest, ChallengeResponse, CreateOperatorRequest, CreateTokenRequest,
+    CreateTokenResponse, JoinRequest, ListIdentitiesRequest, ListIdentitiesResponse, ListTokensRequest,
+    ListTokensResponse, RecoverRequest, RenewRequest, RevokeRequest, RevokeResponse, SvidResponse,
     agent_control_client::AgentControlClient,
     agent_control_server::{AgentControl, AgentControlServer},
     identity_client::IdentityClient,
@@ -46,8 +47,32 @@ impl Identity for Service {
     }
 
     async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<SvidResponse>, Status> {
-        Err(Status::internal("no rule lets anybody come here"))
+        Err(nobody_comes_here())
     }
+
+    async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
+        Err(nobody_comes_here())
+    }
+
+    async fn recover(&self, _: Request<RecoverRequest>) -> Result<Response<SvidResponse>, Status> {
+        Err(nobody_comes_here())
+    }
+
+    async fn list(&self, _: Request<ListIdentitiesRequest>) -> Result<Response<ListIdentitiesResponse>, Status> {
+        Err(nobody_comes_here())
+    }
+
+    async fn revoke(&self, _: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        Err(nobody_comes_here())
+    }
+
+    async fn create_operator(&self, _: Request<CreateOperatorRequest>) -> Result<Response<SvidResponse>, Status> {
+        Err(nobody_comes_here())
+    }
+}
+
+fn nobody_comes_here() -> Status {
+    Status::internal("no rule lets anybody come here")
 }
 
 #[tonic::async_trait]
