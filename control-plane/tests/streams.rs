@@ -512,3 +512,60 @@ async fn nothing_that_a_peer_says_can_poison_what_others_get() {
     let paris = status.clusters.iter().find(|cluster| cluster.name == "paris").unwrap();
     assert_eq!((paris.problems.len(), paris.gateways[0].problems.len()), (3, 1), "{paris:?}");
 }
+
+/// A backup that is put back under a gateway that runs something newer: nothing is offered and both sides say so, until the
+/// restore is declared; then the gateway takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_is_obeyed_once_it_is_declared() {
+    let mut control_plane = ControlPlane::start(1, &[]).await;
+    let credential = control_plane.join("paris", JoinRole::Gateway, "gw-1").await;
+    let mut gateway = Gateway::connect(&control_plane, 1, &credential, hello("paris", "gw-1", 15_000)).await.unwrap();
+    let update = gateway.update().await;
+    gateway.accept(&update).await;
+    control_plane.kill(1);
+    let backup = control_plane.dir.path().join("backup");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    copy(&control_plane.data_dir(1), &backup);
+    control_plane.start_member(1);
+    let written = eventually("a write after the backup", || async {
+        control_plane.apply(1, "", &cluster("oslo", "eu-north")).await.map_err(|status| status.to_string())
+    })
+    .await;
+    let held = gateway.held;
+    let mut gateway =
+        Gateway::connect_with(&control_plane, 1, &credential, hello("paris", "gw-1", 15_000), held).await.unwrap();
+    gateway.follow_to(written.revision).await;
+    control_plane.kill(1);
+    copy(&backup, &control_plane.data_dir(1));
+    control_plane.start_member(1);
+    let held = gateway.held;
+    let running = held.version;
+    let mut gateway = eventually("the member answers again", || async {
+        Gateway::connect_with(&control_plane, 1, &credential, hello("paris", "gw-1", 15_000), held.clone())
+            .await
+            .map_err(|status| status.to_string())
+    })
+    .await;
+    let gateway_directive::Body::Notice(Notice { notice: Some(notice::Notice::Behind(behind)) }) =
+        gateway.directive().await
+    else {
+        panic!("nothing older is offered")
+    };
+    assert_eq!(behind.running, Some(running.into()));
+    let told = eventually("status says what to do", || async {
+        let status = control_plane.status(1).await.map_err(|status| status.to_string())?;
+        let gateway = status.clusters.iter().flat_map(|cluster| &cluster.gateways).next().ok_or("no gateway")?.clone();
+        if gateway.error.is_empty() { Err(format!("{gateway:?}")) } else { Ok(gateway.error) }
+    })
+    .await;
+    assert!(told.contains("runs revision") && told.contains("meshctl raft restored"), "{told}");
+    let mut resources =
+        archipelago_proto::v1::resources_client::ResourcesClient::new(control_plane.channel(1).await.unwrap());
+    resources.raise_restore_epoch(archipelago_proto::v1::RaiseRestoreEpochRequest::default()).await.unwrap();
+    let update = gateway.update().await;
+    gateway.accept(&update).await;
+    assert!(gateway.held.version > running && !gateway.has("cluster/oslo"));
+}

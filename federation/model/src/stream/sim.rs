@@ -398,11 +398,8 @@ impl World {
             Some(Up::Refused(version, refusal)) => {
                 session.offer.refused(version, &Refusal::from_wire(refusal, version));
             }
-            Some(Up::Ack(version)) => {
-                if session.offer.acknowledged(version) {
-                    self.stats.acks += 1;
-                }
-            }
+            Some(Up::Ack(version)) if session.offer.acknowledged(version) => self.stats.acks += 1,
+            Some(Up::Ack(_)) => {}
         }
     }
 
