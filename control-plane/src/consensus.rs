@@ -219,6 +219,7 @@ impl Consensus {
         let mut hint = None;
         let mut last = String::from("no leader is known");
         let mut attempt = 0;
+        let mut full_since = None;
         loop {
             let asked = match hint.filter(|id| *id != self.node_id) {
                 Some(id) => timeout_at(deadline, self.ask_member(id, question)).await,
@@ -229,6 +230,13 @@ impl Consensus {
                 Ok(Err(Attempt::Fatal(error))) => return Err(error),
                 Ok(Err(Attempt::Elsewhere(next))) => hint = next,
                 Ok(Err(Attempt::Again(why))) => {
+                    last = why;
+                    hint = None;
+                }
+                Ok(Err(Attempt::DiskFull(why))) => {
+                    if full_since.get_or_insert_with(Instant::now).elapsed() > DISK_FULL_PATIENCE {
+                        return Err(CommitError::DiskFull(why));
+                    }
                     last = why;
                     hint = None;
                 }
@@ -248,6 +256,7 @@ impl Consensus {
                 Err(ProposeError::TooLarge { bytes, bytes_max }) => {
                     Err(Attempt::Fatal(CommitError::TooLarge { bytes, bytes_max }))
                 }
+                Err(error @ ProposeError::DiskFull { .. }) => Err(Attempt::disk_full(self.node_id, &error.to_string())),
                 Err(ProposeError::Stopped) => Err(Attempt::Fatal(CommitError::Stopped)),
                 Err(error @ (ProposeError::Lost | ProposeError::Overloaded)) => Err(Attempt::Again(error.to_string())),
             },
@@ -285,6 +294,9 @@ impl Consensus {
             Ok(Err(status)) if status.code() == Code::InvalidArgument => {
                 Err(Attempt::Fatal(CommitError::Refused(status.message().to_owned())))
             }
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
+                Err(Attempt::disk_full(id, status.message()))
+            }
             Ok(Err(status)) => Err(again(status)),
             Err(_) => Err(Attempt::Again(format!("member {id} did not answer"))),
         }
@@ -313,11 +325,17 @@ enum Attempt {
     Elsewhere(Option<u64>),
     /// The effect is unknown or nothing happened; try again.
     Again(String),
+    /// Nothing happened: the leader's disk is full, and soon another one may lead.
+    DiskFull(String),
     /// Trying again cannot help.
     Fatal(CommitError),
 }
 
 impl Attempt {
+    fn disk_full(id: u64, why: &str) -> Self {
+        Self::DiskFull(format!("member cp-{id}: {why}"))
+    }
+
     /// A member that names itself while refusing is between two terms: wait instead of asking it in a loop.
     fn elsewhere(hint: Option<u64>, asked: u64) -> Self {
         match hint.filter(|id| *id != asked) {
@@ -417,6 +435,8 @@ pub(crate) enum CommitError {
     NoLeader { waited: Duration, last: String },
     #[error("a request of {bytes} bytes exceeds the maximum of {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
+    #[error("{0}")]
+    DiskFull(String),
     #[error("too many writes are waiting, try again")]
     Overloaded,
     #[error("too many changes, the next is taken in {} s", wait.as_secs() + 1)]
@@ -442,6 +462,7 @@ impl From<CommitError> for Status {
             CommitError::NoLeader { .. } => (Code::Unavailable, "NO_LEADER"),
             CommitError::Stopped => (Code::Unavailable, "STOPPING"),
             CommitError::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
+            CommitError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL"),
             CommitError::TooFast { .. } => (Code::ResourceExhausted, "TOO_FAST"),
             CommitError::TooLarge { .. } => (Code::InvalidArgument, "TOO_LARGE"),
             CommitError::Refused(_) => (Code::InvalidArgument, "REFUSED_BY_LEADER"),
@@ -508,6 +529,9 @@ pub(crate) fn unix_ms() -> i64 {
 
 /// A client waits this long at most: more than one failed election (1.2 s) and a slow disk together.
 pub(crate) const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A leader whose disk is full hands over after one election timeout (300 ms), if anybody can take over; and a client
+/// that asks several members waits for each little more than a second.
+const DISK_FULL_PATIENCE: Duration = Duration::from_millis(600);
 /// One try at one member; longer than a commit over a slow disk, short enough to try another leader.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);

@@ -96,6 +96,7 @@ impl Metrics {
             Ok(_) => "committed",
             Err(CommitError::NoLeader { .. }) => "no_leader",
             Err(CommitError::Overloaded) => "overloaded",
+            Err(CommitError::DiskFull(_)) => "disk_full",
             Err(CommitError::TooFast { .. }) => "too_fast",
             Err(_) => "failed",
         };
@@ -177,6 +178,11 @@ impl Collector for Scraped {
             ("raft_has_leader", "1 while this member knows a leader", u64::from(status.leader.is_some())),
             ("raft_commit_index", "Highest log index known to be committed", status.commit),
             ("raft_applied_index", "Highest log index applied here", status.applied_index),
+            (
+                "raft_disk_full",
+                "1 while this member takes no writes because its disk is full",
+                u64::from(status.disk_full.is_some()),
+            ),
             (
                 "raft_state_diverged",
                 "1 while the states of members are known to differ after the same log index",

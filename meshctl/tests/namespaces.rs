@@ -15,7 +15,7 @@ use std::time::Duration;
 use archipelago_chaos::load;
 use harness::client::address;
 use harness::suite::{self, alone, shared};
-use harness::{Federation, PATIENCE, SMALL, check, eventually, saw};
+use harness::{Federation, PATIENCE, SMALL, check, eventually, proc, saw};
 
 fn main() -> ExitCode {
     if std::env::var_os(INSIDE).is_none() && !std::env::args().any(|arg| arg == "--list") {
@@ -89,6 +89,7 @@ async fn a_full_disk_is_an_error_and_never_a_loss() {
     federation.ok("split set shop/checkout paris=1").await;
     let mut acknowledged = federation.json("split get shop/checkout").await;
 
+    let before = proc::marked(&federation.state);
     let ballast = disk.path().join("ballast");
     let filled = fill(&ballast);
     let running = load::start(federation.load("paris/gw-1", "checkout.shop", RATE)).unwrap();
@@ -106,11 +107,22 @@ async fn a_full_disk_is_an_error_and_never_a_loss() {
         acknowledged["spec"]["backends"][0]["weight"] = weight.into();
     }
     let refused = refused.expect("every write was acknowledged on a full disk");
-    assert!(matches!(refused.code, 1 | 4) && !refused.stderr.is_empty(), "{refused}");
+    assert_ne!(refused.code, 0, "{refused}");
+    for part in ["member cp-1: no space left on device", "log.redb", "it continues by itself"] {
+        assert!(refused.stderr.contains(part), "{refused}");
+    }
     let words = refused.stderr.lines().next().unwrap_or_default();
     saw!("{filled} bytes left no room: the write is answered by {}: {words}", refused.code);
     let goal = running.counters().ok + 200;
     assert!(running.until(|counters| counters.ok >= goal).await, "traffic needs the disk: {}", running.report());
+
+    // It reads and says what is wrong, and no process has exited.
+    let status = federation.json("status").await;
+    let problem = status["controlPlane"]["members"][0]["problem"].as_str().unwrap_or_default();
+    assert!(problem.contains("no space left on device"), "{status}");
+    let held = federation.json("split get shop/checkout").await;
+    assert_eq!(held["spec"]["backends"], acknowledged["spec"]["backends"], "what was refused is not there");
+    assert_eq!(proc::marked(&federation.state), before);
 
     std::fs::remove_file(&ballast).unwrap();
     let split = eventually("the control plane is back once there is room", PATIENCE, async || {
@@ -124,6 +136,7 @@ async fn a_full_disk_is_an_error_and_never_a_loss() {
     assert!(weight(&split) == weight(&acknowledged) || weight(&split) == weight(&acknowledged) + 1, "{split}");
     federation.ok("split set shop/checkout paris=1000000").await;
     federation.settle().await;
+    assert_eq!(proc::marked(&federation.state), before, "it continued by itself");
     running.stop();
     let report = running.finish().await.unwrap();
     assert_eq!(report.failed, 0, "{report}");

@@ -30,6 +30,12 @@ pub enum ProposeError {
         /// [`Limits::command_bytes_max`](crate::Limits::command_bytes_max).
         bytes_max: usize,
     },
+    /// Nothing was proposed: the disk is full. It takes proposals again by itself once there is room.
+    #[error("no space left on device for {}; free some and it continues by itself", path.display())]
+    DiskFull {
+        /// The file that cannot grow.
+        path: PathBuf,
+    },
     /// This node has stopped; if it was under way, its effect is unknown.
     #[error("the node has stopped")]
     Stopped,

@@ -35,6 +35,7 @@ impl Members for MembersService {
                 ProposeResponse { not_leader_hint: Some(hint.unwrap_or(0)), ..ProposeResponse::default() }
             }
             Err(error @ ProposeError::TooLarge { .. }) => return Err(Status::invalid_argument(error.to_string())),
+            Err(error @ ProposeError::DiskFull { .. }) => return Err(Status::failed_precondition(error.to_string())),
             Err(error @ ProposeError::Overloaded) => return Err(Status::resource_exhausted(error.to_string())),
             Err(error @ (ProposeError::Lost | ProposeError::Stopped)) => {
                 return Err(Status::unavailable(error.to_string()));
@@ -119,9 +120,19 @@ impl Context {
             term: status.term,
             format_supported: self.consensus.supported_format(),
             format_version: self.consensus.read(State::format_version),
-            problem: status.divergence.map(|divergence| divergence.to_string()).unwrap_or_default(),
+            problem: problem(&status),
         }
     }
+}
+
+/// What an operator must see to, if anything.
+fn problem(status: &archipelago_raft::Status) -> String {
+    let full = status.disk_full.as_ref().map(|path| {
+        let path = path.display();
+        format!("no space left on device for {path}; free some and it continues by itself")
+    });
+    let diverged = status.divergence.as_ref().map(ToString::to_string);
+    [full, diverged].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn ask_status(gateway: &str, error: AskError) -> Status {

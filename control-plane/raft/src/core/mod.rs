@@ -128,6 +128,7 @@ impl Core {
             Event::Propose { request, command } => self.propose(request, command, out),
             Event::ReadIndex { request } => self.read_index(request, out),
             Event::Change { request, change } => self.change(request, change, out),
+            Event::DiskFull => self.lose_proposals(None, out),
             Event::Transfer { to } => self.transfer(to),
             Event::Persisted(persisted) => self.persisted(persisted, out),
             Event::Applied(position) => {
@@ -187,6 +188,7 @@ impl Core {
             voters: conf.voters,
             learners: conf.learners,
             divergence: None,
+            disk_full: None,
         }
     }
 
@@ -373,6 +375,10 @@ impl Core {
         // it would be leader of the same term again, with other entries.
         if self.writes.term_in_flight() || (must_sync && self.writes.term_changed_in == number) {
             held.append(&mut at_once);
+        } else {
+            // The answer to a heartbeat promises nothing but the term. So a leader whose followers' disks are slow, or
+            // full, goes on leading.
+            at_once.extend(held.extract_if(.., |message| message.get_msg_type() == MessageType::MsgHeartbeatResponse));
         }
         if must_sync || (self.writes.in_flight() && !held.is_empty()) {
             self.note_snapshots(&held);
@@ -488,13 +494,7 @@ impl Core {
         self.standing = standing;
         self.elections += 1;
         let leading = (standing.1 == StateRole::Leader).then_some(standing.0);
-        for (kind, request) in self.proposals.orphaned(leading) {
-            let reply = match kind {
-                Kind::Command => Reply::Proposed(Err(ProposeError::Lost)),
-                Kind::Change => Reply::Changed(Err(MembershipError::Lost)),
-            };
-            out.push(Action::Reply(request, reply));
-        }
+        self.lose_proposals(leading, out);
         if leading.is_none() {
             self.snapshots.clear();
         }
@@ -503,6 +503,17 @@ impl Core {
             out.push(Action::Reply(request, Reply::Read(Err(ReadError::NotLeader { hint }))));
         }
         self.set_election_timeout();
+    }
+
+    /// Tells those whose proposals are not of this term that their outcome is unknown.
+    fn lose_proposals(&mut self, leading_term: Option<u64>, out: &mut Vec<Action>) {
+        for (kind, request) in self.proposals.orphaned(leading_term) {
+            let reply = match kind {
+                Kind::Command => Reply::Proposed(Err(ProposeError::Lost)),
+                Kind::Change => Reply::Changed(Err(MembershipError::Lost)),
+            };
+            out.push(Action::Reply(request, reply));
+        }
     }
 
     /// `Some(hint)` when this node cannot take requests: it does not lead, or is handing leadership over.

@@ -1,5 +1,7 @@
 //! The words the core speaks: events, actions, and what they carry.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, Entry, HardState, Message, Snapshot};
 
@@ -65,6 +67,8 @@ pub(crate) enum Event {
     ReadIndex { request: RequestId },
     /// An operator's membership change.
     Change { request: RequestId, change: MembershipChange },
+    /// The disk is full: whoever waits for a proposal must not wait for room.
+    DiskFull,
     /// Hand leadership to `to`, or to the most advanced voter.
     Transfer { to: Option<u64> },
     /// A [`Write`] and all before it are durable.
@@ -142,6 +146,8 @@ pub struct Status {
     pub learners: Vec<u64>,
     /// Members whose states differ, as far as this node knows. It is not in the minority, or it would have stopped.
     pub divergence: Option<Divergence>,
+    /// A file of this node that cannot grow because the disk is full; the node takes no proposals meanwhile.
+    pub disk_full: Option<PathBuf>,
 }
 
 /// What a node is.

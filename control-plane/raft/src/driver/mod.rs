@@ -68,7 +68,7 @@ impl Raft {
             (conf_state, machine.snapshot()())
         });
         let ident = Ident { federation_id: federation_id.clone(), node_id };
-        let DataDir { mut log, state, guard } = DataDir::open(data_dir, marker.as_deref(), &ident, genesis)?;
+        let DataDir { mut log, state, guard, room } = DataDir::open(data_dir, marker.as_deref(), &ident, genesis)?;
         let (recovered, checkpoint) = store::recover(&mut log, state.as_ref())?;
         let applied = recovered.applied;
         if applied.log_index > 0 {
@@ -131,7 +131,7 @@ impl Raft {
         };
         let state_worker = state_worker.map_err(StartError::Thread)?;
         let handle = RaftHandle::new(Arc::clone(&shared));
-        let node = Node::new(replica, Box::new(transport), shared, log_worker, state_worker, &config);
+        let node = Node::new(replica, Box::new(transport), shared, log_worker, state_worker, room, &config);
         thread::Builder::new().name("raft".into()).spawn(move || node.run()).map_err(StartError::Thread)?;
         Ok(handle)
     }

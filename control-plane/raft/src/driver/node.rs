@@ -4,20 +4,22 @@ use std::{
     collections::HashMap,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use raft_proto::eraftpb::{ConfState, Message};
+use raft_proto::eraftpb::{ConfState, Message, MessageType};
 use tokio::sync::oneshot;
 
 use super::{Notice, Proposed, Request, handle::Shared, worker::Worker};
 use crate::{
     config::Config,
-    core::{Event, Reply, RequestId, Role, Write},
+    core::{Event, Reply, RequestId, Role, Status, Write},
     error::{Fatal, MembershipError, ProposeError, ReadError, Stopped},
     machine::{StateMachine, Transport},
     replica::{Capture, Output, Replica},
+    store::Room,
 };
 
 pub(super) struct Node<M> {
@@ -34,6 +36,11 @@ pub(super) struct Node<M> {
     handover_ticks: usize,
     phase: Phase,
     outputs: Vec<Output>,
+    room: Arc<Room>,
+    /// A file that cannot grow, and for how many ticks already.
+    disk_full: Option<(PathBuf, usize)>,
+    /// The newest of the writes that hold nothing but messages, when a full disk left no place for it in the queue.
+    parked: Option<Write>,
 }
 
 /// Where an answer goes.
@@ -66,6 +73,7 @@ impl<M: StateMachine> Node<M> {
         shared: Arc<Shared<M>>,
         log: Worker<Write>,
         state: Worker<Capture>,
+        room: Arc<Room>,
         config: &Config,
     ) -> Self {
         Self {
@@ -82,6 +90,9 @@ impl<M: StateMachine> Node<M> {
             handover_ticks: config.timing.election_ticks,
             phase: Phase::Running,
             outputs: Vec::new(),
+            room,
+            disk_full: None,
+            parked: None,
         }
     }
 
@@ -96,6 +107,7 @@ impl<M: StateMachine> Node<M> {
         });
         self.shared.mailbox.close();
         self.callers.clear();
+        self.room.fail();
         let stopped = match ended {
             Ok(()) => {
                 if self.phase == Phase::Abandoned {
@@ -128,8 +140,11 @@ impl<M: StateMachine> Node<M> {
 
     fn work(&mut self) -> Result<(), Fatal> {
         let mut next_tick = Instant::now() + self.tick;
+        self.room.wait();
         loop {
-            let work = self.writes_open < self.writes_open_max;
+            self.look_for_room()?;
+            // With a full disk nothing that needs it is taken in; the rest must not wait for it.
+            let work = self.writes_open < self.writes_open_max || self.disk_full.is_some();
             let batch = self.shared.mailbox.drain(next_tick, work);
             if batch.messages_dropped > 0 {
                 tracing::debug!(dropped = batch.messages_dropped, "peer messages dropped: the queue was full");
@@ -138,6 +153,9 @@ impl<M: StateMachine> Node<M> {
                 self.notice(notice)?;
             }
             for message in batch.messages {
+                if self.disk_full.is_some() && needs_room(&message) {
+                    continue;
+                }
                 self.event(Event::Message(message))?;
             }
             for request in batch.requests {
@@ -146,6 +164,7 @@ impl<M: StateMachine> Node<M> {
             let now = Instant::now();
             if now >= next_tick {
                 self.event(Event::Tick)?;
+                self.leave_to_others()?;
                 self.phase = self.phase.tick();
                 // After a pause the missed ticks are dropped: replaying them would depose a healthy leader.
                 next_tick = (next_tick + self.tick).max(now);
@@ -159,6 +178,31 @@ impl<M: StateMachine> Node<M> {
                 return Ok(());
             }
         }
+    }
+
+    /// Notices when the disk becomes full, and when there is room again.
+    fn look_for_room(&mut self) -> Result<(), Fatal> {
+        match (self.room.full(), &self.disk_full) {
+            (Some(path), None) => {
+                tracing::error!(path = %path.display(), "no space left on device: no writes are taken until there is some");
+                self.disk_full = Some((path, 0));
+                self.event(Event::DiskFull)
+            }
+            (None, Some((path, _))) => {
+                tracing::info!(path = %path.display(), "there is space on the device again");
+                self.disk_full = None;
+                self.outputs.extend(self.parked.take().map(Output::Write));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands leadership over, once, when the disk stays full: by then a successor on the same disk knows that it is.
+    fn leave_to_others(&mut self) -> Result<(), Fatal> {
+        let Some((_, ticks)) = &mut self.disk_full else { return Ok(()) };
+        *ticks += 1;
+        if *ticks == self.handover_ticks { self.event(Event::Transfer { to: None }) } else { Ok(()) }
     }
 
     fn event(&mut self, event: Event) -> Result<(), Fatal> {
@@ -201,6 +245,13 @@ impl<M: StateMachine> Node<M> {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         let (event, caller) = match request {
+            Request::Propose { reply, .. }
+                if self.disk_full.is_some() && self.replica.status().role == Role::Leader =>
+            {
+                let path = self.disk_full.as_ref().map(|(path, _)| path.clone()).unwrap_or_default();
+                let _ = reply.send(Err(ProposeError::DiskFull { path }));
+                return Ok(());
+            }
             Request::Propose { command, reply } => (Event::Propose { request: id, command }, Caller::Propose(reply)),
             Request::Read { reply } => (Event::ReadIndex { request: id }, Caller::Read(reply)),
             Request::Change { change, reply } => (Event::Change { request: id, change }, Caller::Change(reply)),
@@ -214,6 +265,12 @@ impl<M: StateMachine> Node<M> {
         for output in mem::take(&mut self.outputs) {
             match output {
                 Output::Send(more) => messages.extend(more),
+                // Messages may be lost, and their number may not grow for as long as the disk is full.
+                Output::Write(write)
+                    if self.disk_full.is_some() && write.is_empty() && self.writes_open >= self.writes_open_max =>
+                {
+                    self.parked = Some(write);
+                }
                 Output::Write(write) => {
                     self.writes_open += 1;
                     self.log.push(write);
@@ -243,7 +300,8 @@ impl<M: StateMachine> Node<M> {
     fn publish(&self) {
         let applied = self.replica.applied_index();
         self.shared.applied.send_if_modified(|seen| mem::replace(seen, applied) != applied);
-        let status = self.replica.status();
+        let disk_full = self.disk_full.as_ref().map(|(path, _)| path.clone());
+        let status = Status { disk_full, ..self.replica.status() };
         self.shared.status.send_if_modified(|seen| {
             let changed = *seen != status;
             if changed {
@@ -268,6 +326,19 @@ impl<M: StateMachine> Node<M> {
                 self.phase = Phase::Ended;
             }
         }
+    }
+}
+
+/// Whether a message would make this node write more than a term, or promise what a full disk cannot keep. Lost they
+/// are sent again.
+fn needs_room(message: &Message) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgAppend => !message.entries.is_empty(),
+        MessageType::MsgSnapshot
+        | MessageType::MsgTimeoutNow
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestPreVote => true,
+        _ => false,
     }
 }
 

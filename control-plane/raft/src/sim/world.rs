@@ -14,7 +14,7 @@ use raft_proto::eraftpb::{ConfState, HardState, Message, MessageType};
 use super::{
     Rng,
     checker::Checker,
-    disk::SimDisk,
+    disk::{SimDisk, SimFile},
     machine::{History, Version},
 };
 use crate::{
@@ -659,10 +659,13 @@ impl World {
 }
 
 fn open(node: &Node) -> Result<(RedbLog, RedbState), String> {
-    let log = RedbLog::open("log".into(), Watched::new(node.log_disk.open())).map_err(|error| error.to_string())?;
-    let state =
-        RedbState::open("state".into(), Watched::new(node.state_disk.open())).map_err(|error| error.to_string())?;
+    let log = RedbLog::open("log".into(), watched(node.log_disk.open())).map_err(|error| error.to_string())?;
+    let state = RedbState::open("state".into(), watched(node.state_disk.open())).map_err(|error| error.to_string())?;
     Ok((log, state))
+}
+
+fn watched(file: SimFile) -> Watched<SimFile> {
+    Watched::new(file, "simulated".as_ref(), Arc::default())
 }
 
 /// What a first start leaves on disk.

@@ -1,8 +1,9 @@
-//! A redb backend that remembers whether an fsync ever failed.
+//! A redb backend that waits for room on the disk, and remembers whether an fsync ever failed.
 
 use std::{
     io,
     ops::Bound,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,19 +12,25 @@ use std::{
 
 use redb::{BackendError, StorageBackend};
 
+use super::room::Room;
+
 /// Passes everything on to `inner` and notes failed fsyncs, which redb's errors do not tell from failed writes.
 ///
-/// The difference matters: after a failed write nothing was promised and the node may start again, after a failed
+/// The difference matters: after a failed write nothing was promised and it may be repeated, after a failed
 /// fsync the kernel may have dropped the dirty pages and will report success the next time.
 #[derive(Debug)]
 pub(crate) struct Watched<B> {
     inner: B,
     sync_failed: Arc<AtomicBool>,
+    /// For messages only.
+    path: PathBuf,
+    room: Arc<Room>,
 }
 
 impl<B> Watched<B> {
-    pub(crate) fn new(inner: B) -> Self {
-        Self { inner, sync_failed: Arc::default() }
+    /// Writes wait in `room`, under the name of `path`.
+    pub(crate) fn new(inner: B, path: &Path, room: Arc<Room>) -> Self {
+        Self { inner, sync_failed: Arc::default(), path: path.to_owned(), room }
     }
 
     /// Becomes true with the first fsync that failed.
@@ -42,7 +49,7 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
+        self.room.patiently(&self.path, || self.inner.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -50,7 +57,7 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.inner.write(offset, data)
+        self.room.patiently(&self.path, || self.inner.write(offset, data))
     }
 
     fn close(&self) -> io::Result<()> {

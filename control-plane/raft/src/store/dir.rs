@@ -24,13 +24,14 @@ use archipelago_base::durable::{self, DirLock};
 use raft_proto::eraftpb::{ConfState, HardState};
 use redb::backends::FileBackend;
 
-use super::{Checkpoint, LogStore, RedbLog, RedbState, StateStore, StoreError, Watched};
+use super::{Checkpoint, LogStore, RedbLog, RedbState, Room, StateStore, StoreError, Watched};
 
 /// An open data directory.
 pub(crate) struct DataDir {
     pub(crate) log: RedbLog,
     pub(crate) state: Arc<RedbState>,
     pub(crate) guard: Guard,
+    pub(crate) room: Arc<Room>,
 }
 
 /// Whose directory it is.
@@ -90,10 +91,11 @@ impl DataDir {
                     .map_err(|source| StoreError::io(marker, "write the marker of a started member", source))?;
             }
         }
-        let (log, log_failed) = open_file(&dir.join(LOG), false, RedbLog::open)?;
-        let (state, state_failed) = open_file(&dir.join(STATE), false, RedbState::open)?;
+        let room = Arc::default();
+        let (log, log_failed) = open_file(&dir.join(LOG), false, &room, RedbLog::open)?;
+        let (state, state_failed) = open_file(&dir.join(STATE), false, &room, RedbState::open)?;
         let guard = Guard { dir: dir.to_owned(), sync_failed: vec![log_failed, state_failed], _lock: lock };
-        Ok(Self { log, state: Arc::new(state), guard })
+        Ok(Self { log, state: Arc::new(state), guard, room })
     }
 }
 
@@ -119,8 +121,9 @@ impl Guard {
 }
 
 fn initialise(dir: &Path, genesis: Option<(ConfState, Vec<u8>)>) -> Result<(), StoreError> {
-    let (mut log, _) = open_file(&dir.join(LOG), true, RedbLog::open)?;
-    let (state, _) = open_file(&dir.join(STATE), true, RedbState::open)?;
+    let room = Arc::default();
+    let (mut log, _) = open_file(&dir.join(LOG), true, &room, RedbLog::open)?;
+    let (state, _) = open_file(&dir.join(STATE), true, &room, RedbState::open)?;
     let checkpoint = Checkpoint::genesis(genesis);
     let position = checkpoint.position;
     let hard_state = HardState { term: position.term, vote: raft::INVALID_ID, commit: position.log_index };
@@ -132,6 +135,7 @@ fn initialise(dir: &Path, genesis: Option<(ConfState, Vec<u8>)>) -> Result<(), S
 fn open_file<T>(
     path: &Path,
     new: bool,
+    room: &Arc<Room>,
     open: impl FnOnce(PathBuf, Watched<FileBackend>) -> Result<T, StoreError>,
 ) -> Result<(T, Arc<AtomicBool>), StoreError> {
     if !new && !exists(path)? {
@@ -148,7 +152,7 @@ fn open_file<T>(
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| StoreError::io(dir, "sync", source))?;
     }
     let backend = FileBackend::new(file).map_err(|error| StoreError::redb(path, "open", error))?;
-    let backend = Watched::new(backend);
+    let backend = Watched::new(backend, path, Arc::clone(room));
     let sync_failed = backend.sync_failed();
     Ok((open(path.to_owned(), backend)?, sync_failed))
 }

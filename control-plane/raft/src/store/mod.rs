@@ -3,13 +3,14 @@
 //! Two files, so that a checkpoint never makes a commit wait: `log.redb` takes one fsync per group of writes,
 //! `state.redb` one per checkpoint. The log is the truth; a checkpoint shortens the replay.
 //!
-//! Nothing here retries after a failure and nothing is ever initialised twice: a node that lost its log and came
+//! A write that finds no room on the disk waits for it (`room.rs`). Nothing else is retried after a failure, and nothing is ever initialised twice: a node that lost its log and came
 //! back empty would vote against what it had promised.
 
 mod backend;
 mod codec;
 mod dir;
 mod log_redb;
+mod room;
 mod state_redb;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub(crate) use backend::Watched;
 pub use dir::refuse_lost;
 pub(crate) use dir::{DataDir, Guard, Ident};
 pub(crate) use log_redb::RedbLog;
+pub(crate) use room::Room;
 pub(crate) use state_redb::RedbState;
 
 use crate::{
@@ -236,7 +238,7 @@ pub enum StoreError {
     #[error(transparent)]
     Locked(#[from] LockError),
     /// No space. Nothing that was acknowledged is lost.
-    #[error("{}: no space left on the device. hint: free some and start the node again", path.display())]
+    #[error("{}: no space left on device. hint: free some and start the node again", path.display())]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,

@@ -287,7 +287,7 @@ impl StorageBackend for Failing {
 fn fail_an_append(kind: io::ErrorKind, on_sync: bool) -> (StoreError, bool) {
     let failing = Arc::new(AtomicBool::new(false));
     let backend = Failing { inner: InMemoryBackend::new(), failing: Arc::clone(&failing), kind, on_sync };
-    let backend = Watched::new(backend);
+    let backend = Watched::new(backend, "log.redb".as_ref(), Arc::default());
     let sync_failed = backend.sync_failed();
     let mut log = RedbLog::open("log.redb".into(), backend).unwrap();
     log.append(&[append(&[(1, 1)], Some((1, 0)))]).unwrap();
@@ -302,6 +302,47 @@ fn a_full_disk_is_told_from_a_failed_fsync() {
     assert!(matches!(error, StoreError::DiskFull { .. }) && !sync_failed, "{error}");
     let (error, sync_failed) = fail_an_append(io::ErrorKind::Other, true);
     assert!(matches!(error, StoreError::Io { .. }) && sync_failed, "{error}");
+}
+
+#[test]
+fn a_write_waits_for_room_and_is_then_made() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let room = Arc::new(Room::default());
+    let backend = Failing {
+        inner: InMemoryBackend::new(),
+        failing: Arc::clone(&failing),
+        kind: io::ErrorKind::StorageFull,
+        on_sync: false,
+    };
+    let backend = Watched::new(backend, "log.redb".as_ref(), Arc::clone(&room));
+    let mut log = RedbLog::open("log.redb".into(), backend).unwrap();
+    log.append(&[append(&[(1, 1)], Some((1, 0)))]).unwrap();
+    room.wait();
+    failing.store(true, Ordering::Relaxed);
+    let until = |full: bool| {
+        while room.full().is_some() != full {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| log.append(&[append(&[(2, 1)], None)]).map(drop));
+        until(true);
+        assert_eq!(room.full().unwrap(), Path::new("log.redb"));
+        assert!(!writing.is_finished());
+        failing.store(false, Ordering::Relaxed);
+        writing.join().unwrap().unwrap();
+        until(false);
+    });
+    assert_eq!(log.load().unwrap().entries, [entry(1, 1), entry(2, 1)]);
+    // A node that stops waits no longer.
+    failing.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| log.append(&[append(&[(3, 1)], None)]).map(drop));
+        until(true);
+        room.fail();
+        assert!(matches!(writing.join().unwrap(), Err(StoreError::DiskFull { .. })));
+    });
+    assert_eq!(room.full(), None);
 }
 
 #[test]
