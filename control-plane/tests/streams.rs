@@ -337,7 +337,7 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         async move {
             let mut fleet = FleetClient::new(control_plane.channel(member).await.map_err(|status| status.to_string())?);
             fleet
-                .services(ServicesRequest {})
+                .services(ServicesRequest::default())
                 .await
                 .map(|answer| answer.into_inner().services)
                 .map_err(|status| status.to_string())

@@ -153,12 +153,21 @@ impl Client {
 
     /// All services with their clusters.
     pub(crate) async fn services(&self) -> Outcome<Vec<v1::ServiceStatus>> {
-        let answer = self
-            .call(|channel| async move {
-                v1::fleet_client::FleetClient::new(channel).services(v1::ServicesRequest {}).await
-            })
-            .await?;
-        Ok(answer.services)
+        let mut request = v1::ServicesRequest::default();
+        let mut services = Vec::new();
+        loop {
+            let page = self
+                .call(|channel| {
+                    let request = request.clone();
+                    async move { v1::fleet_client::FleetClient::new(channel).services(request).await }
+                })
+                .await?;
+            services.extend(page.services);
+            if page.next_page_token.is_empty() {
+                return Ok(services);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// All tunnels that gateways report.
@@ -269,6 +278,17 @@ impl Client {
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    /// Makes what the control plane holds now newer than anything that a gateway runs.
+    pub(crate) async fn raise_restore_epoch(&self) -> Outcome<v1::RaiseRestoreEpochResponse> {
+        let request = v1::RaiseRestoreEpochRequest { request_id: request_id() };
+        self.call(|channel| {
+            let request = request.clone();
+            async move { v1::resources_client::ResourcesClient::new(channel).raise_restore_epoch(request).await }
+        })
+        .await
+        .map_err(effect_unknown)
     }
 
     /// What a live gateway would do with a request.

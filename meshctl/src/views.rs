@@ -2,9 +2,14 @@
 //!
 //! Field names are an interface; a golden test below holds them.
 
+mod services;
+mod writes;
+
 use archipelago_proto::v1;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::services::{ServiceClusterView, ServiceView, service_text};
+pub(crate) use self::writes::{ChangeView, WriteView};
 use crate::duration;
 use crate::output::{Cell, Table, Text};
 
@@ -277,122 +282,6 @@ pub(crate) fn process_table(processes: &[ProcessView]) -> Table {
     table
 }
 
-/// `services`: one.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ServiceView {
-    /// `namespace/name`.
-    pub(crate) name: String,
-    pub(crate) hosts: Vec<String>,
-    pub(crate) protocol: &'static str,
-    pub(crate) port: u32,
-    pub(crate) clusters: Vec<ServiceClusterView>,
-    /// TCP services: where to connect, at each gateway.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) tcp: Vec<TcpView>,
-}
-
-/// `services`: one cluster of one service.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct ServiceClusterView {
-    pub(crate) name: String,
-    pub(crate) ready: u32,
-    pub(crate) total: u32,
-    /// Percent of the split; null without a split.
-    pub(crate) weight: Option<f64>,
-    pub(crate) state: String,
-    pub(crate) versions: Vec<String>,
-    /// Endpoints that were not asked yet.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) unknown: u32,
-    /// What the latest failing health check heard.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) failure: Option<String>,
-}
-
-/// Where a TCP service is reached at one gateway.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct TcpView {
-    pub(crate) gateway: String,
-    pub(crate) cluster: String,
-    pub(crate) address: String,
-}
-
-impl ServiceView {
-    /// From the control plane's answer.
-    pub(crate) fn new(service: v1::ServiceStatus) -> Self {
-        Self {
-            name: format!("{}/{}", service.namespace, service.name),
-            protocol: protocol(service.protocol()),
-            hosts: service.hosts,
-            port: service.port,
-            clusters: service
-                .clusters
-                .into_iter()
-                .map(|cluster| ServiceClusterView {
-                    name: cluster.cluster,
-                    ready: cluster.ready,
-                    total: cluster.total,
-                    weight: cluster.weight,
-                    state: cluster.state,
-                    versions: cluster.versions,
-                    unknown: cluster.unknown,
-                    failure: cluster.last_failure.as_ref().map(failure),
-                })
-                .collect(),
-            tcp: service
-                .tcp_addresses
-                .into_iter()
-                .map(|tcp| TcpView { gateway: tcp.gateway, cluster: tcp.cluster, address: tcp.address })
-                .collect(),
-        }
-    }
-}
-
-/// `services` for people.
-///
-/// `wide`: with what health checks heard.
-pub(crate) fn service_text(services: &[ServiceView], wide: bool) -> Text {
-    let mut names = vec!["SERVICE", "PROTOCOL", "CLUSTER", "READY", "WEIGHT", "STATE", "VERSIONS", "HOSTS"];
-    if wide {
-        names.extend(["UNCHECKED", "LAST FAILURE"]);
-    }
-    let mut table = Table::new(&names);
-    for service in services {
-        for (index, cluster) in service.clusters.iter().enumerate() {
-            let first = index == 0;
-            let once = |text: &str| Cell::from(if first { text } else { "" });
-            let mut cells = vec![
-                once(&service.name),
-                once(service.protocol),
-                cluster.name.clone().into(),
-                format!("{}/{}", cluster.ready, cluster.total).into(),
-                cluster.weight.map_or_else(|| "-".to_owned(), percent).into(),
-                Cell::state(&cluster.state),
-                cluster.versions.join(",").into(),
-                once(&service.hosts.join(",")),
-            ];
-            if wide {
-                cells.push(u64::from(cluster.unknown).into());
-                cells.push(cluster.failure.as_deref().unwrap_or("-").into());
-            }
-            table.row(cells);
-        }
-    }
-    let mut tcp = Table::new(&["TCP SERVICE", "GATEWAY", "CONNECT TO"]);
-    for service in services {
-        for address in &service.tcp {
-            tcp.row([
-                service.name.clone().into(),
-                qualified(&address.cluster, &address.gateway).into(),
-                address.address.clone().into(),
-            ]);
-        }
-    }
-    let text = Text::from(table);
-    if tcp.is_empty() { text } else { text.line("").table(tcp) }
-}
-
 /// `tunnels`: one.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -438,122 +327,6 @@ pub(crate) fn tunnel_table(tunnels: &[TunnelView]) -> Table {
         ]);
     }
     table
-}
-
-/// `apply`, `delete`, `split set`, `switch` and every other write.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct WriteView {
-    pub(crate) revision: u64,
-    /// Server-side time from receipt to commit.
-    pub(crate) commit_millis: f64,
-    /// From commit to the first acknowledgement; null without one.
-    pub(crate) first_ack_millis: Option<f64>,
-    /// From commit to the last acknowledgement; null without one.
-    pub(crate) last_ack_millis: Option<f64>,
-    /// Gateways that were expected to acknowledge; null when nobody waited.
-    pub(crate) gateways: Option<u32>,
-    pub(crate) acknowledged: u32,
-    /// `cluster/gateway` of those that did not acknowledge in time.
-    pub(crate) stragglers: Vec<String>,
-    pub(crate) rejections: Vec<RejectionView>,
-    pub(crate) changes: Vec<ChangeView>,
-    /// Accepted, but perhaps not what was meant; people read them on stderr.
-    pub(crate) warnings: Vec<String>,
-}
-
-/// A gateway that refused the revision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct RejectionView {
-    pub(crate) gateway: String,
-    /// Empty: the whole revision.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) resource: String,
-    pub(crate) error: String,
-}
-
-/// What became of one resource.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct ChangeView {
-    pub(crate) kind: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) what: String,
-}
-
-impl WriteView {
-    /// From the commit and, when someone waited, from the last progress message.
-    pub(crate) fn new(commit: v1::ApplyResponse, applied: Option<&v1::WaitAppliedProgress>) -> Self {
-        let acknowledged = applied.map_or(0, |applied| applied.acknowledged);
-        let some = |value: u64| (acknowledged > 0).then(|| millis(value));
-        Self {
-            revision: commit.revision,
-            commit_millis: millis(commit.commit_micros),
-            first_ack_millis: applied.and_then(|applied| some(applied.first_ack_micros)),
-            last_ack_millis: applied.and_then(|applied| some(applied.last_ack_micros)),
-            gateways: applied.map(|applied| applied.expected),
-            acknowledged,
-            stragglers: applied
-                .map(|applied| applied.stragglers.iter().map(|straggler| straggler.gateway.clone()).collect())
-                .unwrap_or_default(),
-            rejections: applied
-                .map(|applied| {
-                    let view = |rejection: &v1::Rejection| RejectionView {
-                        gateway: rejection.gateway.clone(),
-                        resource: rejection.resource.clone(),
-                        error: rejection.error.clone(),
-                    };
-                    applied.rejections.iter().map(view).collect()
-                })
-                .unwrap_or_default(),
-            warnings: commit.warnings,
-            changes: commit
-                .changes
-                .into_iter()
-                .map(|change| ChangeView {
-                    kind: change.kind,
-                    namespace: change.namespace,
-                    name: change.name,
-                    what: change.what,
-                })
-                .collect(),
-        }
-    }
-
-    /// For people.
-    pub(crate) fn text(&self) -> Text {
-        let mut text = Text::default();
-        for change in &self.changes {
-            let name = if change.namespace.is_empty() {
-                change.name.clone()
-            } else {
-                format!("{}/{}", change.namespace, change.name)
-            };
-            text = text.line(format!("{} {name} {}", change.kind, change.what));
-        }
-        let mut summary = format!("revision {} committed in {}", self.revision, show_millis(self.commit_millis));
-        if let Some(gateways) = self.gateways {
-            summary.push_str(&format!(", {}/{gateways} gateways", self.acknowledged));
-            if let (Some(first), Some(last)) = (self.first_ack_millis, self.last_ack_millis) {
-                summary.push_str(&format!(
-                    ", first acknowledgement after {}, last after {}",
-                    show_millis(first),
-                    show_millis(last)
-                ));
-            }
-        }
-        text = text.line(summary);
-        if !self.stragglers.is_empty() {
-            text = text.line(format!("stragglers: {}", self.stragglers.join(", ")));
-        }
-        for rejection in &self.rejections {
-            let RejectionView { gateway, resource, error } = rejection;
-            let what = if resource.is_empty() { String::new() } else { format!("{resource}: ") };
-            text = text.line(format!("rejected by {gateway}: {what}{error}"));
-        }
-        text
-    }
 }
 
 /// `token list`: one.
@@ -607,36 +380,6 @@ pub(crate) fn timestamp(unix_ms: i64) -> Option<String> {
     jiff::Timestamp::from_millisecond(unix_ms).ok().map(|time| time.to_string())
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
-}
-
-/// What a health check heard, in words of a closed set and a status.
-fn failure(failure: &v1::CheckFailure) -> String {
-    use v1::CheckFailureReason as Reason;
-    let words = match failure.reason() {
-        Reason::Connect => "nobody accepts connections",
-        Reason::Closed => "closed without an answer",
-        Reason::Protocol => "answered in another protocol",
-        Reason::Status => return format!("answered {}", failure.status),
-        Reason::Timeout => "no answer in time",
-        Reason::Request => "host or path of the check are not valid",
-        Reason::Provider => "not ready, says its provider",
-        Reason::Unspecified => "failed",
-    };
-    words.to_owned()
-}
-
-fn protocol(protocol: v1::Protocol) -> &'static str {
-    match protocol {
-        v1::Protocol::Http1 => "http",
-        v1::Protocol::H2c => "h2c",
-        v1::Protocol::Tcp => "tcp",
-        v1::Protocol::Unspecified => "unknown",
-    }
-}
-
 /// `cluster/gateway`, whether or not the name already has its cluster in front.
 fn qualified(cluster: &str, gateway: &str) -> String {
     if gateway.contains('/') { gateway.to_owned() } else { format!("{cluster}/{gateway}") }
@@ -644,24 +387,6 @@ fn qualified(cluster: &str, gateway: &str) -> String {
 
 fn url(address: &str, path: &str) -> String {
     if address.is_empty() { String::new() } else { format!("http://{address}{path}") }
-}
-
-fn percent(share: f64) -> String {
-    if (share - share.round()).abs() < 0.05 { format!("{share:.0}%") } else { format!("{share:.1}%") }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "microseconds of a command fit a double exactly")]
-fn millis(micros: u64) -> f64 {
-    micros as f64 / 1e3
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "made from a u64 of microseconds by `millis` above"
-)]
-fn show_millis(millis: f64) -> String {
-    duration::measured((millis * 1e3).round() as u64)
 }
 
 #[cfg(test)]

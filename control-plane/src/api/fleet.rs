@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use archipelago_model::{resource::Resource, version::Version};
+use archipelago_model::{id::ServiceKey, resource::Resource, version::Version};
 use archipelago_proto::v1::{
     ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus, MemberStatusRequest, Problem,
     ServicesRequest, ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse,
     WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
 };
 use futures_util::future::join_all;
+use prost::Message as _;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
@@ -20,7 +21,13 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, members::ask_status, operator, services};
+use super::{
+    Context,
+    members::ask_status,
+    operator,
+    page::{self, Page},
+    services,
+};
 use crate::machine::{command::Role, convert};
 use crate::sessions::{GatewayView, gateway_key, progress::judge};
 
@@ -38,9 +45,21 @@ impl Fleet for FleetService {
 
     async fn services(&self, request: Request<ServicesRequest>) -> Result<Response<ServicesResponse>, Status> {
         operator(&request)?;
+        let ServicesRequest { page_size, page_token } = request.into_inner();
+        let after = page::parse(&page_token)?.map(|[namespace, name]| ServiceKey::new(namespace, name));
         let (_, federation) = self.0.compiler.federation();
-        let services = services::overview(&federation, &self.0.sessions.agents(), &self.0.sessions.gateways());
-        Ok(Response::new(ServicesResponse { services }))
+        let (agents, gateways) = (self.0.sessions.agents(), self.0.sessions.gateways());
+        // Tens of thousands of reports are work for a while, and none for a thread that serves streams.
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut page = Page::new(page_size);
+            let overview = services::Overview::new(&federation, &agents, &gateways);
+            let services: Vec<_> =
+                overview.services(after.as_ref()).take_while(|service| page.takes(service.encoded_len())).collect();
+            let last = services.last().filter(|_| page.is_full());
+            let next_page_token = last.map(|last| format!("{}/{}", last.namespace, last.name)).unwrap_or_default();
+            ServicesResponse { services, next_page_token }
+        });
+        Ok(Response::new(answer.await.map_err(|_| Status::internal("the listing failed"))?))
     }
 
     async fn tunnels(&self, request: Request<TunnelsRequest>) -> Result<Response<TunnelsResponse>, Status> {

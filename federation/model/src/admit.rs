@@ -97,6 +97,12 @@ fn is_service(kind: &str) -> bool {
     suggest::nearest(kind, known) == Some("Service")
 }
 
+/// Whether a document of a file says that it is of this kind, whatever else is wrong in it.
+#[must_use]
+pub fn names_kind(document: &Document, kind: &str) -> bool {
+    document::kinds(document).iter().any(|found| *found == kind)
+}
+
 /// A file that `meshctl up` can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Federation {

@@ -9,13 +9,16 @@ mod files;
 mod identity;
 mod join;
 mod operator;
+mod raft;
 mod resources;
 mod show;
 mod split;
 mod token;
+mod validate;
 mod write;
 
 use std::path::Path;
+use std::time::Duration;
 
 pub(crate) use self::write::Enough;
 
@@ -36,7 +39,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Services => block_on(show::services(&context)),
         Command::Tunnels => block_on(show::tunnels(&context)),
         Command::Gateways => block_on(show::gateways(&context)),
-        Command::Validate(args) => resources::validate(&context, &args),
+        Command::Validate(args) => block_on(validate::validate(&context, &args)),
         Command::Apply(args) => block_on(resources::apply(&context, args)),
         Command::Get(args) => block_on(resources::get(&context, args)),
         Command::Delete(args) => block_on(resources::delete(&context, args)),
@@ -44,6 +47,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Switch(args) => block_on(split::switch(&context, args)),
         Command::Cluster(command) => block_on(cluster::run(&context, command)),
         Command::Failover(command) => block_on(failover::run(&context, command)),
+        Command::Raft(command) => block_on(raft::run(&context, command)),
         Command::Drill(command) => block_on(drill::run(&context, command)),
         Command::Token(command) => block_on(token::run(&context, command)),
         Command::Identity(command) => block_on(identity::run(&context, command)),
@@ -65,6 +69,10 @@ impl Context {
     /// The control plane of the federation under `--state`.
     fn client(&self) -> Outcome<Client> {
         Client::open(&self.global.state, self.global.timeout)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.global.timeout
     }
 
     fn state(&self) -> &Path {

@@ -1,31 +1,17 @@
-//! `validate`, `apply`, `get`, `delete`.
+//! `apply`, `get`, `delete`.
 
 use archipelago_model::admit;
 use archipelago_model::resource::Kind;
 use archipelago_proto::v1;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Context, files, write};
-use crate::cli::{ApplyArgs, DeleteArgs, FileArgs, GetArgs};
+use crate::cli::{ApplyArgs, DeleteArgs, GetArgs};
 use crate::exit::{Failure, Outcome};
 use crate::ordered::Ordered;
 use crate::output::{self, Format, Table, Text};
 use crate::views::ChangeView;
-
-/// `validate`: what the control plane would say, without one.
-pub(super) fn validate(context: &Context, args: &FileArgs) -> Outcome {
-    let documents = files::read(&args.files)?;
-    let resources = admit::validate(&documents)
-        .map_err(|problems| write::refused(problems.iter().map(ToString::to_string).collect()))?;
-    let found: Vec<Found> = resources.iter().map(|resource| Found::new(resource.kind(), resource.metadata())).collect();
-    let view = Validated { valid: true, resources: found };
-    context.output.print(&view, || {
-        let text = view.resources.iter().fold(Text::default(), |text, found| text.line(format!("{found} is valid")));
-        text.line(format!("{} files, {} resources, no problem", documents.len(), view.resources.len()))
-    })
-}
 
 /// `apply`.
 pub(super) async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
@@ -167,35 +153,6 @@ fn table(resources: &[v1::Resource]) -> Text {
         ]);
     }
     table.into()
-}
-
-#[derive(Serialize)]
-struct Validated {
-    valid: bool,
-    resources: Vec<Found>,
-}
-
-#[derive(Serialize)]
-struct Found {
-    kind: &'static str,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    name: String,
-}
-
-impl Found {
-    fn new(kind: Kind, metadata: &archipelago_model::resource::Metadata) -> Self {
-        Self { kind: kind.name(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
-    }
-}
-
-impl std::fmt::Display for Found {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.namespace.as_str() {
-            "" => write!(f, "{} {}", self.kind, self.name),
-            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -140,6 +140,13 @@ fn services_json_and_table() {
             cluster: "paris".into(),
             address: "127.0.0.1:7522".into(),
         }],
+        disagreements: vec![v1::Disagreement {
+            cluster: "lima".into(),
+            protocol: v1::Protocol::Http1.into(),
+            port: 80,
+            ignored: true,
+        }],
+        said_by: "paris".into(),
     });
     assert_eq!(
         serde_json::to_value(&ledger).unwrap(),
@@ -151,6 +158,8 @@ fn services_json_and_table() {
                 { "name": "tokyo", "ready": 0, "total": 0, "weight": null, "state": "down", "versions": [] },
             ],
             "tcp": [{ "gateway": "gw-1", "cluster": "paris", "address": "127.0.0.1:7522" }],
+            "disagreements": [{ "cluster": "lima", "protocol": "http", "port": 80, "ignored": true,
+                "why": "lima reports http on port 80, paris reported tcp on port 9000 first: nothing is sent there" }],
         })
     );
     let expected = "\
@@ -160,6 +169,8 @@ shop/ledger   tcp        paris     1/2     90%      degraded   v1         ledger
 
 TCP SERVICE   GATEWAY      CONNECT TO
 shop/ledger   paris/gw-1   127.0.0.1:7522
+
+shop/ledger: lima reports http on port 80, paris reported tcp on port 9000 first: nothing is sent there
 ";
     assert_eq!(service_text(&[ledger], false).render(false), expected);
 }
