@@ -119,7 +119,6 @@ impl State {
 
     fn fleet_moved(&mut self) {
         self.fleet += 1;
-        self.revision += 1;
     }
 }
 
