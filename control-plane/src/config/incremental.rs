@@ -154,6 +154,7 @@ const SERVICE: &str = "service/";
 #[cfg(test)]
 mod tests {
     use archipelago_model::{compile::compile, resource::Resource as Value};
+    use archipelago_proto::v1::{self as proto, config_resource::Body};
     use archipelago_raft::StateMachine as _;
     use proptest::prelude::*;
     use prost::Message as _;
@@ -229,7 +230,8 @@ mod tests {
                 let services = services.map(|(n, name)| ReportedService {
                     namespace: "shop".into(),
                     name: (*name).into(),
-                    protocol: if n == 1 { Protocol::Tcp } else { Protocol::Http1 }.into(),
+                    // Disputed as often as not: then the age of the reports decides.
+                    protocol: if c >> (8 + n) & 1 == 1 { Protocol::Tcp } else { Protocol::Http1 }.into(),
                     port: 80 + c % 2,
                     exported: !c.is_multiple_of(5),
                     versions: vec![format!("v{}", c % 4)],
@@ -238,6 +240,42 @@ mod tests {
                 Action::ReportExports(ReportExports { cluster: cluster.into(), services: services.collect() })
             }
         }
+    }
+
+    /// By age, not by name; and a cluster that changes its mind is younger than the other one.
+    #[test]
+    fn the_older_report_of_a_disputed_protocol_counts_and_goes_by_what_it_says_now() {
+        let mut machine = Machine::new(format::CURRENT, Box::new(|_| {}));
+        let mut incremental = Incremental::default();
+        let report = |cluster: &str, protocol: Protocol| {
+            let service = ReportedService {
+                namespace: "shop".into(),
+                name: "api".into(),
+                protocol: protocol.into(),
+                port: 80,
+                exported: true,
+                ..ReportedService::default()
+            };
+            Action::ReportExports(ReportExports { cluster: cluster.into(), services: vec![service] })
+        };
+        let declare = |cluster: &str| resource("Cluster", "", cluster, r#"{"region":"r"}"#);
+        let mut protocol_after = |action: Action| {
+            let command =
+                Command { format_version: format::required(&action), action: Some(action), ..Command::default() };
+            machine.apply(1, &command.encode_to_vec()).unwrap();
+            incremental.follow(machine.state(), &BTreeSet::from(["oslo"]));
+            let compiled = incremental.compiled("oslo").unwrap();
+            match compiled.resources.get("service/shop/api").and_then(|resource| resource.body.clone()) {
+                Some(Body::Service(service)) => service.ports.first().map(proto::ServicePort::protocol),
+                _ => None,
+            }
+        };
+        assert_eq!(protocol_after(declare("oslo")), None);
+        assert_eq!(protocol_after(declare("tokyo")), None);
+        assert_eq!(protocol_after(report("tokyo", Protocol::Tcp)), Some(proto::Protocol::Tcp));
+        assert_eq!(protocol_after(report("oslo", Protocol::Http1)), Some(proto::Protocol::Tcp));
+        assert_eq!(protocol_after(report("tokyo", Protocol::H2c)), Some(proto::Protocol::Http1));
+        assert_eq!(protocol_after(report("oslo", Protocol::Http1)), Some(proto::Protocol::Http1));
     }
 
     fn values(state: &State) -> archipelago_model::admit::Resources {
