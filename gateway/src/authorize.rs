@@ -5,15 +5,13 @@
 //! when the configuration changes, so that whoever loses its place loses its connections too.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use archipelago_identity::MeshRole;
-use archipelago_identity::revocation::{Revocations, Subject};
 use archipelago_identity::tls::PeerCertificate;
 use archipelago_tunnel::{ExtendedConnect, Gate};
 use http::{HeaderMap, HeaderName, Method, Request};
 
-use crate::config::snapshot::RevokedSubject;
 use crate::config::{Protocol, Snapshot};
 use crate::proxy::headers::{MESH_HOP, MESH_SERVICE};
 
@@ -90,6 +88,12 @@ pub enum Refusal {
     /// This gateway has no configuration that could say who belongs to the federation.
     #[error("this gateway has no configuration yet")]
     NoConfiguration,
+    /// Our own cluster is not (or no longer) part of the federation.
+    #[error("this gateway's own cluster is not declared")]
+    OwnCluster,
+    /// There is a list of revocations that this gateway cannot read.
+    #[error("this gateway cannot read who was revoked")]
+    UnreadableRevocations,
     /// The certificate is of another trust domain.
     #[error("the peer belongs to another trust domain")]
     TrustDomain,
@@ -128,8 +132,10 @@ pub enum Refusal {
 impl Refusal {
     /// Every one.
     #[cfg(test)]
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::NoConfiguration,
+        Self::OwnCluster,
+        Self::UnreadableRevocations,
         Self::TrustDomain,
         Self::NotAGateway,
         Self::UndeclaredCluster,
@@ -147,6 +153,8 @@ impl Refusal {
     pub fn reason(self) -> &'static str {
         match self {
             Self::NoConfiguration => "no_configuration",
+            Self::OwnCluster => "own_cluster",
+            Self::UnreadableRevocations => "unreadable_revocations",
             Self::TrustDomain => "trust_domain",
             Self::NotAGateway => "not_a_gateway",
             Self::UndeclaredCluster => "undeclared_cluster",
@@ -165,7 +173,13 @@ impl Refusal {
     /// and tries elsewhere. Whoever is told anything else has no business here.
     pub fn is_skew(self) -> bool {
         match self {
-            Self::NoConfiguration | Self::UnknownService | Self::NotExported | Self::Residency | Self::Kind => true,
+            Self::NoConfiguration
+            | Self::OwnCluster
+            | Self::UnreadableRevocations
+            | Self::UnknownService
+            | Self::NotExported
+            | Self::Residency
+            | Self::Kind => true,
             Self::TrustDomain
             | Self::NotAGateway
             | Self::UndeclaredCluster
@@ -188,10 +202,13 @@ pub fn admit(snapshot: &Snapshot, peer: &PeerCertificate, now: SystemTime) -> Re
     if peer.spiffe_id.trust_domain().as_str() != snapshot.trust_domain {
         return Err(Refusal::TrustDomain);
     }
+    // Deleted, or never declared: we are no part of the federation, whatever else is in the configuration.
+    snapshot.own_cluster.ok_or(Refusal::OwnCluster)?;
     let Some(MeshRole::Gateway { cluster, .. }) = peer.spiffe_id.role() else { return Err(Refusal::NotAGateway) };
     let declared = snapshot.clusters.binary_search_by(|known| (*known.name).cmp(cluster.as_str()));
     let declared = declared.ok().and_then(|index| snapshot.clusters.get(index)).ok_or(Refusal::UndeclaredCluster)?;
-    if snapshot.revoked(&peer.spiffe_id, unix_seconds(peer.not_before)) {
+    let revocations = snapshot.revocations.as_ref().ok_or(Refusal::UnreadableRevocations)?;
+    if revocations.check(&peer.spiffe_id, peer.not_before).is_some() {
         return Err(Refusal::Revoked);
     }
     if now >= peer.not_after {
@@ -229,24 +246,6 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
 /// The rule by which a worker's tunnels let gateways in and throw them out.
 pub fn gate(snapshot: Arc<Snapshot>) -> Gate {
     Arc::new(move |peer| admit(&snapshot, peer, SystemTime::now()).map(drop).map_err(Refusal::reason))
-}
-
-/// The revocations of a snapshot, as every TLS configuration of this process follows them.
-pub fn revocations(snapshot: &Snapshot) -> Revocations {
-    let mut revocations = Revocations::default();
-    for revocation in &snapshot.revocations {
-        let subject = match &revocation.subject {
-            RevokedSubject::Identity(id) => Subject::Identity(id.clone()),
-            RevokedSubject::Cluster(cluster) => Subject::Cluster(cluster.to_string()),
-        };
-        let seconds = u64::try_from(revocation.issued_before_unix).unwrap_or(0);
-        revocations.refuse(subject, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    }
-    revocations
-}
-
-fn unix_seconds(at: SystemTime) -> i64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// Value of `mesh-hop` on a tunnel: the ingress gateway counts 1, and nobody forwards further.

@@ -160,6 +160,15 @@ fn a_cluster_that_is_not_declared_itself_serves_nobody() {
     snapshot.own_cluster = None;
     let asked = Asked { kind: Kind::Request, hop: Some(INGRESS_HOP), service: Some("bank/accounts") };
     assert_eq!(authorize(&snapshot, &peer, asked), Err(Refusal::NotExported));
+    // And lets nobody in, nor calls anyone for its clients: what others export is not for a cluster that was deleted.
+    assert_eq!(admit(&snapshot, &gateway("paris"), at(NOW)), Err(Refusal::OwnCluster));
+}
+
+#[test]
+fn nobody_is_let_in_while_it_cannot_be_read_who_was_revoked() {
+    let mut snapshot = snapshot();
+    snapshot.revocations = None;
+    assert_eq!(admit(&snapshot, &gateway("paris"), at(NOW)), Err(Refusal::UnreadableRevocations));
 }
 
 #[test]

@@ -364,7 +364,9 @@ fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snaps
             return (ConfigState::default(), Snapshot::empty());
         }
     };
-    match Snapshot::build(&state, cluster, trust_domain, &Snapshot::empty()) {
+    // What ran in the place of a resource that cannot be used is what runs in its place again.
+    let before = Snapshot::build(&state.as_last_good(), cluster, trust_domain, &Snapshot::empty());
+    match before.and_then(|before| Snapshot::build(&state, cluster, trust_domain, &before.snapshot)) {
         Ok(built) => {
             for Rejected { resource, reason, .. } in &built.rejected {
                 tracing::warn!(resource, reason, "a resource on disk cannot be used");
@@ -416,6 +418,56 @@ const UPDATES_QUEUED_MAX: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A gateway that restarts with a resource on disk that it cannot use serves the form that it served before.
+    #[test]
+    fn a_restart_keeps_the_last_good_form() {
+        use archipelago_model::{compile, version::Version};
+        use archipelago_proto::v1::{self as proto, ConfigUpdate, config_resource::Body};
+        let service = |port: u32, protocol: proto::Protocol| {
+            let listener = Some(proto::service_port::Listener::Http(proto::HttpListener::default()));
+            let rules = vec![proto::RouteRule { name: "default".into(), ..Default::default() }];
+            let port = proto::ServicePort { port, protocol: protocol.into(), listener, rules, ..Default::default() };
+            compile::resource(Body::Service(proto::ServiceConfig {
+                namespace: "shop".into(),
+                name: "web".into(),
+                hosts: compile::hosts("shop", "web"),
+                ports: vec![port],
+                ..Default::default()
+            }))
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(dir.path(), "paris", "gw-1");
+        let mut registry = Registry::default();
+        let applier = Applier {
+            published: Arc::new(Published::new(Snapshot::empty(), 1)),
+            state: watch::channel(Arc::default()).0,
+            cluster: "paris".into(),
+            trust_domain: "mesh.test".into(),
+            metrics: GatewayMetrics::register(&mut registry),
+        };
+        let (http, unknown) = (proto::Protocol::Http1, proto::Protocol::Unspecified);
+        // Good, bad, bad in another way.
+        for (revision, resource) in [(1, service(80, http)), (2, service(81, unknown)), (3, service(82, unknown))] {
+            let version = Version { revision, ..Version::default() };
+            let held = ConfigState::new(version, [resource.clone()]).held.resources;
+            let update = ConfigUpdate {
+                version: Some(version.into()),
+                full: true,
+                upserts: vec![resource],
+                digest: held.digest().to_bytes(),
+                ..ConfigUpdate::default()
+            };
+            let (_, rejections) = applier.publish(apply::Change::Config(update)).unwrap();
+            assert_eq!(rejections.len(), usize::from(revision > 1));
+            store.save(&applier.state.borrow()).unwrap();
+        }
+        let (state, snapshot) = load(&store, "paris", "mesh.test");
+        assert_eq!(state.held.version.revision, 3, "what is held is what was sent");
+        assert_eq!(snapshot.services.iter().map(|service| service.port).collect::<Vec<_>>(), [80]);
+        assert_eq!(snapshot.closed, []);
+        assert_eq!(snapshot.revision, 3);
+    }
 
     #[test]
     fn an_http_port_is_not_shared_with_another_process() {

@@ -31,6 +31,16 @@ impl Revocations {
         *entry = issued_before.max(*entry);
     }
 
+    /// Refuses what `others` refuse, too.
+    pub fn merge(&mut self, others: &Self) {
+        for (id, at) in &others.identities {
+            self.refuse(Subject::Identity(id.clone()), *at);
+        }
+        for (cluster, at) in &others.clusters {
+            self.refuse(Subject::Cluster(cluster.clone()), *at);
+        }
+    }
+
     /// Why a certificate of `id` whose validity began at `not_before` is refused, if it is.
     #[must_use]
     pub fn check(&self, id: &SpiffeId, not_before: SystemTime) -> Option<Revoked> {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use archipelago_identity::SpiffeId;
-use archipelago_model::id::ClusterId;
+use archipelago_identity::revocation::Revocations;
 use archipelago_proto::v1 as proto;
 use http::{HeaderMap, HeaderName, Method};
 
@@ -34,8 +34,9 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// Index of the own cluster in `clusters`, if the configuration knows it.
     pub own_cluster: Option<usize>,
-    /// Certificates that are refused although they are genuine and in date.
-    pub revocations: Vec<Revocation>,
+    /// Certificates that are refused although they are genuine and in date. `None`: there is a list and nothing of it was
+    /// ever understood, so that nobody can be told from the revoked.
+    pub revocations: Option<Arc<Revocations>>,
     /// Services that this gateway cannot run, sorted by key.
     pub closed: Vec<Closed>,
     hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
@@ -63,24 +64,8 @@ pub struct Closed {
     pub hosts: Vec<String>,
     /// Why, for people.
     pub why: String,
-}
-
-/// Certificates of a subject that are refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revocation {
-    /// Whose.
-    pub subject: RevokedSubject,
-    /// Those whose notBefore is older than this, Unix seconds.
-    pub issued_before_unix: i64,
-}
-
-/// Who was revoked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RevokedSubject {
-    /// One identity.
-    Identity(SpiffeId),
-    /// Every identity of a cluster.
-    Cluster(ClusterId),
+    /// Its clients come by HTTP, as far as can be known of it, and are told on the HTTP port.
+    pub http: bool,
 }
 
 /// A gateway of another cluster.
@@ -223,7 +208,7 @@ impl Snapshot {
             peers: Vec::new(),
             services: Vec::new(),
             own_cluster: None,
-            revocations: Vec::new(),
+            revocations: Some(Arc::default()),
             closed: Vec::new(),
             hosts: HashMap::default(),
             closed_hosts: HashMap::default(),
@@ -253,15 +238,9 @@ impl Snapshot {
         self.keys.get(key).copied()
     }
 
-    /// Whether a certificate of `id`, valid from `not_before_unix` on, was revoked.
-    pub fn revoked(&self, id: &SpiffeId, not_before_unix: i64) -> bool {
-        self.revocations.iter().any(|revocation| {
-            let is_meant = match &revocation.subject {
-                RevokedSubject::Identity(revoked) => revoked == id,
-                RevokedSubject::Cluster(cluster) => cluster_of(id) == Some(cluster.as_str()),
-            };
-            is_meant && not_before_unix < revocation.issued_before_unix
-        })
+    /// The closed service "namespace/name".
+    pub fn closed_by_key(&self, key: &str) -> Option<&Closed> {
+        self.closed.get(self.closed.binary_search_by(|closed| (*closed.key).cmp(key)).ok()?)
     }
 
     /// A cluster's name, for people.
@@ -327,11 +306,6 @@ impl Rules {
             }
         }
     }
-}
-
-/// The cluster that an identity belongs to, by its path `/cluster/<cluster>/…`.
-fn cluster_of(id: &SpiffeId) -> Option<&str> {
-    id.path().strip_prefix("/cluster/")?.split('/').next()
 }
 
 /// So many rules are asked in the time that the index takes to be asked (`examples/bench_rules.rs`: with 4 rules 111 and

@@ -14,13 +14,15 @@ pub struct ConfigState {
     pub held: Held,
     /// By "namespace/name"; what the cluster's agent reported last.
     pub local: OrdMap<String, Shared<LocalService>>,
+    /// By name: the forms that run in the place of resources that are held and cannot be used here.
+    pub last_good: OrdMap<String, Resource>,
 }
 
 impl ConfigState {
     /// A state that holds these resources, and no local services.
     pub fn new(version: Version, resources: impl IntoIterator<Item = ConfigResource>) -> Self {
         let resources = resources.into_iter().map(Resource::from).collect();
-        Self { held: Held { version, resources }, local: OrdMap::new() }
+        Self { held: Held { version, resources }, ..Self::default() }
     }
 
     /// This state after an update of the control plane.
@@ -28,7 +30,7 @@ impl ConfigState {
     /// # Errors
     /// See [`Held::take`].
     pub fn with_update(&self, update: &ConfigUpdate) -> Result<Self, Refusal> {
-        Ok(Self { held: self.held.take(update)?, local: self.local.clone() })
+        Ok(Self { held: self.held.take(update)?, ..self.clone() })
     }
 
     /// This state after an update of the agent.
@@ -42,6 +44,24 @@ impl ConfigState {
             .collect();
         Delta { full, upserts, removals }.apply_to(&mut next.local);
         next
+    }
+}
+
+impl ConfigState {
+    /// Keeps, of the state before, the last good form of each of these resources, and of no other ones.
+    #[must_use]
+    pub fn keeping(mut self, names: impl IntoIterator<Item = String>, before: &Self) -> Self {
+        let form = |name: &str| before.last_good.get(name).or_else(|| before.held.resources.get(name)).cloned();
+        self.last_good = names.into_iter().filter_map(|name| form(&name).map(|form| (name, form))).collect();
+        self
+    }
+
+    /// This state with the last good form of whatever cannot be used: what a snapshot is built from before anything ran.
+    #[must_use]
+    pub fn as_last_good(&self) -> Self {
+        let mut good = Self { last_good: OrdMap::new(), ..self.clone() };
+        self.last_good.values().for_each(|form| good.held.resources.put(form.clone()));
+        good
     }
 }
 

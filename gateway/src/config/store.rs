@@ -129,7 +129,12 @@ impl Store {
         let record = Record {
             cluster: self.cluster.clone(),
             gateway: self.gateway.clone(),
-            ..Record::of(state, state.held.resources.in_full(), Delta::full(&state.local))
+            ..Record::of(
+                state,
+                state.held.resources.in_full(),
+                Delta::full(&state.local),
+                Delta::full(&state.last_good),
+            )
         };
         let mut bytes = MAGIC.to_vec();
         bytes.extend(record.to_bytes()?);
@@ -143,7 +148,8 @@ impl Open {
     fn append(mut self, state: &ConfigState) -> io::Result<Self> {
         let config = state.held.resources.since(&self.kept.held.resources);
         let local = Delta::between(&self.kept.local, &state.local);
-        let bytes = Record::of(state, config, local).to_bytes()?;
+        let last_good = Delta::between(&self.kept.last_good, &state.last_good);
+        let bytes = Record::of(state, config, local, last_good).to_bytes()?;
         self.file.write_all(&bytes)?;
         self.file.sync_data()?;
         self.kept = state.clone();
@@ -172,17 +178,32 @@ struct Record {
     local_upserts: Vec<LocalService>,
     #[prost(string, repeated, tag = "8")]
     local_removals: Vec<String>,
+    /// What runs in the place of resources that cannot be used.
+    #[prost(message, repeated, tag = "9")]
+    last_good_upserts: Vec<ConfigResource>,
+    #[prost(string, repeated, tag = "10")]
+    last_good_removals: Vec<String>,
 }
 
 impl Record {
-    fn of(state: &ConfigState, config: Delta<String, Resource>, local: Delta<String, Shared<LocalService>>) -> Self {
+    fn of(
+        state: &ConfigState,
+        config: Delta<String, Resource>,
+        local: Delta<String, Shared<LocalService>>,
+        last_good: Delta<String, Resource>,
+    ) -> Self {
+        let plain = |upserts: Vec<(String, Resource)>| {
+            upserts.into_iter().map(|(_, resource)| ConfigResource::clone(&resource)).collect()
+        };
         Self {
             version: Some(state.held.version.into()),
             full: config.full,
-            upserts: config.upserts.into_iter().map(|(_, resource)| ConfigResource::clone(&resource)).collect(),
+            upserts: plain(config.upserts),
             removals: config.removals,
             local_upserts: local.upserts.into_iter().map(|(_, service)| LocalService::clone(&service)).collect(),
             local_removals: local.removals,
+            last_good_upserts: plain(last_good.upserts),
+            last_good_removals: last_good.removals,
             ..Self::default()
         }
     }
@@ -195,8 +216,12 @@ impl Record {
         let upserts = self.local_upserts.into_iter();
         let upserts = upserts.map(|service| (format!("{}/{}", service.namespace, service.name), Shared::new(service)));
         Delta { full: self.full, upserts: upserts.collect(), removals: self.local_removals }.apply_to(&mut local);
+        let mut last_good = before.last_good;
+        let upserts =
+            self.last_good_upserts.into_iter().map(|form| (form.name.clone(), Resource::from(form))).collect();
+        Delta { full: self.full, upserts, removals: self.last_good_removals }.apply_to(&mut last_good);
         let version = self.version.map_or_else(Version::default, Version::from);
-        ConfigState { held: Held { version, resources }, local }
+        ConfigState { held: Held { version, resources }, local, last_good }
     }
 
     fn to_bytes(&self) -> io::Result<Vec<u8>> {
@@ -228,6 +253,7 @@ const COMPACT_MIN_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use imbl::OrdMap;
     use proptest::prelude::*;
 
     use super::*;
@@ -285,8 +311,14 @@ mod tests {
             // The disk is not what is measured here.
             let open = store.open.as_mut().unwrap();
             let local = Delta::between(&open.kept.local, &state.local);
-            let cost =
-                Record::of(&state, state.held.resources.since(&open.kept.held.resources), local).to_bytes().unwrap();
+            let cost = Record::of(
+                &state,
+                state.held.resources.since(&open.kept.held.resources),
+                local,
+                Delta::full(&OrdMap::new()),
+            )
+            .to_bytes()
+            .unwrap();
             assert!(cost.len() < 64, "{} bytes for one flap", cost.len());
             if port % 200 == 0 {
                 open.change_bytes += 200 * cost.len();
@@ -300,37 +332,44 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
-        /// Cut anywhere or damaged anywhere, the file gives a state that was saved, never another; and one that was complete
-        /// before the damage is not lost.
-        #[test]
-        fn it_survives_being_cut_and_damaged_anywhere(
-            steps in prop::collection::vec(
-                (prop::collection::btree_map("[a-d]", 0u8..3, 0..4), prop::collection::btree_map("[a-c]", 0u32..3, 0..3)), 1..6),
-            places in prop::collection::vec(any::<prop::sample::Index>(), 24),
-        ) {
-            let dir = tempfile::tempdir().unwrap();
-            let mut store = Store::new(dir.path(), "paris", "gw-1");
-            let path = dir.path().join("config.log");
-            let mut saved = Vec::new();
-            for (index, (resources, local)) in steps.iter().enumerate() {
-                let resources: Vec<_> = resources.iter().map(|(name, version)| (name.as_str(), *version)).collect();
-                let local: Vec<_> = local.iter().map(|(name, port)| (name.as_str(), *port)).collect();
-                let state = state(index as u64, &resources, &local);
-                store.save(&state).unwrap();
-                saved.push((std::fs::metadata(&path).unwrap().len() as usize, state));
-            }
-            let good = std::fs::read(&path).unwrap();
-            let complete = |bytes: usize| saved.iter().rev().find(|(end, _)| *end <= bytes).map(|(_, state)| state.clone());
-            for place in places {
-                let at = place.index(good.len());
-                std::fs::write(&path, &good[..at]).unwrap();
-                prop_assert_eq!(store.load().ok().flatten(), complete(at), "cut at {}", at);
-                let mut bad = good.clone();
-                bad[at] ^= 0x40;
-                std::fs::write(&path, &bad).unwrap();
-                prop_assert_eq!(store.load().ok().flatten(), complete(at), "damaged at {}", at);
+            #![proptest_config(ProptestConfig::with_cases(40))]
+            /// Cut anywhere or damaged anywhere, the file gives a state that was saved, never another; and one that was complete
+            /// before the damage is not lost.
+            #[test]
+            fn it_survives_being_cut_and_damaged_anywhere(
+                steps in prop::collection::vec(
+                    (prop::collection::btree_map("[a-d]", 0u8..3, 0..4), prop::collection::btree_map("[a-c]", 0u32..3, 0..3),
+                        prop::collection::btree_map("[a-d]", 3u8..6, 0..3)), 1..6),
+                places in prop::collection::vec(any::<prop::sample::Index>(), 24),
+            ) {
+                let dir = tempfile::tempdir().unwrap();
+                let mut store = Store::new(dir.path(), "paris", "gw-1");
+                let path = dir.path().join("config.log");
+                let mut saved = Vec::new();
+                for (index, (resources, local, last_good)) in steps.iter().enumerate() {
+                    let resources: Vec<_> = resources.iter().map(|(name, version)| (name.as_str(), *version)).collect();
+                    let local: Vec<_> = local.iter().map(|(name, port)| (name.as_str(), *port)).collect();
+                    let mut state = state(index as u64, &resources, &local);
+                    let form = |(name, version): (&String, &u8)| {
+                        let version = vec![*version; 16].into();
+                        let form = ConfigResource { name: name.clone(), version, ..ConfigResource::default() };
+    (name.clone(), Resource::from(form))
+                    };
+                    state.last_good = last_good.iter().map(form).collect();
+                    store.save(&state).unwrap();
+                    saved.push((std::fs::metadata(&path).unwrap().len() as usize, state));
+                }
+                let good = std::fs::read(&path).unwrap();
+                let complete = |bytes: usize| saved.iter().rev().find(|(end, _)| *end <= bytes).map(|(_, state)| state.clone());
+                for place in places {
+                    let at = place.index(good.len());
+                    std::fs::write(&path, &good[..at]).unwrap();
+                    prop_assert_eq!(store.load().ok().flatten(), complete(at), "cut at {}", at);
+                    let mut bad = good.clone();
+                    bad[at] ^= 0x40;
+                    std::fs::write(&path, &bad).unwrap();
+                    prop_assert_eq!(store.load().ok().flatten(), complete(at), "damaged at {}", at);
+                }
             }
         }
-    }
 }

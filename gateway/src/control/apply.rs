@@ -84,7 +84,11 @@ impl Applier {
         }
     }
 
-    fn publish(&self, change: Change) -> Result<(u64, Vec<ResourceRejection>), Refusal> {
+    /// Builds and swaps in what a change leads to: the generation, and what of it cannot be used here.
+    ///
+    /// # Errors
+    /// Nothing of the change was taken.
+    pub(crate) fn publish(&self, change: Change) -> Result<(u64, Vec<ResourceRejection>), Refusal> {
         let before = self.state.borrow().clone();
         let next = match change {
             Change::Config(update) => before.with_update(&update)?,
@@ -93,6 +97,11 @@ impl Applier {
         let running = self.published.load();
         let Built { snapshot, rejected } = Snapshot::build(&next, &self.cluster, &self.trust_domain, &running)
             .map_err(|error| Refusal::Unusable(error.to_string()))?;
+        if running.own_cluster.is_some() && snapshot.own_cluster.is_none() {
+            tracing::warn!(cluster = self.cluster, "our cluster is not declared any more; nothing is served for it");
+        }
+        let last_good = rejected.iter().filter(|rejected| rejected.kept == Kept::LastGood);
+        let next = next.keeping(last_good.map(|rejected| rejected.resource.clone()), &before);
         let revision = snapshot.revision;
         let generation = self.published.publish(snapshot);
         self.metrics.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));

@@ -6,6 +6,7 @@
 //! | `ns.dns.clusterset.local` | A or AAAA |
 //! | `dns-version.clusterset.local` | TXT `"1.0.0"` |
 //! | `<svc>.<ns>.svc.clusterset.local` | A or AAAA: this gateway; SRV |
+//! | `<svc>.<ns>.svc.clusterset.local` of an HTTP service that is closed here | A or AAAA: this gateway, which says so |
 //! | `_<port>._tcp.<svc>.<ns>.svc.clusterset.local` | SRV |
 //! | `svc`, `<ns>.svc`, `_tcp.<svc>.<ns>.svc`, `dns` below the zone | none: empty non-terminals |
 //!
@@ -54,10 +55,12 @@ pub fn answer(snapshot: &Snapshot, zone: &Zone, name: &Name, kind: RecordType) -
         ["dns"] | ["svc"] => Found::NonTerminal,
         ["ns", "dns"] => Found::NameServer,
         ["dns-version"] => Found::Version,
-        [namespace, "svc"] if snapshot.services.iter().any(|s| s.namespace == *namespace) => Found::NonTerminal,
-        [service, namespace, "svc"] => {
-            find(snapshot, service, namespace).map_or(Found::Nothing, |s| Found::Service { index: s, port_name: false })
-        }
+        [namespace, "svc"] if has_namespace(snapshot, namespace) => Found::NonTerminal,
+        [service, namespace, "svc"] => match find(snapshot, service, namespace) {
+            Some(index) => Found::Service { index, port_name: false },
+            None if is_closed(snapshot, service, namespace) => Found::Closed,
+            None => Found::Nothing,
+        },
         ["_tcp", service, namespace, "svc"] if find(snapshot, service, namespace).is_some() => Found::NonTerminal,
         [port, "_tcp", service, namespace, "svc"] => match find(snapshot, service, namespace) {
             Some(index)
@@ -76,6 +79,7 @@ pub fn answer(snapshot: &Snapshot, zone: &Zone, name: &Name, kind: RecordType) -
     match found {
         Found::Nothing => out.code = ResponseCode::NXDomain,
         Found::NonTerminal => {}
+        Found::Closed => out.answers = addresses(name, zone.http.ip(), kind),
         Found::Apex => match kind {
             RecordType::SOA => out.answers.push(soa(snapshot, name.clone())),
             RecordType::NS => {
@@ -140,7 +144,12 @@ enum Found {
     Apex,
     NameServer,
     Version,
-    Service { index: usize, port_name: bool },
+    Service {
+        index: usize,
+        port_name: bool,
+    },
+    /// Answered on the HTTP port, which says that and why it is closed; a name that does not exist would hide that.
+    Closed,
 }
 
 impl Answer {
@@ -153,6 +162,16 @@ fn find(snapshot: &Snapshot, service: &str, namespace: &str) -> Option<usize> {
     let key = format!("{namespace}/{service}");
     // A service that nobody exports has no name, even if it is known (MCS: exports are opt-in).
     snapshot.service_by_key(&key).filter(|index| snapshot.services.get(*index).is_some_and(|s| !s.exporters.is_empty()))
+}
+
+fn has_namespace(snapshot: &Snapshot, namespace: &str) -> bool {
+    let is_in = |key: &str| key.split_once('/').is_some_and(|(of, _)| of == namespace);
+    snapshot.services.iter().any(|s| s.namespace == *namespace)
+        || snapshot.closed.iter().any(|closed| closed.http && is_in(&closed.key))
+}
+
+fn is_closed(snapshot: &Snapshot, service: &str, namespace: &str) -> bool {
+    snapshot.closed_by_key(&format!("{namespace}/{service}")).is_some_and(|closed| closed.http)
 }
 
 fn addresses(name: &Name, ip: IpAddr, kind: RecordType) -> Vec<Record> {
@@ -212,12 +231,24 @@ mod tests {
                 ..Default::default()
             })
         };
+        let unsupported = |namespace: &str, name: &str| {
+            Body::UnsupportedService(proto::UnsupportedService {
+                namespace: namespace.into(),
+                name: name.into(),
+                ..Default::default()
+            })
+        };
         let resources = [
             ("cluster/paris", Body::Cluster(proto::ClusterConfig { name: "paris".into(), ..Default::default() })),
             ("service/shop/checkout", service("checkout", proto::Protocol::Http1, None, &["paris"])),
             ("service/shop/catalog", service("catalog", proto::Protocol::H2c, None, &["paris"])),
             ("service/shop/ledger", service("ledger", proto::Protocol::Tcp, Some(3), &["paris"])),
             ("service/shop/secret", service("secret", proto::Protocol::Http1, None, &[])),
+            ("service/shop/newer", unsupported("shop", "newer")),
+            ("service/lab/newer", unsupported("lab", "newer")),
+            // Refused here, both of them: only who comes by HTTP can be told so.
+            ("service/shop/broken", service("broken", proto::Protocol::Unspecified, None, &["paris"])),
+            ("service/shop/bytes", service("bytes", proto::Protocol::Tcp, None, &["paris"])),
         ];
         let resources = resources.map(|(n, b)| proto::ConfigResource {
             name: n.into(),
@@ -276,6 +307,12 @@ mod tests {
             ("empty.svc.clusterset.local.", T::A, "NXDOMAIN"),
             ("nothing.shop.svc.clusterset.local.", T::A, "NXDOMAIN"),
             ("secret.shop.svc.clusterset.local.", T::A, "NXDOMAIN"),
+            ("newer.shop.svc.clusterset.local.", T::A, "10.1.2.3"),
+            ("Newer.lab.svc.clusterset.local.", T::A, "10.1.2.3"),
+            ("newer.lab.svc.clusterset.local.", T::AAAA, "NODATA"),
+            ("lab.svc.clusterset.local.", T::A, "NODATA"),
+            ("broken.shop.svc.clusterset.local.", T::A, "10.1.2.3"),
+            ("bytes.shop.svc.clusterset.local.", T::A, "NXDOMAIN"),
             ("paris.checkout.shop.svc.clusterset.local.", T::A, "NXDOMAIN"),
             ("dns-version.clusterset.local.", T::TXT, "1.0.0"),
             ("dns-version.clusterset.local.", T::A, "NODATA"),

@@ -17,6 +17,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use archipelago_identity::revocation::Revocations;
 use archipelago_identity::tls::PeerCertificate;
 use archipelago_identity::{LiveCredential, SpiffeId};
 use archipelago_proto::v1::Readiness;
@@ -304,7 +305,10 @@ impl Worker {
                 spiffe_id: peer.spiffe_id.clone(),
                 addresses: peer.addresses.clone(),
             });
-            self.credential.revocations().replace(authorize::revocations(snapshot));
+            // Unreadable: what was in force stays, and the gate lets nobody in.
+            if let Some(revocations) = &snapshot.revocations {
+                self.credential.revocations().replace(Revocations::clone(revocations));
+            }
             self.tunnels.set_gate(authorize::gate(Arc::clone(snapshot)));
             self.tunnels.set_peers(peers.collect());
         }

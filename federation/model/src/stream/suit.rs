@@ -19,7 +19,8 @@ pub struct Lack {
 /// The configuration for gateways with these features, and what they lack. Shares everything that they can run.
 ///
 /// A service becomes [`compile::unsupported`] under its name: the gateway answers its hosts closed, instead of as unknown or,
-/// worse, by half of its rules. Anything else is left out.
+/// worse, by half of its rules. Revocations stay, for a gateway that cannot read them must know that there are some. Anything
+/// else is left out.
 #[must_use]
 pub fn suit(compiled: &Compiled, features: &BTreeSet<String>) -> (Compiled, Vec<Lack>) {
     let mut suited = compiled.clone();
@@ -36,6 +37,7 @@ pub fn suit(compiled: &Compiled, features: &BTreeSet<String>) -> (Compiled, Vec<
                 let replacement = compile::unsupported(&key, service.hosts.clone(), missing.clone());
                 suited.resources.put(Resource::from(replacement));
             }
+            Some(Body::Revocations(_)) => {}
             _ => suited.resources.remove(&resource.name),
         }
         lacks.push(Lack { resource: resource.name.clone(), missing_features: missing });
@@ -45,7 +47,7 @@ pub fn suit(compiled: &Compiled, features: &BTreeSet<String>) -> (Compiled, Vec<
 
 #[cfg(test)]
 mod tests {
-    use archipelago_proto::v1::{ConfigResource, Revocations, ServiceConfig};
+    use archipelago_proto::v1::{ConfigResource, PeerConfig, Revocations, ServiceConfig};
 
     use super::*;
     use crate::version::Version;
@@ -62,12 +64,14 @@ mod tests {
             hosts: vec!["web.shop".into()],
             ..ServiceConfig::default()
         };
+        let peer = PeerConfig { cluster: "paris".into(), gateway: "gw-1".into(), ..PeerConfig::default() };
         let compiled = Compiled {
             version: Version::default(),
             resources: [
                 resource(&[], Body::Service(ServiceConfig { name: "plain".into(), ..web.clone() })),
                 resource(&["milk", "tea"], Body::Service(web)),
                 resource(&["revocations"], Body::Revocations(Revocations::default())),
+                resource(&["tea"], Body::Peer(peer)),
             ]
             .into_iter()
             .collect(),
@@ -75,13 +79,14 @@ mod tests {
         let all = ["milk", "revocations", "tea"].map(str::to_owned).into();
         assert_eq!(suit(&compiled, &all), (compiled.clone(), vec![]));
         let (suited, lacks) = suit(&compiled, &["milk".to_owned()].into());
-        assert!(suited.resources.get("revocations").is_none());
+        assert_eq!(suited.resources.get("revocations"), compiled.resources.get("revocations"), "to fail closed by");
+        assert!(suited.resources.get("peer/paris/gw-1").is_none());
         let Some(Body::UnsupportedService(closed)) = &suited.resources.get("service/shop/web").unwrap().body else {
             panic!("{suited:?}")
         };
         assert_eq!((&closed.hosts, &closed.missing_features), (&vec!["web.shop".to_owned()], &vec!["tea".to_owned()]));
         let named: Vec<_> = lacks.iter().map(|lack| lack.resource.as_str()).collect();
-        assert_eq!(named, ["revocations", "service/shop/web"]);
+        assert_eq!(named, ["peer/paris/gw-1", "revocations", "service/shop/web"]);
         assert_eq!(suited.resources.get("service/shop/plain"), compiled.resources.get("service/shop/plain"));
     }
 }

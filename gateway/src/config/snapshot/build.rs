@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use archipelago_identity::revocation::Revocations;
 use archipelago_model::{compile, feature};
 use archipelago_proto::v1::{self as proto, ConfigResource, config_resource::Body};
 
@@ -144,8 +145,16 @@ impl Builder<'_> {
                 Kept::LastGood
             }
             ["revocations"] => {
-                self.out.revocations.clone_from(&previous.revocations);
-                Kept::LastGood
+                // An empty list is no list: nobody may come in while it is not known who must not.
+                self.out.revocations = previous.revocations.clone().filter(|list| !list.is_empty());
+                match &self.out.revocations {
+                    Some(_) => Kept::LastGood,
+                    None => {
+                        let reason = format!("{reason}; no gateway is let in, and none called, until it can be read");
+                        self.reject(resource, reason, Kept::Closed);
+                        return;
+                    }
+                }
             }
             ["cluster", name] => match previous.clusters.iter().find(|cluster| *cluster.name == **name) {
                 Some(cluster) => {
@@ -166,19 +175,21 @@ impl Builder<'_> {
 
     /// What can be understood of the list counts, at once: a revocation is urgent, and never lets anyone in.
     fn revocations(&mut self, resource: &ConfigResource, list: &proto::Revocations) {
+        let mut understood = Revocations::default();
+        let mut reason = None;
         for entry in &list.revocations {
             match read::revocation(entry) {
-                Ok(revocation) => self.out.revocations.push(revocation),
-                Err(reason) => {
-                    for before in &self.previous.revocations {
-                        if !self.out.revocations.contains(before) {
-                            self.out.revocations.push(before.clone());
-                        }
-                    }
-                    self.reject(resource, reason, Kept::LastGood);
-                }
+                Ok((subject, issued_before)) => understood.refuse(subject, issued_before),
+                Err(why) => reason = reason.or(Some(why)),
             }
         }
+        if let Some(reason) = reason {
+            if let Some(before) = &self.previous.revocations {
+                understood.merge(before);
+            }
+            self.reject(resource, reason, Kept::LastGood);
+        }
+        self.out.revocations = Some(Arc::new(understood));
     }
 
     fn peers(&mut self, peers: Vec<(&ConfigResource, &proto::PeerConfig)>, clusters: &Clusters) {
@@ -277,14 +288,16 @@ impl Builder<'_> {
             }
             let (namespace, name) = key.split_once('/').unwrap_or(("", key));
             let mut hosts = compile::hosts(namespace, name);
+            let mut http = true;
             if let Some(Body::Service(config)) =
                 state.held.resources.get(&rejected.resource).and_then(|r| r.body.as_ref())
             {
                 hosts.extend(config.hosts.iter().map(|host| route::host_name(host)));
+                http = !config.ports.first().is_some_and(|port| port.protocol() == proto::Protocol::Tcp);
             }
             // A host that another service has rightly is answered there.
             hosts.retain(|host| !taken.hosts.contains_key(host.as_str()));
-            self.out.closed.push(Closed { key: key.into(), hosts, why: rejected.reason.clone() });
+            self.out.closed.push(Closed { key: key.into(), hosts, why: rejected.reason.clone(), http });
         }
     }
 }

@@ -2,18 +2,16 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use archipelago_identity::{MeshRole, SpiffeId};
-use archipelago_model::id::ClusterId;
+use archipelago_identity::{MeshRole, SpiffeId, revocation};
 use archipelago_proto::v1::{
     self as proto, r#match::On, named_match, path_match, revocation::Subject, service_port::Listener as Kind,
 };
 use http::{HeaderName, Method};
 
 use super::{
-    Backend, Closed, Cluster, Listener, LocalEndpoint, Peer, Protocol, Revocation, RevokedSubject, Rule, Rules,
-    Service, StickyKey,
+    Backend, Closed, Cluster, Listener, LocalEndpoint, Peer, Protocol, Rule, Rules, Service, StickyKey,
     build::{Clusters, Source},
 };
 use crate::balance::{failback, hash};
@@ -31,18 +29,23 @@ pub(super) fn unsupported(config: &proto::UnsupportedService) -> Closed {
         key: format!("{}/{}", config.namespace, config.name).into(),
         hosts: config.hosts.iter().map(|host| route::host_name(host)).collect(),
         why: format!("this gateway lacks {}", config.missing_features.join(", ")),
+        // What it speaks is not said; a service of bytes has no hosts that anybody sends, and loses nothing by an answer.
+        http: true,
     }
 }
 
-pub(super) fn revocation(config: &proto::Revocation) -> Result<Revocation, Reason> {
+/// Whose certificates are refused, and those that began before when.
+pub(super) fn revocation(config: &proto::Revocation) -> Result<(revocation::Subject, SystemTime), Reason> {
     let subject = match &config.subject {
         Some(Subject::SpiffeId(id)) => {
-            RevokedSubject::Identity(id.parse().map_err(|error| format!("{id:?} is no SPIFFE id: {error}"))?)
+            revocation::Subject::Identity(id.parse().map_err(|error| format!("{id:?} is no SPIFFE id: {error}"))?)
         }
-        Some(Subject::Cluster(cluster)) => RevokedSubject::Cluster(ClusterId::new(cluster.as_str())),
+        Some(Subject::Cluster(cluster)) => revocation::Subject::Cluster(cluster.clone()),
         None => return Err("a revocation of an unknown kind of subject".to_owned()),
     };
-    Ok(Revocation { subject, issued_before_unix: config.issued_before_unix })
+    let seconds = u64::try_from(config.issued_before_unix).unwrap_or(0);
+    let issued_before = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    Ok((subject, issued_before.ok_or("a revocation beyond all time")?))
 }
 
 pub(super) fn peer(config: &proto::PeerConfig, clusters: &Clusters) -> Result<Peer, Reason> {

@@ -490,10 +490,35 @@ fn revocations_are_about_certificates_older_than_the_revocation() {
     let mut state = good();
     state.put(Body::Revocations(proto::Revocations { revocations: list }));
     let snapshot = fresh(&state);
-    let revoked = |path: &str, issued| snapshot.revoked(&format!("spiffe://mesh.test{path}").parse().unwrap(), issued);
+    let revoked = |path: &str, issued| {
+        let id = format!("spiffe://mesh.test{path}").parse().unwrap();
+        let not_before = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(issued);
+        snapshot.revocations.as_ref().unwrap().check(&id, not_before).is_some()
+    };
     assert!(revoked("/cluster/lyon/gateway/gw-1", 99) && !revoked("/cluster/lyon/gateway/gw-1", 100));
     assert!(!revoked("/cluster/lyon/gateway/gw-2", 0));
     assert!(revoked("/cluster/tokyo/agent/a", 0) && !revoked("/cluster/tokyo-2/agent/a", 0));
+}
+
+#[test]
+fn a_first_list_of_revocations_that_cannot_be_read_leaves_nobody_to_trust() {
+    let mut unreadable = good();
+    unreadable.resources.get_mut("revocations").unwrap().body = None;
+    let mut without = good();
+    without.resources.remove("revocations");
+    let mut empty = good();
+    empty.put(Body::Revocations(proto::Revocations::default()));
+    for before in [Snapshot::empty(), fresh(&without), fresh(&empty)] {
+        let built = build(&unreadable, &before);
+        assert_eq!(built.snapshot.revocations, None);
+        assert_eq!(built.rejected[0].kept, Kept::Closed);
+        assert!(built.rejected[0].reason.ends_with("no gateway is let in, and none called, until it can be read"));
+        let again = build(&unreadable, &built.snapshot);
+        assert_eq!((again.snapshot.revocations, again.rejected), (None, built.rejected));
+        assert_eq!(build(&good(), &built.snapshot).snapshot.revocations, fresh(&good()).revocations);
+    }
+    // With a list before it, that one stays.
+    assert_eq!(build(&unreadable, &fresh(&good())).snapshot.revocations, fresh(&good()).revocations);
 }
 
 #[test]
