@@ -10,11 +10,11 @@ use archipelago_model::{feature, stream::Held};
 use archipelago_proto::v1::{
     AgentDirective, AgentHello, AgentMessage, AgentReport, AgentWelcome, ConfigAck, ConfigUpdate, ExplainQuery,
     ExplainReply, ExplainRequest, ExplainResponse, GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage,
-    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Protocol, ResourceRejection,
-    ServiceReport, ServicesRequest, TunnelStatus, TunnelsRequest, UpdateRefusal, WaitAppliedProgress,
-    WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive, agent_message, config_resource,
-    fleet_client::FleetClient, gateway_control_client::GatewayControlClient, gateway_directive, gateway_message::Body,
-    notice, update_refusal::Reason,
+    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Protocol, ResourceKey,
+    ResourceRejection, ServiceReport, ServicesRequest, TunnelStatus, TunnelsRequest, UpdateRefusal,
+    WaitAppliedProgress, WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive, agent_message,
+    config_resource, fleet_client::FleetClient, gateway_control_client::GatewayControlClient, gateway_directive,
+    gateway_message::Body, notice, update_refusal::Reason,
 };
 use common::{ControlPlane, PATIENCE, cluster, eventually};
 use tokio::{sync::mpsc, time::timeout};
@@ -234,7 +234,7 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
         kept: Kept::Closed.into(),
         ..ResourceRejection::default()
     };
-    first.accept_but(&update, &[rejection]).await;
+    first.accept_but(&update, std::slice::from_ref(&rejection)).await;
     second.follow_to(revision).await;
     let refused = wait_applied(&control_plane, 3, revision, 20_000).await;
     assert_eq!((refused.acknowledged, refused.stragglers.len()), (1, 0));
@@ -249,6 +249,30 @@ async fn revisions_reach_every_gateway_and_the_wait_for_them_is_exact() {
     assert_eq!(state("paris"), ("active".to_owned(), Some(("synced".to_owned(), 1))));
     assert_eq!(state("tokyo"), ("active".to_owned(), Some(("synced".to_owned(), 0))));
     assert_eq!(state("oslo"), ("pending".to_owned(), None));
+    // A later write is not held up by it, unless it is about the same; and it stays in sight.
+    let later = control_plane.apply(2, "", &cluster("nice", "eu-south")).await.unwrap().revision;
+    let update = first.update().await;
+    first.accept_but(&update, &[rejection]).await;
+    second.follow_to(later).await;
+    for (kind, name, rejected) in [("Cluster", "nice", 0), ("Cluster", "rome", 1), ("Cluster", "nobody", 0)] {
+        let wrote = ResourceKey { kind: kind.into(), namespace: String::new(), name: name.into() };
+        let request =
+            WaitAppliedRequest { revision: later, timeout_ms: 20_000, wrote: vec![wrote], ..Default::default() };
+        let mut fleet = FleetClient::new(control_plane.channel(3).await.unwrap());
+        let mut progress = fleet.wait_applied(request).await.unwrap().into_inner();
+        let mut last = None;
+        while let Some(message) = progress.message().await.unwrap() {
+            last = Some(message);
+        }
+        let last = last.unwrap();
+        assert_eq!(
+            (last.rejections.len(), last.acknowledged),
+            (rejected, 2 - u32::try_from(rejected).unwrap()),
+            "{name}"
+        );
+    }
+    let paris = control_plane.status(1).await.unwrap().clusters.into_iter().find(|cluster| cluster.name == "paris");
+    assert_eq!(paris.unwrap().gateways[0].problems.len(), 1);
     let revision = control_plane.apply(2, "", &cluster("lima", "sa-west")).await.unwrap().revision;
     let update = first.update().await;
     let names: Vec<_> = update.upserts.iter().map(|resource| resource.name.as_str()).collect();

@@ -307,6 +307,7 @@ impl Client {
     pub(crate) async fn wait_applied(
         &self,
         revision: u64,
+        wrote: &[v1::ResourceKey],
         enough: Enough,
         mut progress: impl FnMut(&v1::WaitAppliedProgress),
     ) -> Outcome<v1::WaitAppliedProgress> {
@@ -319,10 +320,14 @@ impl Client {
                 timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
                 percent: 0,
                 majority: enough == Enough::Majority,
+                wrote: wrote.to_vec(),
             };
             let opened = self
                 .with_timeout(left.max(GRACE))
-                .call(|channel| async move { v1::fleet_client::FleetClient::new(channel).wait_applied(request).await })
+                .call(|channel| {
+                    let request = request.clone();
+                    async move { v1::fleet_client::FleetClient::new(channel).wait_applied(request).await }
+                })
                 .await;
             let mut stream = match (opened, latest.take()) {
                 (Ok(stream), known) => {

@@ -9,7 +9,7 @@ use std::{
 use archipelago_model::{id::ServiceKey, resource::Resource, version::Version};
 use archipelago_proto::v1::{
     ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus, MemberStatusRequest, Problem,
-    ServicesRequest, ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse,
+    ResourceKey, ServicesRequest, ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse,
     WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
 };
 use futures_util::future::join_all;
@@ -28,7 +28,8 @@ use super::{
     page::{self, Page},
     services,
 };
-use crate::machine::{command::Role, convert};
+use crate::machine::{Key, State, command::Role, convert};
+use crate::policy;
 use crate::sessions::{GatewayView, gateway_key, progress::judge};
 
 pub(super) struct FleetService(pub(super) Arc<Context>);
@@ -76,11 +77,11 @@ impl Fleet for FleetService {
         request: Request<WaitAppliedRequest>,
     ) -> Result<Response<Self::WaitAppliedStream>, Status> {
         operator(&request)?;
-        let WaitAppliedRequest { revision, timeout_ms, percent, majority } = request.into_inner();
+        let WaitAppliedRequest { revision, timeout_ms, percent, majority, wrote } = request.into_inner();
         let enough = if majority { Enough::Majority } else { Enough::Percent(percent) };
         let wait = if timeout_ms == 0 { WAIT_DEFAULT } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) };
         let (progress, receiver) = mpsc::channel(PROGRESS_MAX);
-        tokio::spawn(wait_applied(Arc::clone(&self.0), revision, enough, Instant::now() + wait, progress));
+        tokio::spawn(wait_applied(Arc::clone(&self.0), revision, wrote, enough, Instant::now() + wait, progress));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -257,7 +258,6 @@ const fn kept(kept: Kept) -> &'static str {
     }
 }
 
-/// Streams progress until the revision is everywhere, refused by the rest, or the deadline passes.
 /// Whose acknowledgements end the wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Enough {
@@ -275,9 +275,24 @@ impl Enough {
     }
 }
 
+/// Name of the configuration resource that a resource of an operator is about; `None` for one that was deleted, because
+/// then the other one changed with it.
+fn configured_by(state: &State, key: &ResourceKey) -> Option<String> {
+    let key = Key { kind: key.kind.clone(), namespace: key.namespace.clone(), name: key.name.clone() };
+    let service = |namespace: &str, name: &str| Some(format!("service/{namespace}/{name}"));
+    match policy::value(&key, state.resources().get(&key)?)? {
+        Resource::Cluster(_) => Some(format!("cluster/{}", key.name)),
+        Resource::ServiceExport(_) => service(&key.namespace, &key.name),
+        Resource::TrafficSplit(split) => service(&key.namespace, &split.spec.service),
+        Resource::FailoverPolicy(policy) => service(&key.namespace, &policy.spec.service),
+    }
+}
+
+/// Streams progress until the revision is everywhere, refused by the rest, or the deadline passes.
 async fn wait_applied(
     context: Arc<Context>,
     revision: u64,
+    wrote: Vec<ResourceKey>,
     enough: Enough,
     deadline: Instant,
     progress: mpsc::Sender<Result<WaitAppliedProgress, Status>>,
@@ -295,10 +310,11 @@ async fn wait_applied(
         revisions.mark_unchanged();
         // Before this member has applied the revision it may not know every gateway that must apply it.
         let caught_up = context.consensus.published.version() >= target;
-        let expected: Vec<String> = context
-            .consensus
-            .read(|state| state.gateways().keys().map(|(cluster, gateway)| gateway_key(cluster, gateway)).collect());
-        let mut judged = judge(target, &expected, &context.sessions.acks(target), enough.percent());
+        let (expected, concerned): (Vec<String>, BTreeSet<String>) = context.consensus.read(|state| {
+            let gateways = state.gateways().keys().map(|(cluster, gateway)| gateway_key(cluster, gateway));
+            (gateways.collect(), wrote.iter().filter_map(|key| configured_by(state, key)).collect())
+        });
+        let mut judged = judge(target, &concerned, &expected, &context.sessions.acks(target), enough.percent());
         judged.done |= enough == Enough::Majority && judged.acknowledged > judged.expected / 2;
         judged.done &= caught_up;
         let over = Instant::now() >= deadline;

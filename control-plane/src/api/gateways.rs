@@ -157,7 +157,7 @@ impl Session {
                         reason: format!("unsupported here: this gateway lacks {}", lack.missing_features.join(", ")),
                     })
                     .collect();
-                self.guard.unsupported(&unsupported);
+                self.guard.unsupported(compiled.version, &unsupported);
                 self.context.metrics.update_sent(update.upserts.len() + update.removals.len());
                 tracing::debug!(
                     cluster = self.cluster,

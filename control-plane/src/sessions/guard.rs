@@ -1,10 +1,13 @@
 //! What the driver of a stream may do to the session that it serves. A session that was replaced can do nothing any more.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use archipelago_model::delta::Shared;
 use archipelago_model::version::Version;
-use archipelago_proto::v1::{AgentSession, GatewaySession, Problem, ResourceRejection, ServiceReport, TunnelStatus};
+use archipelago_proto::v1::{
+    AgentSession, ConfigVersion, GatewaySession, Problem, ResourceRejection, ServiceReport, TunnelStatus,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -53,11 +56,26 @@ impl GatewayGuard {
         // At least 1: 0 stands for "not known" on the wire.
         let micros = elapsed.map(|elapsed| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1));
         let changed = self.change(|session| {
+            let epoch = |acked: ConfigVersion| acked.restore_epoch;
+            let before = match session.acked.map(epoch) == Some(version.restore_epoch) {
+                true => std::mem::take(&mut session.rejections),
+                // Another history: its revisions say nothing about this one.
+                false => Vec::new(),
+            };
+            let is_old = |rejection: &ResourceRejection| {
+                let same =
+                    |b: &&ResourceRejection| (&b.resource, &b.version) == (&rejection.resource, &rejection.version);
+                before.iter().any(|b| same(&b))
+            };
+            for rejection in rejections.iter().filter(|rejection| !is_old(rejection)) {
+                session.unusable_since.insert(rejection.resource.clone(), version.revision);
+            }
             session.acked = Some(version.into());
             session.ack_micros = micros.unwrap_or(0);
             session.rejections = rejections;
             session.refused = None;
             session.held_back.clear();
+            forget_usable(session);
         });
         if changed {
             self.sessions.lock().log_ack(&self.key, version, micros);
@@ -80,12 +98,16 @@ impl GatewayGuard {
         self.sessions.notify();
     }
 
-    /// Resources that are not sent as they are, because the gateway lacks what they need.
-    pub(crate) fn unsupported(&self, resources: &[Problem]) {
+    /// Resources that are not sent as they are from `version` on, because the gateway lacks what they need.
+    pub(crate) fn unsupported(&self, version: Version, resources: &[Problem]) {
         let changed = self.change(|session| {
             let changed = session.unsupported != resources;
             if changed {
+                for problem in resources.iter().filter(|problem| !session.unsupported.contains(problem)) {
+                    session.unusable_since.insert(problem.subject.clone(), version.revision);
+                }
                 session.unsupported = resources.to_vec();
+                forget_usable(session);
             }
         });
         if changed {
@@ -171,6 +193,14 @@ impl AgentGuard {
     pub(crate) fn is_newest(&self) -> bool {
         self.sessions.lock().is_newest_agent(self.sessions.node_id, &self.cluster, self.id)
     }
+}
+
+/// Keeps an age for nothing but what cannot be used.
+fn forget_usable(session: &mut GatewaySession) {
+    let GatewaySession { rejections, unsupported, unusable_since, .. } = session;
+    let names: BTreeSet<&str> = rejections.iter().map(|rejection| &*rejection.resource).collect();
+    let lacking: BTreeSet<&str> = unsupported.iter().map(|problem| &*problem.subject).collect();
+    unusable_since.retain(|name, _| names.contains(&**name) || lacking.contains(&**name));
 }
 
 impl Drop for AgentGuard {

@@ -129,8 +129,9 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     let revision = answer.revision;
     let began = Instant::now();
     let mut last = 0;
+    let wrote: Vec<v1::ResourceKey> = answer.changes.iter().map(changed).collect();
     let applied = client
-        .wait_applied(revision, enough, |progress| {
+        .wait_applied(revision, &wrote, enough, |progress| {
             let v1::WaitAppliedProgress { acknowledged, expected, done, .. } = *progress;
             if began.elapsed() >= WORTH_TELLING && acknowledged != last && !done {
                 output::talk(format!("revision {revision}: {acknowledged}/{expected} gateways"));
@@ -151,6 +152,11 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     let view = WriteView::new(answer, Some(&applied));
     context.output.print(&view, || view.text())?;
     verdict(&applied, enough)
+}
+
+fn changed(change: &v1::Change) -> v1::ResourceKey {
+    let v1::Change { kind, namespace, name, what: _ } = change.clone();
+    v1::ResourceKey { kind, namespace, name }
 }
 
 /// Says what was accepted and may not be what was meant.
