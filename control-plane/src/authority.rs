@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use archipelago_base::error::chain;
 use archipelago_identity::{Credential, CredentialDir, LiveCredential, SpiffeId};
 use archipelago_rpc::enrol::renewal_due;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -16,7 +17,6 @@ use tonic::Status;
 use crate::{
     ca::{Authority, CaError, SealKey},
     consensus::Consensus,
-    describe,
     machine::command::CaInit,
 };
 
@@ -128,7 +128,7 @@ pub(crate) fn ensure_own(
         (Ok(stored), _) => stored,
         // A member that can issue needs no file to be whole but its share of the authority.
         (Err(error), Ok(_)) => {
-            tracing::warn!(error = %describe(&error), "the stored certificate is unusable and is replaced");
+            tracing::warn!(error = %chain(&error), "the stored certificate is unusable and is replaced");
             None
         }
         (Err(error), Err(_)) => return Err(error.into()),

@@ -17,11 +17,10 @@ use std::{
 };
 
 use archipelago_base::durable;
-use archipelago_identity::{CredentialDir, SpiffeId, TrustDomain};
+use archipelago_identity::{CredentialDir, SpiffeId, TrustDomain, pem};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
 use crate::{
     authority::issue_with_new_key,
@@ -156,7 +155,7 @@ pub fn bootstrap_at(plan: &Plan, founded_format: u32) -> Result<(), BootstrapErr
     if let Some(path) = &plan.root_key_out {
         // No member may recover what no member needs.
         genesis.ca.root_key = None;
-        write(path, pem(&genesis.root_key).as_bytes(), 0o600)?;
+        write(path, pem::encode("PRIVATE KEY", &genesis.root_key).as_bytes(), 0o600)?;
     }
     let federation = FederationFile {
         federation: format!("{:032x}", rand::random::<u128>()),
@@ -253,20 +252,6 @@ pub enum BootstrapError {
 #[must_use]
 pub fn member_dir(out: &Path, id: u64) -> PathBuf {
     out.join(format!("member-{id}"))
-}
-
-/// RFC 7468, as `openssl pkey` reads it.
-fn pem(pkcs8: &[u8]) -> Zeroizing<String> {
-    let base64 = Zeroizing::new(data_encoding::BASE64.encode(pkcs8));
-    let mut text = Zeroizing::new(String::from("-----BEGIN PRIVATE KEY-----\n"));
-    for (column, character) in base64.chars().enumerate() {
-        if column > 0 && column % 64 == 0 {
-            text.push('\n');
-        }
-        text.push(character);
-    }
-    text.push_str("\n-----END PRIVATE KEY-----\n");
-    text
 }
 
 fn make_private(directory: &Path) -> Result<(), BootstrapError> {

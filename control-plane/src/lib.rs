@@ -137,18 +137,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     result
 }
 
-/// An error with its causes, for a log line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration =
         text.parse().map_err(|error| format!("{text:?} is not a duration such as 48h or 90s: {error}"))?;

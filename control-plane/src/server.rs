@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use archipelago_base::error::chain;
 use archipelago_base::{
     durable::DirLock,
     metrics::{self as metrics_port, Registry},
@@ -36,7 +37,6 @@ use crate::{
     ca::SealKey,
     config::Compiler,
     consensus::{Consensus, Peers},
-    describe,
     machine::{
         Machine,
         command::{Action, CaInit},
@@ -121,9 +121,9 @@ impl Starting {
             );
         }
         if let Err(error) = &seal_key {
-            tracing::warn!(error = %describe(error), "this member serves, but cannot issue certificates");
+            tracing::warn!(error = %chain(error), "this member serves, but cannot issue certificates");
         }
-        let seal_key = seal_key.map_err(|error| describe(&error));
+        let seal_key = seal_key.map_err(|error| chain(&error));
         let holder = Arc::new(AuthorityHolder::new(args.node_id, seal_key, Some(genesis.clone())));
         let identity = CredentialDir::new(data_dir.join(IDENTITY_DIR));
         let credential = authority::ensure_own(&holder, &identity, args.svid_ttl)?;

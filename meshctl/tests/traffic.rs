@@ -4,6 +4,7 @@
 
 mod harness;
 
+use data_encoding::HEXLOWER;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -333,7 +334,10 @@ async fn http2_carries_trailers_and_echoes_as_it_goes(federation: &Federation) {
     let reply = connection.get("catalog.shop", "/trailers", &[("te", "trailers")]).await;
     let trailers = reply.trailers.as_ref().unwrap_or_else(|| panic!("no trailers: {reply:?}"));
     assert_eq!(trailers["x-demo-bytes"].to_str().unwrap(), reply.body.len().to_string());
-    assert_eq!(trailers["x-demo-sha256"].to_str().unwrap(), hex(digest::digest(&digest::SHA256, &reply.body).as_ref()));
+    assert_eq!(
+        trailers["x-demo-sha256"].to_str().unwrap(),
+        HEXLOWER.encode(digest::digest(&digest::SHA256, &reply.body).as_ref())
+    );
 
     // Each chunk comes back before the next one is sent: nothing waits for the end of the request.
     let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::convert::Infallible>::new(1);
@@ -486,7 +490,7 @@ fn pattern_digest(length: u64) -> String {
     for chunk in pattern(length) {
         hash.update(&chunk);
     }
-    hex(hash.finish().as_ref())
+    HEXLOWER.encode(hash.finish().as_ref())
 }
 
 async fn digest_of(mut body: hyper::body::Incoming) -> (String, u64) {
@@ -497,11 +501,7 @@ async fn digest_of(mut body: hyper::body::Incoming) -> (String, u64) {
         bytes += chunk.len() as u64;
         hash.update(&chunk);
     }
-    (hex(hash.finish().as_ref()), bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    (HEXLOWER.encode(hash.finish().as_ref()), bytes)
 }
 
 /// One DNS question.

@@ -97,7 +97,7 @@ impl Session {
         }
     }
 
-    fn differs(&self, services: &Vec<ReportedService>) -> bool {
+    fn differs(&self, services: &[ReportedService]) -> bool {
         self.context.consensus.read(|state| match state.reports().get(&self.cluster) {
             Some(known) => !same_report(known, services),
             None => !services.is_empty() && !state.is_deleted_cluster(&self.cluster),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use archipelago_base::backoff::Backoff;
 use archipelago_identity::{LiveCredential, SpiffeId, tls::Expect};
 use archipelago_proto::v1::{self, RaftBatch, SnapshotChunk, raft_transport_client::RaftTransportClient};
 use archipelago_raft::StateDigest;
@@ -58,21 +59,24 @@ pub(super) struct Link {
 impl Link {
     /// Keeps a stream of messages open for as long as the member runs.
     pub(super) async fn carry_messages(self, mut queued: mpsc::Receiver<Outgoing>) {
-        let mut failures = 0u32;
+        let mut backoff = Backoff::new(RECONNECT_FLOOR, RECONNECT, RECONNECT_MAX);
         loop {
             let ended = tokio::select! {
                 () = self.stopping.cancelled() => return,
                 ended = self.stream_messages(&mut queued) => ended,
             };
             let Ended { after_messages, reason } = ended;
-            failures = if after_messages { 1 } else { failures.saturating_add(1) };
+            if after_messages {
+                backoff.reset();
+            }
+            let wait = sleep(backoff.next_delay(rand::random()));
+            let failures = backoff.failures();
             if failures == 1 {
                 tracing::info!(peer = self.to, reason, "connection to the peer ended");
             } else {
                 tracing::debug!(peer = self.to, reason, failures, "the peer cannot be reached");
             }
             self.unreachable();
-            let wait = sleep(rand::random_range(Duration::from_millis(20)..=RECONNECT_MAX.min(RECONNECT * failures)));
             tokio::pin!(wait);
             // What Raft sends meanwhile is lost, as on any network, and must not be old news later.
             loop {
@@ -259,6 +263,7 @@ const CHUNKS_MAX: usize = 2;
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below the 30 s after which the Raft core gives up on a report by itself.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(25);
-const RECONNECT: Duration = Duration::from_millis(50);
+const RECONNECT_FLOOR: Duration = Duration::from_millis(20);
+const RECONNECT: Duration = Duration::from_millis(30);
 /// A member that restarts must be heard before the next election timeout.
-const RECONNECT_MAX: Duration = Duration::from_millis(250);
+const RECONNECT_MAX: Duration = Duration::from_millis(230);

@@ -9,7 +9,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use archipelago_base::durable;
-use base64::{Engine, prelude::BASE64_STANDARD};
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -18,6 +17,7 @@ use rustls::{
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use crate::pem;
 use crate::{
     SpiffeId,
     revocation::RevocationList,
@@ -237,10 +237,10 @@ impl CredentialDir {
             move |source| CredentialError::Io { path, source }
         };
         fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
-        let chain = pem_encode_all("CERTIFICATE", credential.chain.iter().map(AsRef::as_ref));
-        let mut key = Zeroizing::new(pem_encode("PRIVATE KEY", credential.key.secret_der()));
+        let chain = encode_all("CERTIFICATE", credential.chain.iter().map(AsRef::as_ref));
+        let mut key = pem::encode("PRIVATE KEY", credential.key.secret_der());
         key.push_str(&chain);
-        let bundle = pem_encode_all("CERTIFICATE", credential.bundle.iter().map(AsRef::as_ref));
+        let bundle = encode_all("CERTIFICATE", credential.bundle.iter().map(AsRef::as_ref));
         for (file, text, mode) in
             [(BUNDLE_FILE, bundle.as_str(), 0o644), (SVID_FILE, chain.as_str(), 0o644), (KEY_FILE, key.as_str(), 0o600)]
         {
@@ -258,7 +258,7 @@ impl CredentialDir {
         fs::create_dir_all(&self.path).map_err(|source| CredentialError::Io { path: self.path.clone(), source })?;
         for (file, ders) in [(BUNDLE_FILE, bundle_der), (SVID_FILE, chain_der)] {
             let path = self.path.join(file);
-            let text = pem_encode_all("CERTIFICATE", ders.iter().map(AsRef::as_ref));
+            let text = encode_all("CERTIFICATE", ders.iter().map(AsRef::as_ref));
             durable::write(&path, text.as_bytes(), 0o644).map_err(|source| CredentialError::Io { path, source })?;
         }
         Ok(())
@@ -306,22 +306,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
         .map_err(|error| format!("not PEM certificates ({error})"))
 }
 
-fn pem_encode_all<'a>(label: &str, ders: impl Iterator<Item = &'a [u8]>) -> String {
-    ders.map(|der| pem_encode(label, der)).collect()
-}
-
-/// RFC 7468: base64 in lines of 64 characters between the two markers.
-fn pem_encode(label: &str, der: &[u8]) -> String {
-    let base64 = Zeroizing::new(BASE64_STANDARD.encode(der));
-    let mut pem = format!("-----BEGIN {label}-----\n");
-    for (column, character) in base64.chars().enumerate() {
-        if column > 0 && column % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(character);
-    }
-    pem.push_str(&format!("\n-----END {label}-----\n"));
-    pem
+fn encode_all<'a>(label: &str, ders: impl Iterator<Item = &'a [u8]>) -> String {
+    ders.map(|der| pem::encode(label, der).to_string()).collect()
 }
 
 const KEY_FILE: &str = "key.pem";

@@ -78,7 +78,7 @@ fn measure(
 }
 
 fn everything(state: &FederationState, cluster: &ClusterId) -> Resources {
-    compile(state, &cluster.to_string()).into_values().map(Into::into).collect()
+    compile(state, cluster.as_ref()).into_values().map(Into::into).collect()
 }
 
 /// Bytes of the update that leads from one to the other.

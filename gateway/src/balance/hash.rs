@@ -7,6 +7,8 @@
 //! *Drawn* (everybody else): a golden-ratio sequence over the unit interval, cut by the weights. It is as unbiased as a
 //! random number and converges like `log n / n` instead of `1 / sqrt n`, so a split is visible in few requests.
 
+use archipelago_base::random::{GOLDEN_RATIO, SplitMix64};
+
 /// A position in the unit interval, as a 64-bit fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draw(pub u64);
@@ -105,12 +107,9 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The finaliser of SplitMix64: every input bit reaches every output bit.
-pub fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(GOLDEN_RATIO);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// One step of SplitMix64 from `state`: every input bit reaches every output bit, and 0 is no fixed point.
+pub fn mix(state: u64) -> u64 {
+    SplitMix64::new(state).next_u64()
 }
 
 /// The upper 53 bits as a float in `[0, 1)`.
@@ -118,8 +117,6 @@ fn unit(bits: u64) -> f64 {
     (bits >> 11) as f64 * (1.0 / 9_007_199_254_740_992.0)
 }
 
-/// 2^64 divided by the golden ratio.
-const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 const HALF_STEP: f64 = 0.5 / 9_007_199_254_740_992.0;
 
 #[cfg(test)]

@@ -74,13 +74,7 @@ fn refused(error: &EnrolError) -> Failure {
         EnrolError::Connect(cause) if !cause.is_identity_refusal() => Exit::NoControlPlane,
         _ => Exit::Refused,
     };
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    Failure::new(exit, message)
+    Failure::new(exit, archipelago_base::error::chain(error))
         .hint("a fresh token comes from `meshctl token create` on a machine with the operator's credential")
 }
 

@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use archipelago_base::random::SplitMix64;
 use archipelago_proto::v1::{ConfigResource, ConfigUpdate, ServiceConfig, UpdateRefusal, config_resource::Body};
 
 use super::{Compiled, Held, Next, Offer, Refusal, Resource, suit};
@@ -107,7 +108,7 @@ const NAMES: [&str; 5] = ["cluster/a", "service//a", "service//b", "service//c",
 
 impl World {
     fn new(seed: u64, plant: Plant) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64::new(seed));
         let first = Arc::new(Compiled { version: version(0, 1, 0), resources: super::Resources::default() });
         let members = (0..3).map(|_| Member { up: true, connected: true, applied: 0 }).collect();
         let gateways = (0..3)
@@ -513,16 +514,11 @@ fn all_features() -> impl Iterator<Item = BTreeSet<String>> {
     })
 }
 
-/// SplitMix64.
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound as u64) as usize
+        (self.0.next_u64() % bound as u64) as usize
     }
 }
 

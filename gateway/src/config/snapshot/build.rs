@@ -293,7 +293,7 @@ impl Builder<'_> {
                 state.held.resources.get(&rejected.resource).and_then(|r| r.body.as_ref())
             {
                 hosts.extend(config.hosts.iter().map(|host| route::host_name(host)));
-                http = !config.ports.first().is_some_and(|port| port.protocol() == proto::Protocol::Tcp);
+                http = config.ports.first().is_none_or(|port| port.protocol() != proto::Protocol::Tcp);
             }
             // A host that another service has rightly is answered there.
             hosts.retain(|host| !taken.hosts.contains_key(host.as_str()));

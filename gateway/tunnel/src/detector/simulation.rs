@@ -1,5 +1,7 @@
 //! Two judges on a simulated path: how often they err, how fast they are right. Seeded; a failure names its seed.
 
+use archipelago_base::random::SplitMix64;
+
 use super::*;
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -48,7 +50,7 @@ enum What {
 
 struct Sim {
     world: World,
-    random: u64,
+    random: SplitMix64,
     start: Instant,
     now: Duration,
     queue: BinaryHeap<Reverse<(Duration, What)>>,
@@ -72,7 +74,7 @@ impl Sim {
         let sides = [side(), side()];
         let mut sim = Self {
             world,
-            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            random: SplitMix64::new(seed),
             start,
             now: Duration::ZERO,
             queue: BinaryHeap::new(),
@@ -93,13 +95,9 @@ impl Sim {
         sim
     }
 
-    /// Uniform in [0, 1): splitmix64.
+    /// Uniform in [0, 1).
     fn uniform(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        self.random.next_f64()
     }
 
     fn exponential(&mut self) -> f64 {
