@@ -307,10 +307,12 @@ impl Conn {
         }
     }
 
-    /// A connection proves its ends once, when it begins: it may not outlast what was proven.
+    /// A connection proves its ends once, when it begins: it may not outlast what was proven. What it still carries when it has
+    /// been replaced may end in peace, because the same gateway has proven itself again, by a later certificate, where it is now.
     async fn end_with_certificate(self: Arc<Self>) {
         loop {
-            let left = self.peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+            let left =
+                self.core.proven_until(&self.peer.spiffe_id).duration_since(SystemTime::now()).unwrap_or_default();
             if left.is_zero() {
                 tracing::info!(peer = %self.peer.spiffe_id, "tunnel closed: the peer's certificate ran out");
                 self.core.count_refused("expired");

@@ -16,7 +16,7 @@ use crate::{
     transport::{self, varint},
 };
 use arc_swap::ArcSwap;
-use archipelago_identity::{MeshRole, SpiffeId};
+use archipelago_identity::{MeshRole, SpiffeId, tls::PeerCertificate};
 use bytes::Bytes;
 use quinn::{Endpoint, TransportConfig};
 use std::{
@@ -27,7 +27,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -145,7 +145,8 @@ impl Tunnels {
     pub fn set_gate(&self, gate: Gate) {
         self.0.gate.store(Arc::new(Gate::clone(&gate)));
         for conn in self.0.live() {
-            if let Err(reason) = gate(conn.peer()) {
+            let proven = self.0.proven_until(&conn.peer().spiffe_id);
+            if let Err(reason) = gate(&PeerCertificate { not_after: proven, ..(**conn.peer()).clone() }) {
                 self.0.count_refused(reason);
                 tracing::info!(peer = %conn.peer().spiffe_id, reason, "tunnel closed");
                 conn.close(Code::GENERAL_PROTOCOL_ERROR, reason);
@@ -369,6 +370,12 @@ impl Core {
 
     pub(crate) fn connections_of(&self, peer: &SpiffeId) -> usize {
         self.live_accepted().filter(|conn| conn.peer().spiffe_id == *peer).count()
+    }
+
+    /// Until when this gateway has proven to be who it is, on any of its open connections.
+    pub(crate) fn proven_until(&self, peer: &SpiffeId) -> SystemTime {
+        let proven = self.live().into_iter().filter(|conn| conn.peer().spiffe_id == *peer);
+        proven.map(|conn| conn.peer().not_after).max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     pub(crate) fn count_refused(&self, reason: &'static str) {

@@ -77,6 +77,29 @@ async fn a_connection_ends_with_the_certificate_it_began_with() {
     .await;
 }
 
+/// What is under way on a connection that was replaced may end, however short the certificates live.
+#[tokio::test]
+async fn a_connection_outlives_its_certificate_while_a_newer_one_proves_the_same() {
+    let authority = TestAuthority::new("archipelago.test");
+    let id = SpiffeId::gateway(authority.trust_domain(), "paris", "gw");
+    let live = LiveCredential::new(authority.issue_for(&id, Duration::from_secs(3))).unwrap();
+    let (paris, _requests) = Tunnels::bind(config(live.clone(), "paris", "gw")).unwrap();
+    let (tokyo, _tokyo_requests) = gateway(&authority, "tokyo");
+    paris.set_peers(vec![peer(&authority, "tokyo", tokyo.local_addr())]);
+    let handle = paris.peer(&name("tokyo")).unwrap();
+    until_state(&paris, &handle, PeerState::Up).await;
+    // Another connection by a certificate that lives on, as renewal makes it.
+    let longer = LiveCredential::new(authority.issue_for(&id, Duration::from_secs(60))).unwrap();
+    let (again, _again_requests) = Tunnels::bind(config(longer, "paris", "gw")).unwrap();
+    again.set_peers(vec![peer(&authority, "tokyo", tokyo.local_addr())]);
+    let renewed = again.peer(&name("tokyo")).unwrap();
+    until_state(&again, &renewed, PeerState::Up).await;
+    // The other test shows that it would be gone by now.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(tokyo.stats().refused.get("expired"), None, "the first one lives on");
+    assert_eq!(handle.state(), PeerState::Up);
+}
+
 #[tokio::test]
 async fn an_unread_response_is_given_up() {
     let mut pair = Pair::start_with(|config| config.limits.unread_timeout = Duration::from_millis(300)).await;
