@@ -12,9 +12,9 @@ use crate::durable;
 /// The file cannot be written; the number is then not used up.
 pub fn next(dir: &Path) -> io::Result<u64> {
     let path = dir.join("boot");
-    let last = match fs::read_to_string(&path) {
+    let last = match fs::read(&path) {
         // A damaged file says nothing; the clock remains.
-        Ok(text) => text.trim().parse::<u64>().unwrap_or(0),
+        Ok(bytes) => std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0_u64),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error),
     };
@@ -36,8 +36,10 @@ mod tests {
         // A clock that was far ahead.
         fs::write(dir.path().join("boot"), format!("{}", u64::MAX - 2)).unwrap();
         assert_eq!(next(dir.path()).unwrap(), u64::MAX - 1);
-        fs::write(dir.path().join("boot"), "?").unwrap();
-        assert!(next(dir.path()).unwrap() > first, "a damaged file");
+        for damage in [&b"?"[..], b"", b"\0garbage\xff"] {
+            fs::write(dir.path().join("boot"), damage).unwrap();
+            assert!(next(dir.path()).unwrap() > first, "{damage:?}");
+        }
         fs::remove_file(dir.path().join("boot")).unwrap();
         assert!(next(dir.path()).unwrap() > first, "a lost one");
     }
