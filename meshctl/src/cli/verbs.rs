@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use archipelago_control_plane::Compatibility;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::duration;
@@ -25,6 +26,9 @@ pub(crate) struct UpArgs {
     /// Let the gateways write access logs, below logs/; they grow with every request
     #[arg(long)]
     pub(crate) access_log: bool,
+    /// Found it as the version before this one would: for tests of upgrades
+    #[arg(long, env = "ARCHIPELAGO_COMPATIBILITY", value_enum, default_value_t = Compatibility::Current, hide = true)]
+    pub(crate) compatibility: Compatibility,
     /// How long everything may take to get ready
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration::parse)]
     pub(crate) ready_timeout: Duration,

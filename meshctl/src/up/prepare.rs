@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use archipelago_base::durable::{DirLock, LockError};
-use archipelago_control_plane::bootstrap;
+use archipelago_control_plane::{Compatibility, bootstrap};
 use archipelago_model::admit::{self, Federation};
 use archipelago_model::document::Document;
 use archipelago_model::resource::{Resource, TopologySpec};
@@ -25,6 +25,7 @@ pub(crate) struct Wish {
     base_port: Option<u16>,
     workers: Option<u16>,
     access_log: bool,
+    compatibility: Compatibility,
 }
 
 /// Ready to start.
@@ -59,7 +60,13 @@ impl Wish {
         {
             return Err(Failure::refused(format!("--workers {workers}: from 1 to {WORKERS_MAX}")));
         }
-        Ok(Self { topology, base_port: args.base_port, workers: args.workers, access_log: args.access_log })
+        Ok(Self {
+            topology,
+            base_port: args.base_port,
+            workers: args.workers,
+            access_log: args.access_log,
+            compatibility: args.compatibility,
+        })
     }
 
     /// The record of a first start.
@@ -114,7 +121,7 @@ pub(crate) fn check(state: &StateDir, wish: &Wish) -> Outcome {
 /// Takes the directory, ends what an earlier supervisor left, checks the ports, and makes the credentials.
 pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -> Outcome<Prepared> {
     let lock = lock(state)?;
-    let access_log = wish.access_log;
+    let (access_log, compatibility) = (wish.access_log, wish.compatibility);
     let (record, resumed) = match state.record()? {
         Some(record) => (wish.resume(record, state)?, true),
         None => (wish.record(), false),
@@ -142,7 +149,8 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
         }
         return Err(failure);
     }
-    let record = if record.stage < Stage::Founded { found(state, record, &topology, &plan)? } else { record };
+    let record =
+        if record.stage < Stage::Founded { found(state, record, &topology, &plan, compatibility)? } else { record };
     state.write_record(&record)?;
     write_service_files(state, &plan)?;
     if resumed {
@@ -175,7 +183,13 @@ fn federation(file: &str, text: &str) -> Outcome<Federation> {
 }
 
 /// Makes root, members' and operator's credentials. What a start that broke off here left is made anew.
-fn found(state: &StateDir, record: Record, topology: &TopologySpec, plan: &Plan) -> Outcome<Record> {
+fn found(
+    state: &StateDir,
+    record: Record,
+    topology: &TopologySpec,
+    plan: &Plan,
+    compatibility: Compatibility,
+) -> Outcome<Record> {
     state.write_record(&record)?;
     let count = u16::try_from(topology.control_plane.nodes).map_err(anyhow::Error::from)?;
     let mut stale: Vec<PathBuf> = (1..=u64::from(count)).map(|id| state.member(id)).collect();
@@ -199,7 +213,7 @@ fn found(state: &StateDir, record: Record, topology: &TopologySpec, plan: &Plan)
         .collect();
     let trust_domain = topology.trust_domain.parse().map_err(anyhow::Error::from)?;
     let plan = bootstrap::Plan::new(trust_domain, members, state.root().to_owned());
-    bootstrap::bootstrap(&bootstrap::Plan { seal_key_dir: Some(state.seal_keys()), ..plan })
+    bootstrap::bootstrap_at(&bootstrap::Plan { seal_key_dir: Some(state.seal_keys()), ..plan }, compatibility.format())
         .map_err(anyhow::Error::from)?;
     Ok(Record { stage: Stage::Founded, ..record })
 }

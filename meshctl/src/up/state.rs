@@ -136,7 +136,7 @@ impl StateDir {
 
     /// Directory of the members' seal keys, apart from what they open.
     pub(crate) fn seal_keys(&self) -> PathBuf {
-        self.root.join("seal-keys")
+        self.root.join(SEAL_KEYS)
     }
 
     /// Log of a process; the `/` in its name is a directory.
@@ -211,10 +211,12 @@ fn is_ours(name: &str) -> bool {
 
 /// Beside the directory of a member that was started.
 const MARKER_SUFFIX: &str = archipelago_control_plane::MARKER_SUFFIX;
+/// Members' seal keys, apart from the data that they open.
+const SEAL_KEYS: &str = "seal-keys";
 const RECORD: &str = "up.json";
 /// The supervisor's socket.
 pub(crate) const SOCKET: &str = "up.sock";
-const OURS: [&str; 7] = [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs"];
+const OURS: [&str; 8] = [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs", SEAL_KEYS];
 
 #[cfg(test)]
 mod tests {
