@@ -19,6 +19,7 @@ use super::process::{self, MARK};
 use super::report::{Reporter, SUPERVISOR};
 use super::state::StateDir;
 use super::table::{Action, Event, Table};
+use super::tokens::Need;
 use super::{admin, tokens};
 use crate::duration;
 use crate::exit::{Failure, Outcome};
@@ -198,14 +199,15 @@ impl Supervisor {
             Action::Kill(index, _) => self.signal(index, Signal::KILL),
             Action::Spawn(index) => {
                 let Some(process) = self.processes.get(index) else { return };
-                let join = process.join.as_ref().filter(|join| tokens::needed(join)).cloned();
+                let join = process.join.as_ref().map(|join| (join.clone(), tokens::needed(join)));
                 let (handle, state) = (self.handle.clone(), self.state.clone());
                 match join {
-                    None => self.launch(index),
-                    Some(join) => {
+                    None | Some((_, Need::Nothing)) => self.launch(index),
+                    Some((join, need)) => {
                         tokio::spawn(async move {
-                            let note = match tokens::mint(&state, &join).await {
+                            let note = match tokens::mint(&state, &join, need).await {
                                 Ok(()) => Note::Launch(index),
+                                Err(_) if need == Need::Spare => Note::Launch(index),
                                 Err(failure) => {
                                     let why = format!("no join token: {failure}");
                                     Note::Event(Event::SpawnFailed(index, why))
