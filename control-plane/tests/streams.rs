@@ -10,8 +10,8 @@ use archipelago_model::{feature, stream::Held};
 use archipelago_proto::v1::{
     AgentDirective, AgentHello, AgentMessage, AgentReport, AgentWelcome, ConfigAck, ConfigUpdate, ExplainQuery,
     ExplainReply, ExplainRequest, ExplainResponse, GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage,
-    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Protocol, ResourceKey,
-    ResourceRejection, ServiceReport, ServicesRequest, TunnelStatus, TunnelsRequest, UpdateRefusal,
+    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Problem, Protocol, ResourceKey,
+    ResourceRejection, ServiceReport, ServicesRequest, StatusRequest, TunnelStatus, TunnelsRequest, UpdateRefusal,
     WaitAppliedProgress, WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive, agent_message,
     config_resource, fleet_client::FleetClient, gateway_control_client::GatewayControlClient, gateway_directive,
     gateway_message::Body, notice, update_refusal::Reason,
@@ -404,7 +404,8 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         state: "up".into(),
         ..Default::default()
     };
-    gateway.send(Body::Report(GatewayReport { tunnels: vec![tunnel] })).await;
+    let taken = Problem { subject: "TCP service".into(), reason: "port 7522 is taken".into() };
+    gateway.send(Body::Report(GatewayReport { tunnels: vec![tunnel], unserved: vec![taken.clone()] })).await;
     let tunnels = eventually("the tunnel is seen", || async {
         let mut fleet = FleetClient::new(control_plane.channel(1).await.map_err(|status| status.to_string())?);
         let tunnels = fleet.tunnels(TunnelsRequest {}).await.map_err(|status| status.to_string())?.into_inner().tunnels;
@@ -412,6 +413,10 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
     })
     .await;
     assert_eq!((&*tunnels[0].from_cluster, &*tunnels[0].from), ("paris", "paris/gw-1"), "a gateway speaks for itself");
+    let mut fleet = FleetClient::new(control_plane.channel(1).await.unwrap());
+    let status = fleet.status(StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.clusters[0].gateways[0].problems, [taken], "what it cannot serve is seen everywhere");
+    assert!(status.fleet > 0, "a gateway was registered: {status:?}");
 
     // Asked at member 1, answered by a gateway of member 3.
     let mut fleet = FleetClient::new(control_plane.channel(1).await.unwrap());

@@ -307,6 +307,7 @@ impl ControlTasks {
                 let _ = serve.await;
             });
         }
+        let tcp_ports = Arc::clone(&self.admin.tcp_ports);
         tasks.spawn(admin::serve(listener, self.admin));
         tasks.spawn(self.applier.run(self.queue));
         tasks.spawn(apply::keep_on_disk(self.store, self.state.clone()));
@@ -338,6 +339,7 @@ impl ControlTasks {
                 updates: self.updates,
                 workers: self.workers,
                 metrics: self.metrics,
+                tcp_ports,
                 reports,
                 status: self.status,
                 boot: self.boot,

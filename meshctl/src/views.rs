@@ -5,6 +5,8 @@
 mod services;
 mod writes;
 
+use std::time::Duration;
+
 use archipelago_proto::v1;
 use serde::{Deserialize, Serialize};
 
@@ -19,10 +21,19 @@ use crate::output::{Cell, Table, Text};
 pub(crate) struct StatusView {
     /// Current revision; absent when no control plane answered.
     pub(crate) revision: Option<u64>,
+    /// Moves with registrations and reports; absent like `revision`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fleet: Option<u64>,
+    /// How often a restore was declared; absent like `revision`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) restore_epoch: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) trust_domain: Option<String>,
     pub(crate) control_plane: ControlPlaneView,
     pub(crate) clusters: Vec<ClusterView>,
+    /// Whose clocks are far from the control plane's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) clocks: Vec<ClockView>,
     /// Under `meshctl up`: every process of this federation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) processes: Option<Vec<ProcessView>>,
@@ -43,9 +54,27 @@ pub(crate) struct MemberView {
     pub(crate) address: String,
     pub(crate) applied_index: u64,
     pub(crate) term: u64,
+    /// Newest log format that it knows; absent when it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) format_supported: Option<u32>,
+    /// Log format in use there; absent when it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) format_version: Option<u32>,
     /// What an operator must see to there; absent if nothing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) problem: String,
+}
+
+/// `.clocks[]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClockView {
+    pub(crate) identity: String,
+    /// How far ahead it was; behind when negative.
+    pub(crate) offset_ms: i64,
+    /// The member whose clock it was compared with.
+    pub(crate) member: u64,
+    pub(crate) measured: Option<String>,
 }
 
 /// `.clusters[]`.
@@ -89,9 +118,29 @@ pub(crate) struct GatewayView {
     pub(crate) last_seen: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// The version that it will not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<VersionView>,
+    /// It runs a newer version than the control plane has.
+    pub(crate) ahead: bool,
     /// What it cannot use of its configuration, and what it said of itself and nobody uses, one line each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) problems: Vec<String>,
+}
+
+/// A version of the configuration; ordered by epoch, revision and fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct VersionView {
+    pub(crate) restore_epoch: u64,
+    pub(crate) revision: u64,
+    pub(crate) fleet: u64,
+}
+
+impl From<v1::ConfigVersion> for VersionView {
+    fn from(version: v1::ConfigVersion) -> Self {
+        Self { restore_epoch: version.restore_epoch, revision: version.revision, fleet: version.fleet }
+    }
 }
 
 /// `.processes[]`, and what the supervisor answers on its socket.
@@ -110,11 +159,16 @@ pub(crate) struct ProcessView {
 impl StatusView {
     /// From the control plane's answer.
     pub(crate) fn new(status: v1::StatusResponse, processes: Option<Vec<ProcessView>>) -> Self {
+        let (restore_epoch, revision, fleet) = (status.restore_epoch, status.revision, status.fleet);
+        let current = VersionView { restore_epoch, revision, fleet };
         Self {
             revision: Some(status.revision),
+            fleet: Some(status.fleet),
+            restore_epoch: Some(status.restore_epoch),
             trust_domain: Some(status.trust_domain),
             control_plane: ControlPlaneView { members: status.members.into_iter().map(MemberView::new).collect() },
-            clusters: status.clusters.into_iter().map(ClusterView::new).collect(),
+            clusters: status.clusters.into_iter().map(|cluster| ClusterView::new(cluster, current)).collect(),
+            clocks: status.clocks.into_iter().map(ClockView::new).collect(),
             processes,
         }
     }
@@ -123,9 +177,12 @@ impl StatusView {
     pub(crate) fn only_processes(processes: Vec<ProcessView>) -> Self {
         Self {
             revision: None,
+            fleet: None,
+            restore_epoch: None,
             trust_domain: None,
             control_plane: ControlPlaneView::default(),
             clusters: Vec::new(),
+            clocks: Vec::new(),
             processes: Some(processes),
         }
     }
@@ -140,7 +197,11 @@ impl StatusView {
         let mut text = Text::default();
         if let Some(revision) = self.revision {
             let domain = self.trust_domain.as_deref().unwrap_or_default();
-            text = text.line(format!("trust domain {domain}, revision {revision}")).line("");
+            let fleet = self.fleet.unwrap_or_default();
+            let epoch = self.restore_epoch.filter(|epoch| *epoch > 0);
+            let epoch = epoch.map(|epoch| format!(", restore epoch {epoch}")).unwrap_or_default();
+            let head = format!("trust domain {domain}, revision {revision}, fleet version {fleet}{epoch}");
+            text = text.line(head).line("");
             let mut members = Table::new(&["CONTROL PLANE", "ROLE", "ADDRESS", "APPLIED", "TERM"]);
             for member in &self.control_plane.members {
                 members.row([
@@ -166,6 +227,9 @@ impl StatusView {
             for member in self.control_plane.members.iter().filter(|member| !member.problem.is_empty()) {
                 text = text.line(format!("cp-{}: {}", member.id, member.problem));
             }
+            for line in self.control_plane.held_back() {
+                text = text.line(line);
+            }
             text = text.line("").table(clusters);
             let gateways = gateway_table(&self.gateways());
             if !gateways.is_empty() {
@@ -182,6 +246,14 @@ impl StatusView {
                 }
             }
         }
+        for clock in &self.clocks {
+            text = text.line(clock.line());
+        }
+        if self.clusters.iter().flat_map(|cluster| &cluster.gateways).any(|gateway| gateway.ahead) {
+            text = text.line(
+                "some gateway runs a newer version than the control plane has; after a restore from a backup run `meshctl raft restored`",
+            );
+        }
         if let Some(processes) = &self.processes {
             if self.revision.is_some() {
                 text = text.line("");
@@ -189,6 +261,44 @@ impl StatusView {
             text = text.table(process_table(processes));
         }
         text
+    }
+}
+
+impl ControlPlaneView {
+    /// One line for each member that keeps the others from the newest log format that one of them knows.
+    fn held_back(&self) -> Vec<String> {
+        let newest = self.members.iter().filter_map(|member| member.format_supported).max().unwrap_or(0);
+        let line = |member: &MemberView| match (member.format_supported, member.format_version) {
+            (Some(known), _) if known < newest => {
+                Some(format!("cp-{} knows log format {known} only and holds the members back from {newest}", member.id))
+            }
+            // The leader waits for those that cannot be asked, too.
+            (None, _) if self.members.iter().filter_map(|other| other.format_version).max() < Some(newest) => {
+                Some(format!("cp-{} does not answer and holds the members back from log format {newest}", member.id))
+            }
+            _ => None,
+        };
+        self.members.iter().filter_map(line).collect()
+    }
+}
+
+impl ClockView {
+    fn new(clock: v1::ClockOffset) -> Self {
+        Self {
+            identity: clock.spiffe_id,
+            offset_ms: clock.offset_ms,
+            member: clock.member,
+            measured: timestamp(clock.measured_unix_ms),
+        }
+    }
+
+    fn line(&self) -> String {
+        // `spiffe://domain/…`: the domain is the same everywhere.
+        let name = self.identity.splitn(4, '/').nth(3).unwrap_or(&self.identity);
+        let offset = duration::display(Duration::from_secs(self.offset_ms.unsigned_abs() / 1_000));
+        let side = if self.offset_ms < 0 { "behind" } else { "ahead of" };
+        let at = self.measured.as_deref().map(|at| format!(" at {at}")).unwrap_or_default();
+        format!("{name}: its clock was {offset} {side} that of cp-{}{at}", self.member)
     }
 }
 
@@ -200,19 +310,21 @@ impl MemberView {
             address: member.address,
             applied_index: member.applied_index,
             term: member.term,
+            format_supported: (member.format_supported > 0).then_some(member.format_supported),
+            format_version: (member.format_supported > 0).then_some(member.format_version),
             problem: member.problem,
         }
     }
 }
 
 impl ClusterView {
-    fn new(cluster: v1::ClusterStatus) -> Self {
+    fn new(cluster: v1::ClusterStatus, current: VersionView) -> Self {
         Self {
             name: cluster.name,
             region: cluster.region,
             state: cluster.state,
             agent: cluster.agent_state,
-            gateways: cluster.gateways.into_iter().map(GatewayView::new).collect(),
+            gateways: cluster.gateways.into_iter().map(|gateway| GatewayView::new(gateway, current)).collect(),
             problems: problems(cluster.problems),
         }
     }
@@ -223,8 +335,11 @@ fn problems(problems: Vec<v1::Problem>) -> Vec<String> {
 }
 
 impl GatewayView {
-    fn new(gateway: v1::GatewayStatus) -> Self {
+    /// `current`: what the control plane has.
+    fn new(gateway: v1::GatewayStatus, current: VersionView) -> Self {
         let addresses = gateway.addresses.unwrap_or_default();
+        let refused = gateway.refused.map(VersionView::from);
+        let ahead = refused.is_some() && gateway.running.is_some_and(|running| VersionView::from(running) > current);
         Self {
             name: gateway.name,
             cluster: gateway.cluster,
@@ -240,6 +355,8 @@ impl GatewayView {
             workers: gateway.workers,
             certificate_expires: timestamp(gateway.svid_not_after_unix.saturating_mul(1_000)),
             last_seen: timestamp(gateway.last_seen_unix_ms),
+            ahead,
+            refused,
             error: (!gateway.error.is_empty()).then_some(gateway.error),
             problems: problems(gateway.problems),
         }

@@ -8,9 +8,9 @@ use std::{
 
 use archipelago_model::{id::ServiceKey, resource::Resource, version::Version};
 use archipelago_proto::v1::{
-    ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus, MemberStatusRequest, Problem,
-    ResourceKey, ServicesRequest, ServicesResponse, StatusRequest, StatusResponse, TunnelsRequest, TunnelsResponse,
-    WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
+    ClockOffset, ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus,
+    MemberStatusRequest, Problem, ResourceKey, ServicesRequest, ServicesResponse, StatusRequest, StatusResponse,
+    TunnelsRequest, TunnelsResponse, WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
 };
 use futures_util::future::join_all;
 use prost::Message as _;
@@ -39,9 +39,18 @@ impl Fleet for FleetService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         operator(&request)?;
         let members = self.members().await;
-        let (revision, clusters) = self.0.clusters();
+        let (version, clusters) = self.0.clusters();
+        let clocks = latest(members.iter().flat_map(|member| member.clocks.iter().cloned()));
         let trust_domain = self.0.trust_domain.to_string();
-        Ok(Response::new(StatusResponse { revision, trust_domain, members, clusters }))
+        Ok(Response::new(StatusResponse {
+            revision: version.revision,
+            fleet: version.fleet,
+            restore_epoch: version.restore_epoch,
+            trust_domain,
+            members,
+            clusters,
+            clocks,
+        }))
     }
 
     async fn services(&self, request: Request<ServicesRequest>) -> Result<Response<ServicesResponse>, Status> {
@@ -146,9 +155,20 @@ impl FleetService {
     }
 }
 
+/// The latest word on each clock: who asks another member next time leaves the earlier one with an older word.
+fn latest(offsets: impl Iterator<Item = ClockOffset>) -> Vec<ClockOffset> {
+    let mut latest: BTreeMap<String, ClockOffset> = BTreeMap::new();
+    for offset in offsets {
+        if latest.get(&offset.spiffe_id).is_none_or(|known| known.measured_unix_ms < offset.measured_unix_ms) {
+            latest.insert(offset.spiffe_id.clone(), offset);
+        }
+    }
+    latest.into_values().collect()
+}
+
 impl Context {
-    /// Every cluster that was declared or has joined, with its gateways; and the revision they are judged against.
-    fn clusters(&self) -> (u64, Vec<ClusterStatus>) {
+    /// Every cluster that was declared or has joined, with its gateways; and the version they are judged against.
+    fn clusters(&self) -> (Version, Vec<ClusterStatus>) {
         let connected = self.sessions.gateways();
         let agents = self.sessions.agents();
         let mut names = BTreeSet::new();
@@ -162,7 +182,7 @@ impl Context {
         }
         names.extend(state.gateways().keys().map(|(cluster, _)| cluster.clone()));
         names.extend(state.reports().keys().cloned());
-        let (revision, registered, reported) = (state.revision(), state.gateways(), state.reports());
+        let (version, registered, reported) = (state.version(), state.gateways(), state.reports());
         let agent_tokens_used: BTreeSet<&str> = state
             .tokens()
             .values()
@@ -178,7 +198,7 @@ impl Context {
                     .take_while(|((cluster, _), _)| *cluster == name)
                     .map(|((cluster, gateway), record)| {
                         let view = connected.get(&gateway_key(cluster, gateway));
-                        gateway_status(cluster, gateway, record, view, state.version())
+                        gateway_status(cluster, gateway, record, view, version)
                     })
                     .collect();
                 let agent_state = if agents.contains_key(&name) {
@@ -205,7 +225,7 @@ impl Context {
                 ClusterStatus { name, region, state, gateways, agent_state, problems }
             })
             .collect();
-        (revision, clusters)
+        (version, clusters)
     }
 }
 
@@ -230,13 +250,16 @@ fn gateway_status(
     status.last_seen_unix_ms = session.last_seen_unix_ms;
     if let Some(hello) = &session.hello {
         status.svid_not_after_unix = hello.svid_not_after_unix;
+        status.running = hello.running;
     }
+    status.running = session.acked.or(status.running);
+    status.refused = session.refused;
     let rejected = session.rejections.iter().map(|rejection| Problem {
         subject: rejection.resource.clone(),
         reason: format!("rejected, {}: {}", kept(rejection.kept()), rejection.reason),
     });
-    status.problems =
-        rejected.chain(session.unsupported.iter().cloned()).chain(session.problems.iter().cloned()).collect();
+    let of_itself = [&session.unsupported, &session.unserved, &session.problems];
+    status.problems = rejected.chain(of_itself.into_iter().flatten().cloned()).collect();
     let state = if !session.held_back.is_empty() {
         status.error.clone_from(&session.held_back);
         "rejected"

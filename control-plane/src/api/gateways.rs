@@ -370,7 +370,7 @@ impl Peer for Session {
                     tunnel.from = gateway_key(&self.cluster, &self.gateway);
                     tunnel.from_cluster.clone_from(&self.cluster);
                 }
-                self.guard.report(tunnels);
+                self.guard.report(tunnels, door::admit_unserved(report.unserved));
             }
             Some(Body::Explain(reply)) => {
                 if let (Some(waiting), Some(mut response)) = (self.asked.remove(&reply.id), reply.response) {

@@ -7,9 +7,9 @@ use std::{
 use archipelago_base::error::chain as chain_of;
 use archipelago_identity::{MeshRole, SpiffeId, proof, tls::PeerCertificate};
 use archipelago_proto::v1::{
-    ChallengeRequest, ChallengeResponse, CreateOperatorRequest, JoinRequest, JoinRole, ListIdentitiesRequest,
-    ListIdentitiesResponse, RecoverRequest, RenewRequest, RevokeRequest, RevokeResponse, SvidResponse,
-    identity_server::Identity,
+    ChallengeRequest, ChallengeResponse, ClockOffset, CreateOperatorRequest, JoinRequest, JoinRole,
+    ListIdentitiesRequest, ListIdentitiesResponse, RecoverRequest, RenewRequest, RevokeRequest, RevokeResponse,
+    SvidResponse, identity_server::Identity,
 };
 use archipelago_rpc::{enrol, grpc};
 use data_encoding::HEXLOWER;
@@ -244,12 +244,31 @@ impl IdentityService {
 
 /// How far the clocks of those who asked this member for a certificate were ahead of its own.
 #[derive(Debug, Default)]
-pub(crate) struct Clocks(Mutex<BTreeMap<SpiffeId, i64>>);
+pub(crate) struct Clocks(Mutex<BTreeMap<SpiffeId, Measured>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    offset_ms: i64,
+    at_unix_ms: i64,
+}
 
 impl Clocks {
     /// Milliseconds; `None` when it has not asked here.
     pub(crate) fn offset_ms(&self, id: &SpiffeId) -> Option<i64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(|measured| measured.offset_ms)
+    }
+
+    /// Those that an operator should see to, for the status of `member`, which is this one.
+    pub(crate) fn far_off(&self, member: u64) -> Vec<ClockOffset> {
+        let offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let far_off = offsets.iter().filter(|(_, measured)| measured.offset_ms.unsigned_abs() > CLOCK_SHOWN_MIN_MS);
+        let offset = |(id, measured): (&SpiffeId, &Measured)| ClockOffset {
+            spiffe_id: id.to_string(),
+            offset_ms: measured.offset_ms,
+            member,
+            measured_unix_ms: measured.at_unix_ms,
+        };
+        far_off.take(CLOCKS_SHOWN_MAX).map(offset).collect()
     }
 
     fn note(&self, id: &SpiffeId, offset_ms: i64) {
@@ -260,7 +279,7 @@ impl Clocks {
         if offsets.len() >= CLOCKS_MAX && !offsets.contains_key(id) {
             offsets.pop_first();
         }
-        offsets.insert(id.clone(), offset_ms);
+        offsets.insert(id.clone(), Measured { offset_ms, at_unix_ms: unix_ms() });
     }
 }
 
@@ -290,3 +309,32 @@ const OPERATOR_LIFE_MIN: Duration = Duration::from_secs(10);
 const CLOCK_OFFSET_MAX_MS: u64 = 30_000;
 /// Every gateway of a large federation.
 const CLOCKS_MAX: usize = 100_000;
+/// Above the time that a slow request takes.
+const CLOCK_SHOWN_MIN_MS: u64 = 5_000;
+/// More than that many wrong clocks are one wrong clock: the member's.
+const CLOCKS_SHOWN_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use archipelago_identity::TrustDomain;
+
+    use super::*;
+
+    #[test]
+    fn clocks_far_off_are_shown_until_they_are_right() {
+        let domain: TrustDomain = "archipelago.local".parse().unwrap();
+        let (late, right) = (SpiffeId::gateway(&domain, "paris", "gw-1"), SpiffeId::gateway(&domain, "paris", "gw-2"));
+        let clocks = Clocks::default();
+        clocks.note(&late, -7_200_000);
+        clocks.note(&right, 5_000);
+        let shown = clocks.far_off(2);
+        assert_eq!(shown.len(), 1);
+        assert_eq!(
+            (shown[0].spiffe_id.clone(), shown[0].offset_ms, shown[0].member),
+            (late.to_string(), -7_200_000, 2)
+        );
+        clocks.note(&late, 3);
+        assert!(clocks.far_off(2).is_empty());
+        assert_eq!(clocks.offset_ms(&late), Some(3));
+    }
+}

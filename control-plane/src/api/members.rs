@@ -121,6 +121,7 @@ impl Context {
             format_supported: self.consensus.supported_format(),
             format_version: self.consensus.read(State::format_version),
             problem: problem(&status),
+            clocks: self.clocks.far_off(self.consensus.node_id),
         }
     }
 }

@@ -34,6 +34,13 @@ pub(crate) fn admit_report(services: Vec<ServiceReport>) -> (Vec<ServiceReport>,
     (admitted, problems.listed())
 }
 
+/// What a gateway says it cannot serve: as much of it as people read.
+pub(crate) fn admit_unserved(reported: Vec<Problem>) -> Vec<Problem> {
+    let reason = |text: &str| text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect();
+    let admit = |problem: Problem| Problem { subject: cut(&problem.subject), reason: reason(&problem.reason) };
+    reported.into_iter().take(PROBLEMS_MAX).map(admit).collect()
+}
+
 fn service_problem(service: &ServiceReport) -> Option<String> {
     let label = label_problem("namespace", &service.namespace).or_else(|| label_problem("service", &service.name));
     if let Some(problem) = label {
@@ -188,6 +195,8 @@ const FEATURES_MAX: usize = 1_024;
 /// Beyond this nobody reads on.
 const PROBLEMS_MAX: usize = 100;
 const SHOWN_CHARS_MAX: usize = 64;
+/// Two names of 63 and a sentence around them.
+const REASON_CHARS_MAX: usize = 300;
 
 #[cfg(test)]
 mod tests {
@@ -234,6 +243,17 @@ mod tests {
         let (admitted, problems) = admit_report(many);
         assert_eq!((admitted.len(), problems.len()), (SERVICES_MAX, PROBLEMS_MAX + 1));
         assert_eq!(problems.last().unwrap().subject, "400 more");
+    }
+
+    #[test]
+    fn what_a_gateway_cannot_serve_is_cut_to_what_people_read() {
+        let problem =
+            Problem { subject: "TCP\u{1b}[2J service".into(), reason: format!("port\n{}", "x".repeat(9_000)) };
+        let admitted = admit_unserved(vec![problem; 500]);
+        assert_eq!(admitted.len(), PROBLEMS_MAX);
+        assert_eq!(admitted[0].subject, "TCP[2J service");
+        assert_eq!(admitted[0].reason.len(), REASON_CHARS_MAX);
+        assert!(admitted[0].reason.starts_with("portxx"));
     }
 
     #[test]

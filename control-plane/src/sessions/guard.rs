@@ -115,9 +115,12 @@ impl GatewayGuard {
         }
     }
 
-    /// What the gateway says of its tunnels.
-    pub(crate) fn report(&self, tunnels: Vec<TunnelStatus>) {
-        self.change(|session| session.tunnels = tunnels);
+    /// What the gateway says of its tunnels, and what it cannot serve.
+    pub(crate) fn report(&self, tunnels: Vec<TunnelStatus>, unserved: Vec<Problem>) {
+        self.change(|session| {
+            session.tunnels = tunnels;
+            session.unserved = unserved;
+        });
         self.sessions.notify();
     }
 

@@ -12,7 +12,7 @@ use archipelago_model::version::Version;
 use archipelago_proto::v1::gateway_control_client::GatewayControlClient;
 use archipelago_proto::v1::{
     ConfigAck, ConfigUpdate, ExplainAsk, ExplainReply, ExplainResponse, GatewayAddresses, GatewayDirective,
-    GatewayHello, GatewayMessage, GatewayReport, HeldResources, Notice, SessionOrder, gateway_directive,
+    GatewayHello, GatewayMessage, GatewayReport, HeldResources, Notice, Problem, SessionOrder, gateway_directive,
     gateway_message, notice,
 };
 use archipelago_rpc::grpc;
@@ -23,6 +23,7 @@ use super::apply::{Applied, Change, Update};
 use super::status::ControlStatus;
 use crate::config::{ConfigState, Published};
 use crate::telemetry::GatewayMetrics;
+use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
 
 /// What the stream needs.
@@ -47,7 +48,9 @@ pub struct ControlStream {
     pub workers: Workers,
     /// Where the state of the tunnels is found.
     pub metrics: GatewayMetrics,
-    /// Told when that changed.
+    /// Which TCP services have no port here.
+    pub tcp_ports: Arc<TcpPorts>,
+    /// Told when the tunnels changed.
     pub reports: Arc<Notify>,
     /// What people are told of this stream.
     pub status: watch::Sender<ControlStatus>,
@@ -222,7 +225,9 @@ impl ControlStream {
     }
 
     fn report(&self) -> GatewayReport {
-        GatewayReport { tunnels: self.metrics.tunnels() }
+        let unserved = self.tcp_ports.unserved().into_iter().take(UNSERVED_MAX);
+        let unserved = unserved.map(|reason| Problem { subject: "TCP service".to_owned(), reason }).collect();
+        GatewayReport { tunnels: self.metrics.tunnels(), unserved }
     }
 
     async fn explain(&self, ask: ExplainAsk) -> ExplainReply {
@@ -280,6 +285,8 @@ const DELAY_MAX: Duration = Duration::from_secs(3);
 const LEADERLESS_MAX: Duration = Duration::from_secs(8);
 const MESSAGES_QUEUED_MAX: usize = 16;
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// As many as the control plane keeps.
+const UNSERVED_MAX: usize = 100;
 /// The contract asks for a report at least every 2 s.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1_500);
 /// 10,000 services of 1 KiB, and room.

@@ -7,6 +7,8 @@ use super::*;
 fn status() -> v1::StatusResponse {
     v1::StatusResponse {
         revision: 42,
+        fleet: 7,
+        restore_epoch: 0,
         trust_domain: "archipelago.local".into(),
         members: vec![v1::MemberStatus {
             id: 1,
@@ -14,6 +16,8 @@ fn status() -> v1::StatusResponse {
             address: "127.0.0.1:7400".into(),
             applied_index: 99,
             term: 3,
+            format_supported: 2,
+            format_version: 2,
             ..v1::MemberStatus::default()
         }],
         clusters: vec![v1::ClusterStatus {
@@ -39,6 +43,7 @@ fn status() -> v1::StatusResponse {
             }],
             problems: vec![],
         }],
+        clocks: vec![],
     }
 }
 
@@ -59,10 +64,11 @@ fn status_json() {
     assert_eq!(
         serde_json::to_value(&view).unwrap(),
         json!({
-            "revision": 42,
+            "revision": 42, "fleet": 7, "restoreEpoch": 0,
             "trustDomain": "archipelago.local",
             "controlPlane": { "members": [
-                { "id": 1, "role": "leader", "address": "127.0.0.1:7400", "appliedIndex": 99, "term": 3 },
+                { "id": 1, "role": "leader", "address": "127.0.0.1:7400", "appliedIndex": 99, "term": 3,
+                  "formatSupported": 2, "formatVersion": 2 },
             ]},
             "clusters": [{
                 "name": "paris", "region": "eu-west", "state": "active", "agent": "connected",
@@ -71,7 +77,7 @@ fn status_json() {
                     "http": "http://127.0.0.1:7510", "tunnel": "127.0.0.1:7514",
                     "tunnels": ["127.0.0.1:7514", "127.0.0.1:7515"], "dns": "127.0.0.1:7511",
                     "metrics": "http://127.0.0.1:7513/metrics", "health": "http://127.0.0.1:7512/readyz",
-                    "tcpBase": "127.0.0.1:7522", "workers": 2,
+                    "tcpBase": "127.0.0.1:7522", "workers": 2, "ahead": false,
                 }],
             }],
             "processes": [{
@@ -99,7 +105,7 @@ fn status_without_a_control_plane_still_shows_processes() {
 fn status_table() {
     let text = StatusView::new(status(), None).text().render(false);
     let expected = "\
-trust domain archipelago.local, revision 42
+trust domain archipelago.local, revision 42, fleet version 7
 
 CONTROL PLANE   ROLE     ADDRESS          APPLIED   TERM
 cp-1            leader   127.0.0.1:7400   99        3
@@ -111,6 +117,64 @@ GATEWAY      STATE    REVISION   HTTP                    TUNNEL           DNS   
 paris/gw-1   synced   42         http://127.0.0.1:7510   127.0.0.1:7514   127.0.0.1:7511   http://127.0.0.1:7513/metrics
 ";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn status_names_what_an_operator_must_see_to() {
+    let mut status = status();
+    let newer = v1::ConfigVersion { restore_epoch: 0, revision: 50, fleet: 1 };
+    let current = v1::ConfigVersion { restore_epoch: 0, revision: 42, fleet: 7 };
+    let problem = |subject: &str, reason: &str| v1::Problem { subject: subject.into(), reason: reason.into() };
+    let gateway = &mut status.clusters[0].gateways[0];
+    (gateway.running, gateway.refused) = (Some(newer), Some(current));
+    gateway.error = "runs revision 50".into();
+    gateway.problems = vec![problem("TCP service", "port 7522 is taken; shop/ledger is not served here")];
+    status.clocks = vec![v1::ClockOffset {
+        spiffe_id: "spiffe://archipelago.local/cluster/paris/gateway/gw-1".into(),
+        offset_ms: -7_200_400,
+        member: 1,
+        measured_unix_ms: 1_700_000_000_000,
+    }];
+    let member = |id, format_supported| v1::MemberStatus {
+        id,
+        role: "follower".into(),
+        format_supported,
+        format_version: format_supported.min(1),
+        ..v1::MemberStatus::default()
+    };
+    status.members[0].format_version = 1;
+    status.members.extend([member(2, 1), member(3, 0)]);
+    status.members[0].problem = "no space left on device for /data".into();
+
+    let view = StatusView::new(status, None);
+    let text = view.text().render(false);
+    for line in [
+        "cp-1: no space left on device for /data",
+        "cp-2 knows log format 1 only and holds the members back from 2",
+        "cp-3 does not answer and holds the members back from log format 2",
+        "gateway paris/gw-1: TCP service: port 7522 is taken; shop/ledger is not served here",
+        "cluster/paris/gateway/gw-1: its clock was 2h behind that of cp-1 at 2023-11-14T22:13:20Z",
+        "some gateway runs a newer version than the control plane has; after a restore from a backup run `meshctl raft restored`",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "no line {line:?} in\n{text}");
+    }
+    let json = serde_json::to_value(&view).unwrap();
+    let gateway = &json["clusters"][0]["gateways"][0];
+    assert_eq!(gateway["refused"], json!({ "restoreEpoch": 0, "revision": 42, "fleet": 7 }));
+    assert_eq!(gateway["ahead"], json!(true));
+    assert_eq!(json["clocks"][0]["offsetMs"], json!(-7_200_400));
+    assert_eq!(json["controlPlane"]["members"][2].get("formatSupported"), None);
+}
+
+#[test]
+fn a_gateway_that_cannot_use_an_update_is_not_ahead() {
+    let mut status = status();
+    let version = |revision| Some(v1::ConfigVersion { restore_epoch: 0, revision, fleet: 7 });
+    let gateway = &mut status.clusters[0].gateways[0];
+    (gateway.running, gateway.refused) = (version(41), version(42));
+    let view = StatusView::new(status, None);
+    assert!(!view.gateways()[0].ahead);
+    assert!(!view.text().render(false).contains("raft restored"));
 }
 
 #[test]
