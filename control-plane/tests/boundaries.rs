@@ -64,9 +64,25 @@ async fn silent_sockets_delay_nobody() {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(10) {
             let asked = Instant::now();
-            FleetClient::new(control_plane.channel(1).await.unwrap()).status(StatusRequest {}).await.unwrap();
-            let expect = Expect::Id(SpiffeId::control_plane(&"mesh.example".parse().unwrap(), 1));
-            grpc::connect(&ports[1..], &member, expect).await.unwrap();
+            // A thousand connections that come in one moment from the same address may push out one that has not spoken yet;
+            // its client tries again, as every client of ours does, and the time of both tries counts.
+            let again = || assert!(asked.elapsed() < Duration::from_secs(1), "{count} silent sockets per port");
+            loop {
+                let channel = control_plane.channel(1).await;
+                if let Ok(channel) = channel
+                    && FleetClient::new(channel).status(StatusRequest {}).await.is_ok()
+                {
+                    break;
+                }
+                again();
+            }
+            loop {
+                let expect = Expect::Id(SpiffeId::control_plane(&"mesh.example".parse().unwrap(), 1));
+                if grpc::connect(&ports[1..], &member, expect).await.is_ok() {
+                    break;
+                }
+                again();
+            }
             slowest = slowest.max(asked.elapsed());
             answers += 1;
             tokio::time::sleep(Duration::from_millis(50)).await;
