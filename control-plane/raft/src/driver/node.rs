@@ -127,6 +127,8 @@ impl<M: StateMachine> Node<M> {
                         self.transport.send_digests(digests);
                     }
                 }
+                // Whoever looks for the leader must not find one here for ever.
+                self.shared.status.send_modify(|status| (status.role, status.leader) = (Role::Follower, None));
                 self.log.abandon();
                 self.state.abandon();
                 Stopped::Failed(fatal)

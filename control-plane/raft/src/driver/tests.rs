@@ -127,7 +127,7 @@ impl Cluster {
         within(async {
             loop {
                 let handles: Vec<Handle> = self.hub.lock().unwrap().values().cloned().collect();
-                if let Some(leader) = handles.into_iter().find(|handle| handle.status().role == Role::Leader) {
+                for leader in handles.into_iter().filter(|handle| handle.status().role == Role::Leader) {
                     // A deposed leader may not know it yet; a read proves the office.
                     if leader.read_index().await.is_ok() {
                         return leader;
@@ -238,6 +238,7 @@ async fn a_state_machine_that_panics_stops_the_node_and_says_so() {
     assert_eq!(within(leader.propose(b"panic".to_vec())).await, Err(ProposeError::Stopped));
     assert!(matches!(within(leader.stopped()).await, Stopped::Failed(Fatal::Internal(_))));
     assert_eq!(leader.read_index().await, Err(ReadError::Stopped));
+    assert_eq!((leader.status().role, leader.status().leader), (Role::Follower, None), "it leads nobody any more");
 }
 
 #[tokio::test]
