@@ -40,6 +40,7 @@ async fn tokens_are_for_one_join_of_one_identity_in_time() {
         csr_der,
         request_id: id.to_owned(),
         client_unix_ms: 0,
+        ..JoinRequest::default()
     };
 
     // Created at one member, used at another a moment later.
@@ -228,6 +229,7 @@ async fn what_is_revoked_or_deleted_ends_at_once_and_gets_no_certificate() {
         csr_der: csr(&key, None),
         request_id: "again".into(),
         client_unix_ms: 0,
+        ..JoinRequest::default()
     };
     join_raw(&control_plane, 1, join(&token)).await.unwrap();
     let paris = control_plane.join("paris", JoinRole::Agent, "second").await;

@@ -46,7 +46,12 @@ fn main() -> anyhow::Result<()> {
         }
         let mut state = ConfigState::new(Version { revision: 1, ..Version::default() }, resources);
         if cluster == serves {
-            state = state.with_local(LocalUpdate { full: true, upserts: vec![local(backend)], removals: vec![] });
+            state = state.with_local(LocalUpdate {
+                full: true,
+                upserts: vec![local(backend)],
+                removals: vec![],
+                ..Default::default()
+            });
         }
         let dir = out.join(cluster);
         std::fs::create_dir_all(&dir)?;
@@ -88,6 +93,7 @@ fn local(backend: SocketAddr) -> LocalService {
             instance: "backend".into(),
             readiness: archipelago_proto::v1::Readiness::Ready.into(),
         }],
+        ..LocalService::default()
     }
 }
 

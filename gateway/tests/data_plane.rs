@@ -588,7 +588,7 @@ async fn an_unchecked_endpoint_is_better_than_nothing_and_worse_than_a_ready_one
             endpoints: endpoints.iter().map(endpoint).collect(),
             ..Default::default()
         };
-        let update = proto::LocalUpdate { full: true, upserts: vec![local], removals: vec![] };
+        let update = proto::LocalUpdate { full: true, upserts: vec![local], ..Default::default() };
         apply(&mesh.gateways["tokyo"], Change::Local(update)).await.unwrap();
     };
     let (ready, unknown, down) = (proto::Readiness::Ready, proto::Readiness::Unknown, proto::Readiness::NotReady);

@@ -149,7 +149,7 @@ impl Peer for Session {
 
     async fn advance(&mut self, out: &Outbox<AgentDirective>) -> Result<(), End> {
         if !std::mem::replace(&mut self.is_welcomed, true) {
-            let welcome = AgentWelcome { member: self.context.consensus.node_id };
+            let welcome = AgentWelcome { member: self.context.consensus.node_id, ..AgentWelcome::default() };
             out.send(AgentDirective { body: Some(agent_directive::Body::Welcome(welcome)) }).await?;
         }
         if self.told != self.problems {
@@ -204,7 +204,7 @@ impl Peer for Session {
             }
             Some(Body::Hello(_)) => Err(End::Protocol("a second hello")),
             // A message of a newer version.
-            None => Ok(()),
+            Some(Body::Review(_) | Body::Policies(_)) | None => Ok(()),
         }
     }
 }

@@ -155,7 +155,7 @@ impl IdentityService {
     async fn join_by_token(&self, request: JoinRequest) -> Result<SvidResponse, Status> {
         let _slot =
             self.0.joins.try_acquire().map_err(|_| Status::unavailable("too many joins are under way, try again"))?;
-        let JoinRequest { token_secret, csr_der, request_id, client_unix_ms } = request;
+        let JoinRequest { token_secret, csr_der, request_id, client_unix_ms, kubernetes: _ } = request;
         if token_secret.len() != 32 {
             return Err(Status::unauthenticated("this join token is unknown here"));
         }

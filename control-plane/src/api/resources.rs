@@ -149,6 +149,7 @@ impl Resources for ResourcesService {
                 json: String::from_utf8_lossy(&stored.canonical).into_owned(),
                 created_revision: stored.created_revision,
                 modified_revision: stored.modified_revision,
+                origin: String::new(),
             })
             .collect();
         let last = resources.last().filter(|_| page.is_full());

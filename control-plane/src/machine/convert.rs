@@ -31,6 +31,8 @@ fn reported_service(service: v1::ServiceReport) -> ReportedService {
         total: _,
         unknown: _,
         last_failure: _,
+        ports: _,
+        export: _,
     } = service;
     versions.sort();
     versions.dedup();
@@ -52,6 +54,8 @@ pub fn service_report(service: &ReportedService) -> v1::ServiceReport {
         total: 0,
         unknown: 0,
         last_failure: None,
+        ports: Vec::new(),
+        export: None,
     }
 }
 

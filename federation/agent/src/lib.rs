@@ -33,7 +33,10 @@ use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, open_
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
 use archipelago_rpc::enrol;
 use clap::Args as ClapArgs;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use self::{metrics::Metrics, state::State, view::View};
 use crate::{
@@ -42,7 +45,7 @@ use crate::{
         Health,
         driver::{self, Readiness},
     },
-    provider::Provider,
+    provider::{Link, Nodes, Provider},
 };
 
 /// Flags of every agent, whatever its provider.
@@ -155,10 +158,29 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
     });
     let first = View::new(&catalogs.borrow(), &readinesses.borrow(), None);
     let (view, views) = watch::channel(Arc::new(first));
+    let (captures, _captures) = watch::channel(Arc::default());
+    let (workloads, _workloads) = watch::channel(Nodes::default());
+    let (policies, _policies) = watch::channel(None);
+    let (leading, _leading) = watch::channel((!provider.is_replicated()).then_some(boot));
+    let (_imports, imports) = watch::channel(None);
+    let (_statuses, statuses) = watch::channel(Arc::default());
+    let (_reviews, reviews) = mpsc::channel(provider::REVIEWS_QUEUED_MAX);
+    let link = Link {
+        cluster: config.cluster.clone(),
+        trust_domain: config.credential.current().spiffe_id.trust_domain().to_string(),
+        catalog,
+        captures,
+        workloads,
+        policies,
+        leading,
+        imports,
+        statuses,
+        reviews,
+    };
 
     let mut tasks = JoinSet::new();
     tracing::info!(provider = provider.name(), "following the services of this cluster");
-    tasks.spawn(provider.follow(catalog, shutdown.clone()));
+    tasks.spawn(provider.follow(link, shutdown.clone()));
     tasks.spawn(driver::run(catalogs.clone(), readiness, rand::random(), metrics.observer()));
     tasks.spawn(merge(catalogs.clone(), readinesses.clone(), view, metrics.clone()));
     tasks.spawn(state::keep(config.state_dir, config.control_plane.clone(), catalogs, readinesses, shutdown.clone()));

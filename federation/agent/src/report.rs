@@ -78,6 +78,7 @@ async fn stream(
         cluster: cluster.to_owned(),
         order: Some(order),
         software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
     };
     let (reports, outgoing) = mpsc::channel(2);
     let first = [AgentMessage { body: Some(Body::Hello(hello)) }, message(views)];

@@ -51,7 +51,7 @@ impl View {
 pub fn update(delta: Delta<String, Shared<LocalService>>) -> LocalUpdate {
     let Delta { full, upserts, removals } = delta;
     let upserts = upserts.into_iter().map(|(_, service)| LocalService::clone(&service)).collect();
-    LocalUpdate { full, upserts, removals }
+    LocalUpdate { full, upserts, removals, captures: None, workloads: None }
 }
 
 fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalService {
@@ -72,6 +72,7 @@ fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalSer
         protocol: service.protocol.to_proto().into(),
         port: service.port.into(),
         endpoints: endpoints.collect(),
+        ports: Vec::new(),
     }
 }
 
@@ -99,5 +100,7 @@ fn report(key: &ServiceKey, service: &Service, readiness: &Readiness) -> Service
             Health::Down(failure) => Some(failure.to_proto()),
             Health::Unknown | Health::Ready => None,
         }),
+        ports: Vec::new(),
+        export: None,
     }
 }

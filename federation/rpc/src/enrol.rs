@@ -119,6 +119,7 @@ pub async fn join(token: &JoinToken) -> Result<Joined, EnrolError> {
         // Retries below are the same request: a token spent by an attempt whose answer got lost still answers it.
         request_id: BASE64_URL_SAFE_NO_PAD.encode(request_id),
         client_unix_ms: 0,
+        kubernetes: None,
     };
     let mut attempt = 0;
     let response = loop {

@@ -36,7 +36,7 @@ impl ConfigState {
     /// This state after an update of the agent.
     #[must_use]
     pub fn with_local(&self, update: LocalUpdate) -> Self {
-        let LocalUpdate { full, upserts, removals } = update;
+        let LocalUpdate { full, upserts, removals, captures: _, workloads: _ } = update;
         let mut next = self.clone();
         let upserts = upserts
             .into_iter()
@@ -74,6 +74,8 @@ mod tests {
         let service =
             |name: &str| LocalService { namespace: "shop".into(), name: name.into(), ..LocalService::default() };
         let local = |full, names: &[&str], removals: &[&str]| LocalUpdate {
+            captures: None,
+            workloads: None,
             full,
             upserts: names.iter().map(|name| service(name)).collect(),
             removals: removals.iter().map(ToString::to_string).collect(),

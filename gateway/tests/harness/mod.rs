@@ -184,7 +184,12 @@ impl Mesh {
                     readiness: proto::Readiness::Ready.into(),
                 });
             }
-            let local = proto::LocalUpdate { full: true, upserts: local.into_values().collect(), removals: vec![] };
+            let local = proto::LocalUpdate {
+                full: true,
+                upserts: local.into_values().collect(),
+                removals: vec![],
+                ..Default::default()
+            };
             apply(gateway, Change::Local(local)).await.unwrap();
             self.sent.insert(cluster.clone(), resources.iter().cloned().map(Into::into).collect());
             apply(gateway, Change::Config(full_update(self.revision, resources))).await.unwrap();

@@ -16,13 +16,12 @@ use archipelago_model::document::Problem;
 use clap::Args;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep, timeout_at},
 };
 
 pub use self::dir::{Look, ServiceDir};
-use super::Provider;
-use crate::catalog::Catalog;
+use super::{Link, Provider};
 
 /// Service files as a source; also its flags.
 #[derive(Debug, Clone, Args)]
@@ -39,7 +38,8 @@ impl Provider for ServiceFiles {
 
     /// Looks when the kernel says so, and slowly all the time, because notifications get lost (full queues, network file
     /// systems, a directory that is replaced).
-    async fn follow(self, catalog: watch::Sender<Arc<Catalog>>, shutdown: Shutdown) {
+    async fn follow(self, link: Link, shutdown: Shutdown) {
+        let catalog = link.catalog;
         let mut dir = ServiceDir::new(self.services, &catalog.borrow());
         let (hint, mut hinted) = mpsc::channel(1);
         let mut watcher: Option<RecommendedWatcher> = None;
