@@ -22,7 +22,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use crate::wall_clock::Ending;
+use crate::{resolve::resolve, wall_clock::Ending};
 
 /// What is attached to each request of a connection.
 #[derive(Debug, Clone)]
@@ -131,26 +131,46 @@ async fn connect_any(
     let connector = TlsConnector::from(config);
     let mut attempts = Vec::with_capacity(order.len());
     for address in order {
-        let attempt = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            connector.connect(server_name(), stream).await
+        let mut resolved = match resolve(address).await {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                attempts.push((address.clone(), Cause::Broken(error.to_string())));
+                continue;
+            }
         };
-        let cause = match timeout(CONNECT_TIMEOUT, attempt).await {
-            Ok(Ok(stream)) => {
-                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                match peer_certificate(chain) {
-                    // The server's certificate ends, and with it what it vouched for.
-                    Ok(server) => return Ok(Ending::new(stream, server.not_after)),
-                    Err(error) => Cause::Refused(error.to_string()),
+        // A name may stand for all members of a control plane.
+        resolved.shuffle(&mut rand::rng());
+        for at in resolved {
+            match connect_to(at, &connector).await {
+                Ok(stream) => return Ok(stream),
+                Err(cause) => {
+                    let literal = address.parse() == Ok(at);
+                    attempts.push((if literal { address.clone() } else { format!("{address} at {at}") }, cause));
                 }
             }
-            Ok(Err(error)) => Cause::of(&error),
-            Err(_) => Cause::Silent(CONNECT_TIMEOUT),
-        };
-        attempts.push((address.clone(), cause));
+        }
     }
     Err(ConnectError { attempts })
+}
+
+async fn connect_to(at: SocketAddr, connector: &TlsConnector) -> Result<Ending<TlsStream<TcpStream>>, Cause> {
+    let attempt = async {
+        let stream = TcpStream::connect(at).await?;
+        stream.set_nodelay(true)?;
+        connector.connect(server_name(), stream).await
+    };
+    match timeout(CONNECT_TIMEOUT, attempt).await {
+        Ok(Ok(stream)) => {
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            match peer_certificate(chain) {
+                // The server's certificate ends, and with it what it vouched for.
+                Ok(server) => Ok(Ending::new(stream, server.not_after)),
+                Err(error) => Err(Cause::Refused(error.to_string())),
+            }
+        }
+        Ok(Err(error)) => Err(Cause::of(&error)),
+        Err(_) => Err(Cause::Silent(CONNECT_TIMEOUT)),
+    }
 }
 
 /// No address answered as it should.
