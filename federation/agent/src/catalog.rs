@@ -1,36 +1,54 @@
 //! The services of a cluster, whoever provides them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{net::SocketAddr, sync::Arc};
 
 use archipelago_model::{
     id::ServiceKey,
     service::{ActiveCheck, ServiceProtocol},
 };
+use archipelago_proto::v1::ExportFacts;
+use imbl::OrdMap;
 
 /// All services of a cluster at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// A copy costs nothing, and a provider that changes one service shares the others with the catalog before: whoever follows
+/// a catalog looks only at services that are not the same `Arc` any more.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
     /// Complete.
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub services: OrdMap<ServiceKey, Arc<Service>>,
     /// The source has been read since the start; until then an absent service may just not have been found yet.
     pub read: bool,
 }
 
 /// A service and where it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
+    /// Never empty, in the provider's order, each number once. The first is the one that readers see who know of one port.
+    pub ports: Vec<Port>,
+    /// The cluster itself offers it to the others.
+    pub exported: bool,
+    /// Who says whether an endpoint is ready, on every port.
+    pub check: Check,
+    /// What it came from, in the provider's words: it alone reads this, to find its way back after a restart.
+    pub origin: String,
+    /// What a Multi-Cluster Services export says beyond ports, for providers that know such a thing.
+    pub export: Option<ExportFacts>,
+}
+
+/// A port of a service; its number identifies it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Empty where the source has no names for ports.
+    pub name: String,
     /// Port under which clients know it.
     pub port: u16,
     /// What its endpoints speak.
     pub protocol: ServiceProtocol,
-    /// The cluster itself offers it to the others.
-    pub exported: bool,
+    /// What the source itself calls the protocol (`appProtocol`), as it is written there; empty when it says nothing.
+    pub app_protocol: String,
     /// Where it runs; may be empty.
     pub endpoints: Vec<Endpoint>,
-    /// Who says whether an endpoint is ready.
-    pub check: Check,
-    /// What it came from, in the provider's words: it alone reads this, to find its way back after a restart.
-    pub origin: String,
 }
 
 /// One place where a service runs.

@@ -9,11 +9,13 @@ use std::net::SocketAddr;
 use archipelago_model::id::ServiceKey;
 use archipelago_proto::v1::{CheckFailure, CheckFailureReason};
 
-/// One endpoint of one service: what is checked, and what is ready or not.
+/// One endpoint of one port of a service: what is checked, and what is ready or not.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// Which service.
     pub service: ServiceKey,
+    /// Which of its ports: two may lead to one address and be asked in different protocols.
+    pub port: u16,
     /// Where it listens.
     pub address: SocketAddr,
 }

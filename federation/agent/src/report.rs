@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use archipelago_base::{backoff::Backoff, shutdown::Shutdown};
 use archipelago_identity::{LiveCredential, tls::Expect};
 use archipelago_proto::v1::{
-    AgentDirective, AgentHello, AgentMessage, AgentReport, SessionOrder, agent_control_client::AgentControlClient,
-    agent_directive, agent_message::Body, notice::Notice,
+    AgentDirective, AgentHello, AgentMessage, AgentReport, ServiceReport, SessionOrder,
+    agent_control_client::AgentControlClient, agent_directive, agent_message::Body, notice::Notice,
 };
 use archipelago_rpc::grpc;
 use rand::RngExt;
@@ -71,7 +71,8 @@ async fn stream(
         Err(error) => return error.to_string(),
     };
     let message = |views: &mut watch::Receiver<Arc<View>>| {
-        let report = AgentReport { services: views.borrow_and_update().reports.clone() };
+        let services = views.borrow_and_update().reports.iter().map(|report| ServiceReport::clone(report)).collect();
+        let report = AgentReport { services };
         AgentMessage { body: Some(Body::Report(report)) }
     };
     let hello = AgentHello {

@@ -1,49 +1,73 @@
 //! What the agent tells others, as a pure function of services and readiness.
 
+use std::sync::Arc;
+
 use archipelago_model::{
     delta::{Delta, Shared},
     id::ServiceKey,
 };
-use archipelago_proto::v1::{self, Endpoint, LocalService, LocalUpdate, ServiceReport};
+use archipelago_proto::v1::{self, Endpoint, LocalPort, LocalService, LocalUpdate, ReportedPort, ServiceReport};
 use imbl::OrdMap;
 
 use crate::{
-    catalog::{self, Catalog, Service},
-    health::{Health, Target, driver::Readiness},
+    catalog::{Catalog, Check, Port, Service},
+    health::{Health, driver::Readiness},
 };
 
 /// Services by `namespace/name`.
 pub type Services = OrdMap<String, Shared<LocalService>>;
 
 /// The cluster as its gateways and the control plane see it.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct View {
     /// For gateways: with endpoints.
     pub services: Services,
-    /// For the control plane: without.
-    pub reports: Vec<ServiceReport>,
-    /// Every endpoint has been checked at least once.
+    /// For the control plane: without. Sorted by namespace and name.
+    pub reports: Vec<Shared<ServiceReport>>,
+    /// Every endpoint that is asked has been asked at least once.
     pub settled: bool,
+    made: OrdMap<ServiceKey, Made>,
+}
+
+/// What became of a service.
+#[derive(Debug, Clone)]
+struct Made {
+    from: Arc<Service>,
+    local: Shared<LocalService>,
+    report: Shared<ServiceReport>,
 }
 
 impl View {
-    /// Puts both together. Services that did not change are shared with `previous`.
+    /// Puts both together. Services that did not change are shared with `previous`, and those of which the provider itself
+    /// says what is ready are not even looked at again.
     #[must_use]
     pub fn new(catalog: &Catalog, readiness: &Readiness, previous: Option<&Self>) -> Self {
-        let services: Services = catalog
-            .services
-            .iter()
-            .map(|(key, service)| {
-                let local = local(key, service, readiness);
-                let key = key.to_string();
-                let shared = previous.and_then(|previous| previous.services.get(&key)).filter(|old| ***old == local);
-                let local = shared.cloned().unwrap_or_else(|| Shared::new(local));
-                (key, local)
-            })
-            .collect();
-        let reports = catalog.services.iter().map(|(key, service)| report(key, service, readiness)).collect();
-        Self { services, reports, settled: readiness.settled }
+        let mut view = Self { settled: readiness.settled, ..Self::default() };
+        for (key, service) in &catalog.services {
+            let before = previous.and_then(|previous| previous.made.get(key));
+            let same = before.filter(|before| Arc::ptr_eq(&before.from, service) && service.check == Check::Provider);
+            let made = same.cloned().unwrap_or_else(|| Made {
+                from: Arc::clone(service),
+                local: share(local(key, service, readiness), before.map(|before| &before.local)),
+                report: share(report(key, service, readiness), before.map(|before| &before.report)),
+            });
+            view.services.insert(key.to_string(), made.local.clone());
+            view.reports.push(made.report.clone());
+            view.made.insert(key.clone(), made);
+        }
+        view
     }
+}
+
+/// By what it says, not by what it was made from.
+impl PartialEq for View {
+    fn eq(&self, other: &Self) -> bool {
+        (self.settled, &self.services, &self.reports) == (other.settled, &other.services, &other.reports)
+    }
+}
+
+fn share<T: PartialEq>(now: T, before: Option<&Shared<T>>) -> Shared<T> {
+    before.filter(|before| ***before == now).cloned().unwrap_or_else(|| Shared::new(now))
 }
 
 /// What a stream says next, for a reader of [`Services`].
@@ -54,44 +78,71 @@ pub fn update(delta: Delta<String, Shared<LocalService>>) -> LocalUpdate {
     LocalUpdate { full, upserts, removals, captures: None, workloads: None }
 }
 
+/// For readers who know of one port the first stands alone; the list of all is there when there are several, or one with a
+/// name.
 fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalService {
-    let endpoints = service.endpoints.iter().map(|endpoint| Endpoint {
+    let port = |port: &Port| LocalPort {
+        name: port.name.clone(),
+        port: port.port.into(),
+        protocol: port.protocol.to_proto().into(),
+        endpoints: endpoints(key, service, port, readiness),
+    };
+    let mut ports: Vec<LocalPort> = service.ports.iter().map(port).collect();
+    let first = ports.first().cloned().unwrap_or_default();
+    if says_no_more(service) {
+        ports.clear();
+    }
+    LocalService {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        protocol: first.protocol,
+        port: first.port,
+        endpoints: first.endpoints,
+        ports,
+    }
+}
+
+fn endpoints(key: &ServiceKey, service: &Service, port: &Port, readiness: &Readiness) -> Vec<Endpoint> {
+    let endpoint = |endpoint: &crate::catalog::Endpoint| Endpoint {
         address: endpoint.address.to_string(),
         version: endpoint.version.clone(),
         instance: endpoint.instance.clone(),
-        readiness: match readiness.of(&Target { service: key.clone(), address: endpoint.address }) {
+        readiness: match readiness.of_endpoint(key, service, port, endpoint) {
             Health::Unknown => v1::Readiness::Unknown,
             Health::Ready => v1::Readiness::Ready,
             Health::Down(_) => v1::Readiness::NotReady,
         }
         .into(),
-    });
-    LocalService {
-        namespace: key.namespace.to_string(),
-        name: key.name.to_string(),
-        protocol: service.protocol.to_proto().into(),
-        port: service.port.into(),
-        endpoints: endpoints.collect(),
-        ports: Vec::new(),
-    }
+    };
+    port.endpoints.iter().map(endpoint).collect()
 }
 
+/// Counts are those of the first port: ports of one service share their endpoints but for rare cases, and a sum would count
+/// every pod once per port.
 fn report(key: &ServiceKey, service: &Service, readiness: &Readiness) -> ServiceReport {
-    let health =
-        |endpoint: &catalog::Endpoint| readiness.of(&Target { service: key.clone(), address: endpoint.address });
-    let health: Vec<Health> = service.endpoints.iter().map(health).collect();
+    let first = service.ports.first();
+    let health: Vec<Health> = first.map_or_else(Vec::new, |port| {
+        port.endpoints.iter().map(|endpoint| readiness.of_endpoint(key, service, port, endpoint)).collect()
+    });
     let count =
         |wanted: Health| u32::try_from(health.iter().filter(|health| **health == wanted).count()).unwrap_or(u32::MAX);
-    let mut versions: Vec<String> = service.endpoints.iter().map(|endpoint| endpoint.version.clone()).collect();
-    versions.sort();
+    let mut versions: Vec<&str> =
+        service.ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.version.as_str()).collect();
+    versions.sort_unstable();
     versions.dedup();
+    let port = |port: &Port| ReportedPort {
+        name: port.name.clone(),
+        port: port.port.into(),
+        protocol: port.protocol.to_proto().into(),
+        app_protocol: port.app_protocol.clone(),
+    };
     ServiceReport {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
-        protocol: service.protocol.to_proto().into(),
-        port: service.port.into(),
+        protocol: first.map_or(v1::Protocol::Unspecified, |port| port.protocol.to_proto()).into(),
+        port: first.map_or(0, |port| port.port.into()),
         exported: service.exported,
-        versions,
+        versions: versions.into_iter().map(str::to_owned).collect(),
         ready: count(Health::Ready),
         total: u32::try_from(health.len()).unwrap_or(u32::MAX),
         unknown: count(Health::Unknown),
@@ -100,7 +151,83 @@ fn report(key: &ServiceKey, service: &Service, readiness: &Readiness) -> Service
             Health::Down(failure) => Some(failure.to_proto()),
             Health::Unknown | Health::Ready => None,
         }),
-        ports: Vec::new(),
-        export: None,
+        ports: if says_no_more(service) { Vec::new() } else { service.ports.iter().map(port).collect() },
+        export: service.export.clone(),
+    }
+}
+
+/// Whether the fields for one port say everything.
+fn says_no_more(service: &Service) -> bool {
+    matches!(service.ports.as_slice(), [only] if only.name.is_empty() && only.app_protocol.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_model::service::{ActiveCheck, ServiceProtocol};
+
+    use super::*;
+    use crate::health::{Failure, Target};
+
+    fn endpoint(address: &str, version: &str, ready: bool) -> crate::catalog::Endpoint {
+        let instance = String::new();
+        crate::catalog::Endpoint { address: address.parse().unwrap(), version: version.into(), instance, ready }
+    }
+
+    fn port(name: &str, port: u16, endpoints: Vec<crate::catalog::Endpoint>) -> Port {
+        let (name, app_protocol) = (name.to_owned(), String::new());
+        Port { name, port, protocol: ServiceProtocol::Http, app_protocol, endpoints }
+    }
+
+    fn catalog(services: &[(&str, Check, Vec<Port>)]) -> Catalog {
+        let services = services.iter().map(|(name, check, ports)| {
+            let (ports, check) = (ports.clone(), check.clone());
+            let service = Service { ports, exported: true, check, origin: String::new(), export: None };
+            (ServiceKey::new("shop", *name), Arc::new(service))
+        });
+        Catalog { services: services.collect(), read: true }
+    }
+
+    #[test]
+    fn older_readers_see_the_first_port_and_newer_ones_all() {
+        let ports = vec![
+            port("http", 80, vec![endpoint("10.0.0.1:8080", "v1", true), endpoint("10.0.0.2:8080", "v2", false)]),
+            port("metrics", 9090, vec![endpoint("10.0.0.1:9090", "v1", true)]),
+        ];
+        let alone = vec![port("", 80, vec![endpoint("10.0.0.1:8080", "", true)])];
+        let catalog = catalog(&[("alone", Check::Provider, alone), ("web", Check::Provider, ports)]);
+        let view = View::new(&catalog, &Readiness { settled: true, ..Readiness::default() }, None);
+        let web = &view.services["shop/web"];
+        assert_eq!((web.port, web.endpoints.len(), web.ports.len()), (80, 2, 2));
+        assert_eq!((web.ports[0].port, &web.ports[0].endpoints), (80, &web.endpoints));
+        assert_eq!((&*web.ports[1].name, web.ports[1].port, web.ports[1].endpoints.len()), ("metrics", 9090, 1));
+        let ready: Vec<_> = web.endpoints.iter().map(Endpoint::readiness).collect();
+        assert_eq!(ready, [v1::Readiness::Ready, v1::Readiness::NotReady], "as the provider says");
+        let report = &view.reports[1];
+        assert_eq!((report.port, report.ready, report.total, report.ports.len()), (80, 1, 2, 2));
+        assert_eq!(report.versions, ["v1", "v2"]);
+        assert_eq!(report.last_failure, Some(Failure::Provider.to_proto()));
+        assert!(view.services["shop/alone"].ports.is_empty() && view.reports[0].ports.is_empty());
+    }
+
+    #[test]
+    fn what_did_not_change_is_shared_and_checks_are_heard() {
+        let one = || port("", 80, vec![endpoint("10.0.0.1:8080", "v1", true)]);
+        let asked = Check::Active(ActiveCheck::default());
+        let mut catalog = catalog(&[("asked", asked, vec![one()]), ("told", Check::Provider, vec![one()])]);
+        let target =
+            Target { service: ServiceKey::new("shop", "asked"), port: 80, address: "10.0.0.1:8080".parse().unwrap() };
+        let readiness = |health| Readiness { endpoints: [(target.clone(), health)].into(), settled: true };
+        let first = View::new(&catalog, &readiness(Health::Ready), None);
+        assert_eq!(View::new(&catalog, &readiness(Health::Ready), Some(&first)), first);
+        let down = View::new(&catalog, &readiness(Health::Down(Failure::Timeout)), Some(&first));
+        assert_eq!(down.services["shop/asked"].endpoints[0].readiness(), v1::Readiness::NotReady);
+        assert_eq!(Delta::between(&first.services, &down.services).upserts.len(), 1);
+
+        // The provider changes its mind: another `Arc`.
+        let key = ServiceKey::new("shop", "told");
+        let told = Service { ports: vec![port("", 80, vec![])], ..Service::clone(&catalog.services[&key]) };
+        catalog.services.insert(key, Arc::new(told));
+        let less = View::new(&catalog, &readiness(Health::Ready), Some(&first));
+        assert!(less != first && less.services["shop/told"].endpoints.is_empty());
     }
 }

@@ -8,19 +8,21 @@ use tokio::{
     time::{Instant as TokioInstant, sleep_until},
 };
 
+use archipelago_model::id::ServiceKey;
+
 use super::{
     Failure, Health, Target,
     probe::{ProbeError, probe},
     schedule::{Plan, Scheduler, Start, Ticket},
 };
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Check, Endpoint, Port, Service};
 
 /// Who is ready, as far as is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// What is known of every endpoint; one that is not named is unknown.
+    /// What is known of every endpoint that is asked; one that is not named is unknown.
     pub endpoints: BTreeMap<Target, Health>,
-    /// The service files have been read and every endpoint has been asked at least once.
+    /// The source has been read, and every endpoint that is asked has been asked at least once.
     pub settled: bool,
 }
 
@@ -31,7 +33,17 @@ impl Readiness {
         self.endpoints.get(target).copied().unwrap_or(Health::Unknown)
     }
 
-    /// Endpoints that may get requests.
+    /// What is known of an endpoint of the catalog, by its service's check.
+    #[must_use]
+    pub fn of_endpoint(&self, key: &ServiceKey, service: &Service, port: &Port, endpoint: &Endpoint) -> Health {
+        match service.check {
+            Check::Provider if endpoint.ready => Health::Ready,
+            Check::Provider => Health::Down(Failure::Provider),
+            Check::Active(_) => self.of(&Target { service: key.clone(), port: port.port, address: endpoint.address }),
+        }
+    }
+
+    /// Endpoints that answered and may get requests.
     pub fn ready(&self) -> impl Iterator<Item = &Target> {
         self.endpoints.iter().filter(|(_, health)| **health == Health::Ready).map(|(target, _)| target)
     }
@@ -80,9 +92,9 @@ pub async fn run(
                 let changed = scheduler.finish(Instant::now(), &target, ticket, told);
                 if let Some(health) = changed {
                     let error = answer.err().map(tracing::field::display);
-                    let Target { service, address } = &target;
+                    let Target { service, port, address } = &target;
                     let ready = health == Health::Ready;
-                    tracing::info!(%service, %address, ready, error, "endpoint changed");
+                    tracing::info!(%service, port, %address, ready, error, "endpoint changed");
                 }
                 if changed.is_some() || settled != scheduler.is_settled() {
                     publish(&scheduler, read, &readiness);
@@ -98,19 +110,18 @@ async fn ask(start: Start) -> (Target, Ticket, Result<(), ProbeError>) {
     (start.target, start.ticket, answer)
 }
 
-/// What to check, and whether that is what the provider says.
+/// Whom to ask, and whether that is what the provider says.
 fn plans(catalog: &Catalog) -> (BTreeMap<Target, Plan>, bool) {
-    let plans = catalog
-        .services
-        .iter()
-        .flat_map(|(key, service)| {
-            service.endpoints.iter().map(|endpoint| {
-                let target = Target { service: key.clone(), address: endpoint.address };
-                let check = service.check.clone();
-                (target, Plan { check, provided_ready: endpoint.ready, protocol: service.protocol })
-            })
-        })
-        .collect();
+    let mut plans = BTreeMap::new();
+    for (key, service) in &catalog.services {
+        let Check::Active(check) = &service.check else { continue };
+        for port in &service.ports {
+            plans.extend(port.endpoints.iter().map(|endpoint| {
+                let target = Target { service: key.clone(), port: port.port, address: endpoint.address };
+                (target, Plan { check: check.clone(), protocol: port.protocol })
+            }));
+        }
+    }
     (plans, catalog.read)
 }
 

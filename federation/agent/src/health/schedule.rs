@@ -19,16 +19,13 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{Failure, Health, Target};
-use crate::catalog::Check;
 use archipelago_model::service::{ActiveCheck, ServiceProtocol};
 
 /// What is known about a target before it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// How to ask.
-    pub check: Check,
-    /// What the provider says; counts when nobody asks.
-    pub provided_ready: bool,
+    pub check: ActiveCheck,
     /// What the endpoint speaks.
     pub protocol: ServiceProtocol,
 }
@@ -53,11 +50,11 @@ pub struct Ticket(u64);
 /// What an endpoint answered: as the check wants it, or not.
 pub type Answer = Result<(), Failure>;
 
-/// All endpoints of a cluster and when each is due.
+/// All endpoints of a cluster that are asked, and when each is due. Those whose provider says what is ready are not here.
 #[derive(Debug)]
 pub struct Scheduler {
     entries: BTreeMap<Target, Entry>,
-    /// Every entry that is checked and has no check running.
+    /// Every entry that has no check running.
     due: BTreeSet<(Instant, Target)>,
     tickets: u64,
     random: SmallRng,
@@ -119,11 +116,10 @@ impl Scheduler {
             self.due.remove(&(at, target.clone()));
             let Some(entry) = self.entries.get_mut(&target) else { continue };
             entry.due = None;
-            let Check::Active(check) = &entry.plan.check else { continue };
             self.tickets += 1;
             let ticket = Ticket(self.tickets);
             entry.running = Some(Running { ticket, began: now });
-            starts.push(Start { target, ticket, check: check.clone(), protocol: entry.plan.protocol });
+            starts.push(Start { target, ticket, check: entry.plan.check.clone(), protocol: entry.plan.protocol });
         }
         starts
     }
@@ -132,13 +128,12 @@ impl Scheduler {
     pub fn finish(&mut self, now: Instant, target: &Target, ticket: Ticket, answer: Answer) -> Option<Health> {
         let entry = self.entries.get_mut(target)?;
         let running = entry.running.filter(|running| running.ticket == ticket)?;
-        let Check::Active(check) = &entry.plan.check else { return None };
         entry.running = None;
         entry.answered = true;
         let before = entry.state.health();
-        entry.state = entry.state.after(answer, check);
+        entry.state = entry.state.after(answer, &entry.plan.check);
         let after = entry.state.health();
-        let next = running.began + jittered(check.interval, &mut self.random);
+        let next = running.began + jittered(entry.plan.check.interval, &mut self.random);
         self.schedule(target, next.max(now));
         (before != after).then_some(after)
     }
@@ -166,17 +161,8 @@ impl Scheduler {
         if let Some(earlier) = entry.due.take() {
             self.due.remove(&(earlier, target.clone()));
         }
-        match entry.plan.check {
-            Check::Provider => {
-                let down = State::Down { good: 0, failure: Failure::Provider };
-                entry.state = if entry.plan.provided_ready { State::READY } else { down };
-                entry.answered = true;
-            }
-            Check::Active(_) => {
-                entry.due = Some(at);
-                self.due.insert((at, target.clone()));
-            }
-        }
+        entry.due = Some(at);
+        self.due.insert((at, target.clone()));
     }
 }
 
@@ -256,13 +242,14 @@ mod tests {
     fn target(port: u16) -> Target {
         Target {
             service: archipelago_model::id::ServiceKey::new("shop", "checkout"),
+            port: 80,
             address: ([127, 0, 0, 1], port).into(),
         }
     }
 
     fn plan(healthy_after: u32, unhealthy_after: u32) -> Plan {
         let check = ActiveCheck { probe: Probe::Tcp, healthy_after, unhealthy_after, ..ActiveCheck::default() };
-        Plan { check: Check::Active(check), provided_ready: true, protocol: ServiceProtocol::Tcp }
+        Plan { check, protocol: ServiceProtocol::Tcp }
     }
 
     /// One round: what is due now is asked and answered at once.
@@ -329,23 +316,6 @@ mod tests {
         round(&mut scheduler, now, BAD);
         assert!(scheduler.is_settled());
         assert_eq!(ready(&scheduler), [target(1)].into());
-    }
-
-    #[test]
-    fn endpoints_without_a_check_are_what_their_provider_says_and_never_asked() {
-        let now = Instant::now();
-        let mut scheduler = Scheduler::new(1);
-        let unchecked =
-            |provided_ready| Plan { check: Check::Provider, provided_ready, protocol: ServiceProtocol::Http };
-        let plans = [(target(1), unchecked(true)), (target(2), unchecked(false))];
-        assert!(scheduler.set_targets(now, plans.into(), &BTreeSet::new()));
-        assert!(scheduler.is_settled());
-        assert_eq!(ready(&scheduler), [target(1)].into());
-        let plans = [(target(1), unchecked(false)), (target(2), unchecked(true))];
-        assert!(scheduler.set_targets(now, plans.into(), &BTreeSet::new()));
-        assert_eq!(ready(&scheduler), [target(2)].into());
-        assert_eq!(scheduler.health()[&target(1)], Health::Down(Failure::Provider));
-        assert_eq!(scheduler.next_due(), None);
     }
 
     #[test]

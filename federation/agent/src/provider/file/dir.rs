@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -16,9 +17,10 @@ use archipelago_model::{
     service::HealthCheck,
     service_file::{Content, ServiceEndpoint, ServiceFile, ServiceSpec, combine},
 };
+use imbl::OrdMap;
 
 use super::hold::{Found, Watched};
-use crate::catalog::{Catalog, Check, Endpoint, Service};
+use crate::catalog::{Catalog, Check, Endpoint, Port, Service};
 
 /// A directory of service files.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ struct File {
 }
 
 /// What a look at the directory gave.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Look {
     /// Nothing to believe that was not believed before.
     Unchanged,
@@ -63,7 +65,7 @@ impl ServiceDir {
         let path = path.into();
         let mut by_file: BTreeMap<String, Vec<ServiceFile>> = BTreeMap::new();
         for (key, service) in &last.services {
-            by_file.entry(service.origin.clone()).or_default().push(to_file(key, service));
+            by_file.entry(service.origin.clone()).or_default().extend(to_file(key, service));
         }
         let content = |(name, services): (String, Vec<ServiceFile>)| {
             let content = Content::of(&path.join(&name).display().to_string(), services);
@@ -155,7 +157,7 @@ fn resolve(
     path: &Path,
     contents: &mut BTreeMap<String, Content>,
     good: &BTreeMap<String, Content>,
-) -> (Option<BTreeMap<ServiceKey, Service>>, Vec<Problem>) {
+) -> (Option<OrdMap<ServiceKey, Arc<Service>>>, Vec<Problem>) {
     let mut problems = Vec::new();
     // Each round takes at least one file back a step, to its last good content or to nothing.
     for _ in 0..=2 * contents.len() {
@@ -184,7 +186,7 @@ fn resolve(
     (None, problems)
 }
 
-fn from_file(file: ServiceFile, origin: String) -> (ServiceKey, Service) {
+fn from_file(file: ServiceFile, origin: String) -> (ServiceKey, Arc<Service>) {
     let ServiceSpec { port, protocol, endpoints, health_check } = file.spec;
     let check = match health_check {
         HealthCheck::None => Check::Provider,
@@ -194,28 +196,31 @@ fn from_file(file: ServiceFile, origin: String) -> (ServiceKey, Service) {
         |ServiceEndpoint { address, version, instance }| Endpoint { address, version, instance, ready: true };
     let endpoints = endpoints.into_iter().map(endpoint).collect();
     let key = ServiceKey::new(file.metadata.namespace, file.metadata.name);
-    (key, Service { port, protocol, exported: file.exported, endpoints, check, origin })
+    let port = Port { name: String::new(), port, protocol, app_protocol: String::new(), endpoints };
+    (key, Arc::new(Service { ports: vec![port], exported: file.exported, check, origin, export: None }))
 }
 
-fn to_file(key: &ServiceKey, service: &Service) -> ServiceFile {
+/// A file has one port; a service without any came from no file.
+fn to_file(key: &ServiceKey, service: &Service) -> Option<ServiceFile> {
+    let port = service.ports.first()?;
     let endpoint = |endpoint: &Endpoint| ServiceEndpoint {
         address: endpoint.address,
         version: endpoint.version.clone(),
         instance: endpoint.instance.clone(),
     };
-    ServiceFile {
+    Some(ServiceFile {
         metadata: Metadata { name: key.name.to_string(), namespace: key.namespace.to_string(), ..Metadata::default() },
         spec: ServiceSpec {
-            port: service.port,
-            protocol: service.protocol,
-            endpoints: service.endpoints.iter().map(endpoint).collect(),
+            port: port.port,
+            protocol: port.protocol,
+            endpoints: port.endpoints.iter().map(endpoint).collect(),
             health_check: match &service.check {
                 Check::Provider => HealthCheck::None,
                 Check::Active(check) => HealthCheck::Active(check.clone()),
             },
         },
         exported: service.exported,
-    }
+    })
 }
 
 /// By name, and files that are there but cannot be read.

@@ -118,7 +118,7 @@ fn a_file_that_is_written_in_place_withdraws_nothing_wherever_it_is_cut() {
     write_long_ago(&file, TWO.as_bytes());
     let now = later.next();
     let Look::Changed { catalog: whole, .. } = dir.look(now).unwrap() else { panic!() };
-    assert!(whole.services.values().all(|service| service.exported && service.endpoints.len() == 2));
+    assert!(whole.services.values().all(|service| service.exported && service.ports[0].endpoints.len() == 2));
     let mut valid = 0;
     for cut in 0..TWO.len() {
         fs::write(&file, &TWO[..cut]).unwrap();
@@ -137,7 +137,7 @@ fn a_file_that_is_written_in_place_withdraws_nothing_wherever_it_is_cut() {
     fs::write(&file, &less).unwrap();
     dir.look(now).unwrap();
     let Look::Changed { catalog, .. } = dir.look(later.next()).unwrap() else { panic!() };
-    assert!(catalog.services.values().all(|service| service.endpoints.len() == 1));
+    assert!(catalog.services.values().all(|service| service.ports[0].endpoints.len() == 1));
     assert_eq!(dir.next_look(), None);
 }
 
