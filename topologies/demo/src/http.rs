@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | `/` | JSON `{"service","cluster","version","instance","protocol","source"}` |
+//! | `/` | JSON `{"service","cluster","version","instance","protocol","source","caller"}` |
 //! | `/bytes/N` | N bytes, byte `i` being `i % 251` ([`crate::pattern_byte`]) |
 //! | `POST /digest` | JSON `{"bytes","sha256"}` of the body, hashed as it arrives |
 //! | `POST /echo` | the body, and its trailers, back as they arrive |
@@ -14,7 +14,7 @@
 //! | `/cancelled` | JSON `{"cancelled":N}`: requests whose client left before the response ended |
 //!
 //! `protocol` is how the request arrived here (`HTTP/1.1` or `HTTP/2`); `source` is the request's
-//! `mesh-source` header or null. Paths without a method take every method but CONNECT and TRACE, and
+//! `mesh-source` header or null, `caller` the `URI` in its `x-forwarded-client-cert` or null. Paths without a method take every method but CONNECT and TRACE, and
 //! read and drop a request body; HEAD has the head of GET. A refusal is JSON `{"error"}`.
 
 use std::{sync::Arc, time::Duration};
@@ -145,6 +145,7 @@ impl Backend {
             instance: &self.identity.instance,
             protocol: protocol(request.version),
             source: source.as_deref(),
+            caller: caller(&request.headers),
         });
         *response.status_mut() = status;
         // RFC 9110 §15.3.5, §15.3.6, §15.4.5: these three carry no content.
@@ -164,6 +165,18 @@ struct Introduction<'a> {
     instance: &'a str,
     protocol: &'a str,
     source: Option<&'a str>,
+    caller: Option<&'a str>,
+}
+
+/// The identity of the workload that sent the request, from the `URI` of Envoy's `x-forwarded-client-cert`.
+///
+/// Several elements, several headers or several URIs are nobody's word in particular, so they name nobody.
+fn caller(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all("x-forwarded-client-cert").iter();
+    let value = values.next()?.to_str().ok().filter(|value| !value.contains(','))?;
+    let mut uris = value.split(';').filter_map(|pair| pair.trim().strip_prefix("URI="));
+    let uri = uris.next()?;
+    (values.next().is_none() && uris.next().is_none()).then_some(uri)
 }
 
 /// A request as it arrived; bytes that are not UTF-8 are replaced.

@@ -30,7 +30,9 @@ const SHA256_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff
 #[tokio::test]
 async fn says_who_it_is() {
     for client in both().await {
-        let request = Request::get(client.uri("/")).header("mesh-source", "spiffe://demo/cluster/paris/gateway/g1");
+        let request = Request::get(client.uri("/"))
+            .header("mesh-source", "spiffe://demo/cluster/paris/gateway/g1")
+            .header("x-forwarded-client-cert", "URI=spiffe://demo/cluster/paris/ns/shop/sa/web");
         let response = client.send(request.body(empty()).unwrap()).await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "application/json");
@@ -40,9 +42,16 @@ async fn says_who_it_is() {
             json!({
                 "service": "shop/checkout", "cluster": "paris", "version": "v2", "instance": "checkout-1",
                 "protocol": client.protocol(), "source": "spiffe://demo/cluster/paris/gateway/g1",
+                "caller": "spiffe://demo/cluster/paris/ns/shop/sa/web",
             })
         );
-        assert_eq!(client.get_json("/").await["source"], Value::Null);
+        let anonymous = client.get_json("/").await;
+        assert_eq!((&anonymous["source"], &anonymous["caller"]), (&Value::Null, &Value::Null));
+        for nobody in ["URI=spiffe://a/b,URI=spiffe://c/d", "URI=spiffe://a/b;URI=spiffe://c/d", "By=spiffe://a/b"] {
+            let request = Request::get(client.uri("/")).header("x-forwarded-client-cert", nobody);
+            let introduction = read_json(client.send(request.body(empty()).unwrap()).await).await;
+            assert_eq!(introduction["caller"], Value::Null, "{nobody}");
+        }
     }
 }
 
