@@ -238,8 +238,9 @@ class Cluster:
             try:
                 if os.stat(entry / "ns/net").st_ino == space:
                     os.kill(int(entry.name), signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
+            except OSError:
+                # Ended meanwhile, or not even root may look.
+                continue
 
     # How it comes up.
 
@@ -379,15 +380,20 @@ def base_images():
     if coredns.exists() and not (folder / "coredns.tar").exists():
         image.write("lab.test/coredns:1", folder / "coredns.tar", ["/coredns"], {"/coredns": coredns}, {})
     if not (folder / "tools.tar").exists():
-        files = dict(busybox)
-        links = {f"/bin/{name}": "busybox" for name in BUSYBOX_NAMES}
-        # dash, since busybox's own shell would run busybox's own nc and nslookup rather than these.
-        for name in ("sh", "curl", "dig", "nslookup", "nc", "socat"):
-            program = os.path.realpath(shutil.which("dash" if name == "sh" else name))
-            files |= image.program(program)
-            if program != f"/bin/{name}":
-                links[f"/bin/{name}"] = program
-        image.write("lab.test/tools:1", folder / "tools.tar", ["/bin/sleep", "1000000"], files, links)
+        tools_image("lab.test/tools:1", folder / "tools.tar")
+
+
+def tools_image(name, out):
+    """Writes an image with a shell and network tools, under a name of one's choice."""
+    files = {"/bin/busybox": shutil.which("busybox")}
+    links = {f"/bin/{name}": "busybox" for name in BUSYBOX_NAMES}
+    # dash, since busybox's own shell would run busybox's own nc and nslookup rather than these.
+    for tool in ("sh", "curl", "dig", "nslookup", "nc", "socat"):
+        program = os.path.realpath(shutil.which("dash" if tool == "sh" else tool))
+        files |= image.program(program)
+        if program != f"/bin/{tool}":
+            links[f"/bin/{tool}"] = program
+    image.write(name, out, ["/bin/sleep", "1000000"], files, links)
 
 
 BUSYBOX_NAMES = ["sleep", "cat", "echo", "grep", "awk", "tr", "wget", "head", "tail", "ls", "ip", "env", "seq", "date"]
