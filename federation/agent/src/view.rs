@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use archipelago_model::{
     delta::{Delta, Shared},
+    export,
     id::ServiceKey,
 };
-use archipelago_proto::v1::{self, Endpoint, LocalPort, LocalService, LocalUpdate, ReportedPort, ServiceReport};
+use archipelago_proto::v1::{
+    self, Endpoint, ExportFacts, LocalPort, LocalService, LocalUpdate, ReportedPort, ServiceReport,
+};
 use imbl::OrdMap;
 
 use crate::{
@@ -152,8 +155,18 @@ fn report(key: &ServiceKey, service: &Service, readiness: &Readiness) -> Service
             Health::Unknown | Health::Ready => None,
         }),
         ports: if says_no_more(service) { Vec::new() } else { service.ports.iter().map(port).collect() },
-        export: service.export.clone(),
+        export: service.export.as_ref().map(carried),
     }
+}
+
+/// Without labels and annotations that the control plane would not take: a few large ones would keep the whole report out.
+fn carried(facts: &ExportFacts) -> ExportFacts {
+    let mut facts = facts.clone();
+    if export::words_bytes(&facts) > export::WORDS_BYTES_MAX {
+        facts.labels.clear();
+        facts.annotations.clear();
+    }
+    facts
 }
 
 /// Whether the fields for one port say everything.
@@ -207,6 +220,18 @@ mod tests {
         assert_eq!(report.versions, ["v1", "v2"]);
         assert_eq!(report.last_failure, Some(Failure::Provider.to_proto()));
         assert!(view.services["shop/alone"].ports.is_empty() && view.reports[0].ports.is_empty());
+    }
+
+    #[test]
+    fn labels_that_nobody_would_take_stay_here() {
+        let facts = |bytes: usize| ExportFacts {
+            labels: [("l".to_owned(), "x".repeat(bytes))].into(),
+            created_unix_ms: 7,
+            ..ExportFacts::default()
+        };
+        assert_eq!(carried(&facts(100)), facts(100));
+        let cut = carried(&facts(100_000));
+        assert_eq!((cut.labels.len(), cut.created_unix_ms), (0, 7));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`document`] (text with places) → [`resource`] (the kinds) → [`admit`] (may they enter?) →
 //! [`compile`] (what each gateway runs). [`service`] says what a service speaks, [`service_file`] is a cluster's own
-//! services as YAML; [`version`] says which of two states is the newer; [`stream`] is how a gateway gets there, [`delta`]
+//! services as YAML; [`export`] is what a service is that several clusters export; [`version`] says which of two states is the newer; [`stream`] is how a gateway gets there, [`delta`]
 //! how any reader's copy of a table does.
 
 pub mod admit;
@@ -10,6 +10,7 @@ pub mod compile;
 pub mod delta;
 pub mod document;
 pub mod duration;
+pub mod export;
 pub mod feature;
 pub mod id;
 mod name;
