@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | `GET /state` | identity, addresses, revision, services that are not served here and why, workers, drill |
+//! | `GET /state` | identity, addresses, revision, services that are not served here and why, captures, workers, drill |
 //! | `GET /tunnels` | one entry per peer gateway |
 //! | `POST /explain` `{"host","method","path","headers"}` | the decision with its reasons |
 //! | `POST /drill/cut` `{"clusters":[…],"gateways":["cluster/gateway"],"forMs":N}` | drops the tunnels' packets in silence, N ms long |
@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Published;
 use crate::control::status::ControlStatus;
 use crate::worker::Identity;
+use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
 
@@ -52,6 +53,8 @@ pub struct Admin {
     pub workers: Workers,
     /// Ports of TCP services.
     pub tcp_ports: Arc<TcpPorts>,
+    /// Ports for clients of the node.
+    pub capture_ports: Arc<CapturePorts>,
     /// Drains the gateway.
     pub drain: CancellationToken,
     /// The drill in progress: what is cut, until when, and its number.
@@ -156,6 +159,10 @@ impl Admin {
     async fn state(&self) -> Value {
         let snapshot = self.published.load();
         let control = self.control.borrow().clone();
+        let captures = snapshot.captures.as_ref();
+        let mut unserved = self.tcp_ports.unserved();
+        unserved.extend(self.capture_ports.unserved());
+        unserved.extend(captures.into_iter().flat_map(|captures| captures.problems().iter().cloned()));
         let drill = self.drill.lock().unwrap_or_else(PoisonError::into_inner).clone();
         json!({
             "cluster": &*self.identity.cluster,
@@ -173,7 +180,10 @@ impl Admin {
                 "http": self.addresses.http, "tunnel": self.addresses.tunnel, "dns": self.addresses.dns,
                 "metrics": self.addresses.metrics, "health": self.addresses.health, "tcpBase": self.addresses.tcp_base,
             },
-            "unserved": self.tcp_ports.unserved(),
+            "unserved": unserved,
+            "captures": captures.map(|captures| captures.list().iter().map(|capture| json!({
+                "listen": capture.listen, "service": &*capture.service, "port": capture.port, "clusterIps": capture.cluster_ips,
+            })).collect::<Vec<_>>()),
             "workers": self.workers.reports().await,
             "drill": drill.map(|drill| json!({
                 "clusters": drill.cut.clusters,

@@ -1,12 +1,14 @@
 //! Command line of a gateway.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use archipelago_rpc::enrol::JoinToken;
 
+use crate::callers::CaptureFrom;
 use crate::gateway::Settings;
 use crate::worker::Limits;
 
@@ -52,6 +54,13 @@ pub struct Args {
     /// How many ports from there on are for TCP services; a service beyond them is not served here.
     #[arg(long, default_value_t = u16::MAX)]
     pub tcp_ports: u16,
+    /// FIRST-LAST: ports on which clients of an orchestrated cluster are taken, as its agent says; one outside of them is not
+    /// opened.
+    #[arg(long, default_value = "17000-24999", value_parser = ports)]
+    pub capture_ports: RangeInclusive<u16>,
+    /// Whose connections are taken there.
+    #[arg(long, value_enum, default_value_t)]
+    pub capture_from: CaptureFrom,
     /// Unix socket for `meshctl`; default: admin.sock in the state directory.
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
@@ -94,6 +103,8 @@ impl Args {
             metrics: self.metrics,
             tcp_base: self.tcp_base,
             tcp_ports: self.tcp_ports,
+            capture_ports: self.capture_ports.clone(),
+            capture_from: self.capture_from,
             admin_socket: self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock")),
             peers_per_cluster: usize::from(self.peers_per_cluster),
             workers: if self.workers == 0 { num_cpus::get() } else { self.workers },
@@ -116,6 +127,26 @@ impl Args {
             Ok(text) => {
                 Ok(Some(text.trim().parse().with_context(|| format!("{} holds no join token", path.display()))?))
             }
+        }
+    }
+}
+
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    let range = range.filter(|range: &RangeInclusive<u16>| !range.is_empty() && *range.start() > 0);
+    range.ok_or_else(|| "expected FIRST-LAST, two port numbers".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_ports_is_two_numbers_in_order() {
+        assert_eq!(ports("17000-24999"), Ok(17_000..=24_999));
+        assert_eq!(ports("5-5"), Ok(5..=5));
+        for bad in ["", "-", "17000", "17000-", "2-1", "0-9", "1-65536", "a-b", "1-2-3"] {
+            assert!(ports(bad).is_err(), "{bad}");
         }
     }
 }

@@ -13,7 +13,7 @@ use archipelago_tunnel::{ExtendedConnect, Gate};
 use http::{HeaderMap, HeaderName, Method, Request};
 
 use crate::config::{Protocol, Snapshot};
-use crate::proxy::headers::{MESH_HOP, MESH_SERVICE};
+use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE};
 
 /// Proof that a gateway of a declared cluster is at the other end, by the snapshot it was made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +28,14 @@ impl AdmittedPeer {
     }
 }
 
-/// Proof that one stream may be forwarded to endpoints of one service.
+/// Proof that one stream may be forwarded to endpoints of one port of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authorized {
     service: Arc<str>,
 }
 
 impl Authorized {
-    /// "namespace/name" of the service.
+    /// [`Service::key`](crate::config::Service::key) of the port.
     pub fn service(&self) -> &Arc<str> {
         &self.service
     }
@@ -61,6 +61,8 @@ pub struct Asked<'a> {
     pub hop: Option<&'a str>,
     /// "namespace/name", as the peer says.
     pub service: Option<&'a str>,
+    /// The number of its port, as the peer says; absent: the first.
+    pub port: Option<&'a str>,
 }
 
 impl<'a> Asked<'a> {
@@ -78,7 +80,17 @@ impl<'a> Asked<'a> {
     /// The same, of a request that has been taken apart.
     pub fn new(kind: Kind, headers: &'a HeaderMap) -> Self {
         let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        Self { kind, hop: value(MESH_HOP), service: value(MESH_SERVICE) }
+        Self { kind, hop: value(MESH_HOP), service: value(MESH_SERVICE), port: value(MESH_PORT) }
+    }
+
+    /// The port that is asked for, by index, if it is known here.
+    pub fn find(&self, snapshot: &Snapshot) -> Option<usize> {
+        let service = self.service?;
+        match self.port {
+            // Another port would be another service's business: the number alone says which is meant.
+            Some(port) => snapshot.port_of(service, port.parse().ok()?),
+            None => snapshot.service_by_key(service),
+        }
     }
 }
 
@@ -115,8 +127,8 @@ pub enum Refusal {
     /// No service is named.
     #[error("the request names no service")]
     NoService,
-    /// The service is unknown here.
-    #[error("this gateway does not know the service")]
+    /// The service, or this port of it, is unknown here.
+    #[error("this gateway does not know the service, or not this port of it")]
     UnknownService,
     /// This cluster keeps the service to itself, or does not have it.
     #[error("this cluster does not export the service")]
@@ -225,8 +237,8 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
     if asked.hop != Some(INGRESS_HOP) {
         return Err(Refusal::Hops);
     }
-    let key = asked.service.ok_or(Refusal::NoService)?;
-    let index = snapshot.service_by_key(key).ok_or(Refusal::UnknownService)?;
+    asked.service.ok_or(Refusal::NoService)?;
+    let index = asked.find(snapshot).ok_or(Refusal::UnknownService)?;
     let service = snapshot.services.get(index).ok_or(Refusal::UnknownService)?;
     if !snapshot.own_cluster.is_some_and(|own| service.exporters.contains(&own)) {
         return Err(Refusal::NotExported);

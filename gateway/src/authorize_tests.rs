@@ -47,6 +47,15 @@ fn service(name: &str, protocol: proto::Protocol, exporters: &[&str], residency:
     }
 }
 
+/// Bytes on port 5432, HTTP on port 80.
+fn both() -> proto::ServiceConfig {
+    let mut both = service("both", proto::Protocol::Tcp, &["tokyo"], &[]);
+    both.ports[0].port = 5432;
+    both.ports[0].listener = Some(Listener::Tcp(proto::TcpListener { port_offset: 1 }));
+    both.ports.extend(service("both", proto::Protocol::Http1, &[], &[]).ports);
+    both
+}
+
 /// tokyo's view of paris, tokyo and lyon.
 fn snapshot() -> Snapshot {
     let cluster =
@@ -60,6 +69,7 @@ fn snapshot() -> Snapshot {
         Body::Service(service("accounts", http, &["paris", "tokyo"], &[])),
         Body::Service(service("rpc", proto::Protocol::H2c, &["tokyo"], &["tokyo"])),
         Body::Service(service("ledger", proto::Protocol::Tcp, &["tokyo"], &[])),
+        Body::Service(both()),
         // Exported by paris alone, though tokyo's agent may well run one.
         Body::Service(service("secret", http, &["paris"], &[])),
         Body::Service(service("european", http, &["paris", "tokyo"], &["paris"])),
@@ -145,7 +155,7 @@ fn what_a_peer_may_ask_for() {
     let snapshot = snapshot();
     let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
     for (name, kind, hop, service, expected) in cases {
-        let got = authorize(&snapshot, &peer, Asked { kind: *kind, hop: *hop, service: *service });
+        let got = authorize(&snapshot, &peer, Asked { kind: *kind, hop: *hop, service: *service, port: None });
         assert_eq!(got.as_ref().map(|_| ()).map_err(|refusal| *refusal), *expected, "{name}");
         if let Ok(authorized) = got {
             assert_eq!(Some(&**authorized.service()), *service);
@@ -154,11 +164,37 @@ fn what_a_peer_may_ask_for() {
 }
 
 #[test]
+fn a_port_is_asked_for_by_its_number() {
+    use Kind::{Connect, Request};
+    type Case<'a> = (Kind, &'a str, Option<&'a str>, Result<&'a str, Refusal>);
+    let cases: &[Case<'_>] = &[
+        (Connect, "bank/both", None, Ok("bank/both:5432")),
+        (Connect, "bank/both", Some("5432"), Ok("bank/both:5432")),
+        (Request, "bank/both", Some("80"), Ok("bank/both:80")),
+        (Request, "bank/both", Some("5432"), Err(Refusal::Kind)),
+        (Connect, "bank/both", Some("80"), Err(Refusal::Kind)),
+        (Request, "bank/both", Some("81"), Err(Refusal::UnknownService)),
+        (Request, "bank/both", Some(""), Err(Refusal::UnknownService)),
+        (Request, "bank/both", Some("65616"), Err(Refusal::UnknownService)),
+        (Request, "bank/accounts", Some("80"), Ok("bank/accounts")),
+        (Request, "bank/accounts", Some("8080"), Err(Refusal::UnknownService)),
+        (Request, "bank/secret", Some("80"), Err(Refusal::NotExported)),
+    ];
+    let snapshot = snapshot();
+    let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
+    for (kind, service, port, expected) in cases {
+        let asked = Asked { kind: *kind, hop: Some(INGRESS_HOP), service: Some(service), port: *port };
+        let got = authorize(&snapshot, &peer, asked);
+        assert_eq!(got.as_ref().map(|got| &**got.service()).map_err(|refusal| *refusal), *expected, "{asked:?}");
+    }
+}
+
+#[test]
 fn a_cluster_that_is_not_declared_itself_serves_nobody() {
     let mut snapshot = snapshot();
     let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
     snapshot.own_cluster = None;
-    let asked = Asked { kind: Kind::Request, hop: Some(INGRESS_HOP), service: Some("bank/accounts") };
+    let asked = Asked { kind: Kind::Request, hop: Some(INGRESS_HOP), service: Some("bank/accounts"), port: None };
     assert_eq!(authorize(&snapshot, &peer, asked), Err(Refusal::NotExported));
     // And lets nobody in, nor calls anyone for its clients: what others export is not for a cluster that was deleted.
     assert_eq!(admit(&snapshot, &gateway("paris"), at(NOW)), Err(Refusal::OwnCluster));

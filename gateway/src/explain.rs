@@ -47,8 +47,8 @@ fn decide(
     let (Some(service), Some(live)) = (snapshot.services.get(index), view.services.get(index)) else {
         return Err("no such service".into());
     };
-    response.service = service.key.to_string();
-    why.push(format!("host {host} is service {}", service.key));
+    response.service = service.service.to_string();
+    why.push(format!("host {host} is service {}, port {}", service.service, service.port));
 
     let headers = headers(query)?;
     let method = match query.method.as_str() {

@@ -2,6 +2,7 @@
 //! the data path on a thread of its own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -14,6 +15,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::callers::{self, CaptureFrom};
 use crate::config::store::Store;
 use crate::config::{ConfigState, Published, Rejected, Snapshot};
 use crate::control::apply::{self, Applier, Update};
@@ -22,6 +24,7 @@ use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::dns;
 use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
 use crate::worker::{self, Identity, Limits};
 use crate::workers::{self, Workers};
@@ -53,6 +56,10 @@ pub struct Settings {
     pub tcp_base: SocketAddr,
     /// How many of them there are.
     pub tcp_ports: u16,
+    /// Ports for clients of the node, as far as the agent says what they are for; at the address of `http`.
+    pub capture_ports: RangeInclusive<u16>,
+    /// Whose connections are taken there.
+    pub capture_from: CaptureFrom,
     /// Admin socket.
     pub admin_socket: PathBuf,
     /// Gateways of each other cluster to keep tunnels to.
@@ -111,10 +118,13 @@ impl Gateway {
             .with_context(|| format!("cannot write to {}", settings.state_dir.display()))?;
         let metrics_listener = TcpListener::bind(settings.metrics).with_context(bound("metrics", settings.metrics))?;
 
+        let callers = Arc::new(callers::Table::default());
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tunnels_changed = Arc::new(Notify::new());
         let unserved = metrics.unserved_services.clone();
         let tcp_ports = Arc::new(TcpPorts::new(settings.tcp_base, settings.tcp_ports, unserved));
+        let unserved = metrics.unserved_captures.clone();
+        let capture_ports = Arc::new(CapturePorts::new(settings.http.ip(), settings.capture_ports.clone(), unserved));
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
@@ -124,6 +134,8 @@ impl Gateway {
             metrics: metrics.clone(),
             access_log,
             tcp_ports: Arc::clone(&tcp_ports),
+            clients: Arc::clone(&callers),
+            captures: (Arc::clone(&capture_ports), settings.capture_from),
             drain: drain.clone(),
             tunnels_changed: Arc::clone(&tunnels_changed),
         };
@@ -154,6 +166,7 @@ impl Gateway {
             published: Arc::clone(&published),
             workers: workers.clone(),
             tcp_ports,
+            capture_ports,
             drain: drain.clone(),
             drill: Mutex::new(None),
         });
@@ -163,6 +176,7 @@ impl Gateway {
         let applier = Applier {
             published: Arc::clone(&published),
             state: state_sender,
+            callers: Arc::clone(&callers),
             cluster: settings.cluster.clone(),
             trust_domain,
             metrics: metrics.clone(),
@@ -188,6 +202,7 @@ impl Gateway {
             metrics,
             workers: workers.clone(),
             tunnels_changed,
+            callers,
             status,
             boot,
             store,
@@ -271,6 +286,7 @@ struct ControlTasks {
     metrics: GatewayMetrics,
     workers: Workers,
     tunnels_changed: Arc<Notify>,
+    callers: Arc<callers::Table>,
     status: watch::Sender<ControlStatus>,
     boot: u64,
     store: Store,
@@ -307,7 +323,7 @@ impl ControlTasks {
                 let _ = serve.await;
             });
         }
-        let tcp_ports = Arc::clone(&self.admin.tcp_ports);
+        let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
         tasks.spawn(admin::serve(listener, self.admin));
         tasks.spawn(self.applier.run(self.queue));
         tasks.spawn(apply::keep_on_disk(self.store, self.state.clone()));
@@ -318,12 +334,16 @@ impl ControlTasks {
             Arc::clone(&reports),
         ));
         if let Some(agent) = agent {
+            let (connected, away) = watch::channel(false);
+            let callers = self.callers;
+            tasks.spawn(async move { callers.forget_when_away(away, callers::FORGOTTEN_AFTER).await });
             let discovery = Discovery {
                 agent,
                 cluster: cluster.clone(),
                 gateway: name.clone(),
                 credential: self.credential.clone(),
                 updates: self.updates.clone(),
+                connected,
             };
             tasks.spawn(discovery.run());
         }
@@ -340,6 +360,7 @@ impl ControlTasks {
                 workers: self.workers,
                 metrics: self.metrics,
                 tcp_ports,
+                capture_ports,
                 reports,
                 status: self.status,
                 boot: self.boot,
@@ -444,6 +465,7 @@ mod tests {
         let applier = Applier {
             published: Arc::new(Published::new(Snapshot::empty(), 1)),
             state: watch::channel(Arc::default()).0,
+            callers: Arc::default(),
             cluster: "paris".into(),
             trust_domain: "mesh.test".into(),
             metrics: GatewayMetrics::register(&mut registry),

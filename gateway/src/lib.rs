@@ -17,6 +17,7 @@ mod admin;
 mod args;
 mod authorize;
 mod balance;
+mod callers;
 mod config;
 mod control;
 mod dns;
@@ -30,6 +31,7 @@ mod worker;
 mod workers;
 
 pub use args::Args;
+pub use callers::CaptureFrom;
 pub use gateway::{Gateway, Settings};
 pub use worker::Limits;
 

@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use crate::authorize::{Asked, INGRESS_HOP, authorize};
 use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
-use crate::proxy::headers::{MESH_HOP, MESH_SERVICE, MESH_VERSION};
+use crate::config::Service;
+use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_VERSION};
 use crate::proxy::record::Reporter;
 use crate::proxy::upstream::{Endpoint, UpstreamError};
 use crate::worker::Worker;
@@ -56,8 +57,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
                 }
             },
             Target::Remote(remote) => {
-                let host = config.hosts.first().map_or("service", String::as_str);
-                let Some(request) = connect_request(host, config.port, &service, version.as_deref()) else { break };
+                let Some(request) = connect_request(config, version.as_deref()) else { break };
                 let connected = remote.handle.connect(request);
                 let answered = tokio::select! {
                     biased;
@@ -152,12 +152,14 @@ async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpS
     Ok(upstream)
 }
 
-fn connect_request(host: &str, port: u16, service: &str, version: Option<&str>) -> Option<Request<()>> {
+fn connect_request(service: &Service, version: Option<&str>) -> Option<Request<()>> {
+    let host = service.hosts.first().map_or("service", String::as_str);
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
-    *request.uri_mut() = Uri::builder().authority(format!("{host}:{port}")).build().ok()?;
+    *request.uri_mut() = Uri::builder().authority(format!("{host}:{}", service.port)).build().ok()?;
     let headers = request.headers_mut();
-    headers.insert(MESH_SERVICE, HeaderValue::from_str(service).ok()?);
+    headers.insert(MESH_SERVICE, HeaderValue::from_str(&service.service).ok()?);
+    headers.insert(MESH_PORT, HeaderValue::from(service.port));
     headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
     if let Some(version) = version {
         headers.insert(MESH_VERSION, HeaderValue::from_str(version).ok()?);
@@ -240,7 +242,7 @@ async fn through_tunnel(worker: &Worker, open: &Stream, mut stream: TcpStream, m
 }
 
 /// Closing now sends RST: the other end must not take a break for an end.
-fn reset(stream: &TcpStream) {
+pub fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 

@@ -23,6 +23,8 @@ pub const PROTOCOL_HTTP1: &str = "protocol.http1";
 pub const PROTOCOL_H2C: &str = "protocol.h2c";
 /// Endpoints that speak bytes.
 pub const PROTOCOL_TCP: &str = "protocol.tcp";
+/// Services with more than one port.
+pub const SERVICE_PORTS: &str = "service.ports";
 /// Stickiness by a header.
 pub const STICKY_HEADER: &str = "sticky.header";
 /// Stickiness by a cookie.
@@ -48,6 +50,7 @@ pub const ALL: &[&str] = &[
     PROTOCOL_HTTP1,
     PROTOCOL_TCP,
     REVOCATIONS,
+    SERVICE_PORTS,
     STICKY_COOKIE,
     STICKY_HEADER,
 ];
@@ -77,7 +80,7 @@ type Needs = BTreeSet<&'static str>;
 
 fn of_service(service: &ServiceConfig, needs: &mut Needs) {
     if service.ports.len() > 1 {
-        needs.insert("ports.many");
+        needs.insert(SERVICE_PORTS);
     }
     if service.backend_settings.is_some() {
         needs.insert("backend-settings");

@@ -46,6 +46,11 @@ impl Published {
         generation
     }
 
+    /// The generation of the current snapshot.
+    pub fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
     /// The generation counter, for a worker's loop.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()

@@ -16,6 +16,7 @@ use archipelago_proto::v1 as proto;
 use http::{HeaderMap, HeaderName, Method};
 
 pub use self::build::{Built, Kept, Rejected};
+use super::Captures;
 use crate::balance::{failback, hash};
 use crate::route::{self, Matcher, RouteInput, index::RuleIndex};
 
@@ -30,7 +31,7 @@ pub struct Snapshot {
     pub clusters: Vec<Cluster>,
     /// Gateways of other clusters.
     pub peers: Vec<Peer>,
-    /// Sorted by key.
+    /// One for each port of each service: sorted by "namespace/name", the ports of a service in its own order.
     pub services: Vec<Arc<Service>>,
     /// Index of the own cluster in `clusters`, if the configuration knows it.
     pub own_cluster: Option<usize>,
@@ -39,6 +40,8 @@ pub struct Snapshot {
     pub revocations: Option<Arc<Revocations>>,
     /// Services that this gateway cannot run, sorted by key.
     pub closed: Vec<Closed>,
+    /// Where clients find services at this gateway, in a cluster that says so; elsewhere they come by host name.
+    pub captures: Option<Arc<Captures>>,
     hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     closed_hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     keys: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
@@ -104,21 +107,25 @@ pub enum Listener {
     },
 }
 
-/// A service of the federation, as this cluster sees it.
+/// One port of a service of the federation, as this cluster sees it: what is routed, balanced and counted as one.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// "namespace/name".
+    /// "namespace/name", with ":port" behind it if the service has several.
     pub key: Arc<str>,
+    /// "namespace/name".
+    pub service: Arc<str>,
+    /// Its place among the ports of the service.
+    pub place: usize,
     /// Its namespace.
     pub namespace: String,
-    /// Its name.
-    pub name: String,
     /// Host names that select it.
     pub hosts: Vec<String>,
     /// Protocol of the service.
     pub protocol: Protocol,
-    /// Its port number.
+    /// Its number, which is its identity within the service.
     pub port: u16,
+    /// Its name; may be empty.
+    pub port_name: String,
     /// How clients reach it here.
     pub listener: Listener,
     /// Sticky key of its split.
@@ -133,7 +140,7 @@ pub struct Service {
     pub exporters: Vec<usize>,
     /// Clusters (indices) that an operator moved traffic away from.
     pub avoid: Vec<usize>,
-    /// Endpoints in this cluster.
+    /// Endpoints of it in this cluster.
     pub local: Vec<LocalEndpoint>,
     /// Where it came from, so that it need not be made again.
     source: build::Source,
@@ -210,18 +217,21 @@ impl Snapshot {
             own_cluster: None,
             revocations: Some(Arc::default()),
             closed: Vec::new(),
+            captures: None,
             hosts: HashMap::default(),
             closed_hosts: HashMap::default(),
             keys: HashMap::default(),
         }
     }
 
-    /// The service that a host name selects, by index.
+    /// What a host name selects, by index: the port of the service that stands behind the name, else its first HTTP port.
     pub fn service_by_host(&self, authority: &str) -> Option<usize> {
-        match self.hosts.get(authority) {
-            Some(index) => Some(*index),
-            None => self.hosts.get(route::host_name(authority).as_str()).copied(),
+        if let Some(index) = self.hosts.get(authority) {
+            return Some(*index);
         }
+        let index = *self.hosts.get(route::host_name(authority).as_str())?;
+        let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        Some(port.and_then(|port| self.sibling(index, port)).unwrap_or(index))
     }
 
     /// The closed service that a host name selects.
@@ -233,9 +243,39 @@ impl Snapshot {
         self.closed.get(index)
     }
 
-    /// The service "namespace/name", by index.
+    /// The port "namespace/name:port" of a service, or the first of "namespace/name", by index.
     pub fn service_by_key(&self, key: &str) -> Option<usize> {
-        self.keys.get(key).copied()
+        if let Some(index) = self.keys.get(key) {
+            return Some(*index);
+        }
+        // The only port of a service goes by the service's name, and has a number all the same.
+        let (service, port) = key.rsplit_once(':')?;
+        self.port_of(service, port.parse().ok()?)
+    }
+
+    /// The port with this number of the service "namespace/name", by index.
+    pub fn port_of(&self, service: &str, port: u16) -> Option<usize> {
+        self.sibling(*self.keys.get(service)?, port)
+    }
+
+    /// All ports of the service "namespace/name", in its order; empty: it is not known.
+    pub fn ports_of(&self, service: &str) -> &[Arc<Service>] {
+        self.keys.get(service).map(|index| self.siblings(*index).1).unwrap_or_default()
+    }
+
+    /// The port with this number of the service that the port at `index` is of.
+    fn sibling(&self, index: usize, port: u16) -> Option<usize> {
+        let (first, ports) = self.siblings(index);
+        Some(first + ports.iter().position(|unit| unit.port == port)?)
+    }
+
+    /// Where the ports of the service begin that the port at `index` is of, and these.
+    fn siblings(&self, index: usize) -> (usize, &[Arc<Service>]) {
+        let Some(unit) = self.services.get(index) else { return (index, &[]) };
+        let first = index.saturating_sub(unit.place);
+        let rest = self.services.get(first..).unwrap_or_default();
+        let count = rest.iter().take_while(|other| other.service == unit.service).count();
+        (first, rest.get(..count).unwrap_or_default())
     }
 
     /// The closed service "namespace/name".
@@ -270,7 +310,8 @@ impl Service {
             StickyKey::Header(name) => headers.get(name)?.as_bytes(),
             StickyKey::Cookie(name) => route::cookies(headers, name).next()?.as_bytes(),
         };
-        Some(hash::sticky_key(&self.key, value))
+        // By the service: a user is where he is on all of its ports.
+        Some(hash::sticky_key(&self.service, value))
     }
 
     /// True when residency lets `cluster` serve it.

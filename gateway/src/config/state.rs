@@ -1,9 +1,11 @@
 //! The resources in hand, as the control plane and the agent sent them.
 
+use std::sync::Arc;
+
 use archipelago_model::delta::{Delta, Shared};
 use archipelago_model::stream::{Held, Refusal, Resource};
 use archipelago_model::version::Version;
-use archipelago_proto::v1::{ConfigResource, ConfigUpdate, LocalService, LocalUpdate};
+use archipelago_proto::v1::{Captures, ConfigResource, ConfigUpdate, LocalService, LocalUpdate};
 use imbl::OrdMap;
 
 /// Everything a snapshot is built from. Applying an update makes a new state that shares what did not change; a refused one
@@ -14,6 +16,8 @@ pub struct ConfigState {
     pub held: Held,
     /// By "namespace/name"; what the cluster's agent reported last.
     pub local: OrdMap<String, Shared<LocalService>>,
+    /// Where clients find services here, as the agent said last; `None`: it never said, clients come by host name.
+    pub captures: Option<Arc<Captures>>,
     /// By name: the forms that run in the place of resources that are held and cannot be used here.
     pub last_good: OrdMap<String, Resource>,
 }
@@ -36,13 +40,17 @@ impl ConfigState {
     /// This state after an update of the agent.
     #[must_use]
     pub fn with_local(&self, update: LocalUpdate) -> Self {
-        let LocalUpdate { full, upserts, removals, captures: _, workloads: _ } = update;
+        let LocalUpdate { full, upserts, removals, captures, workloads: _ } = update;
         let mut next = self.clone();
         let upserts = upserts
             .into_iter()
             .map(|service| (format!("{}/{}", service.namespace, service.name), Shared::new(service)))
             .collect();
         Delta { full, upserts, removals }.apply_to(&mut next.local);
+        // The same once more is no change.
+        if captures.is_some() && captures.as_ref() != next.captures.as_deref() {
+            next.captures = captures.map(Arc::new);
+        }
         next
     }
 }
@@ -87,5 +95,23 @@ mod tests {
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/b", "shop/c"]);
         let state = state.with_local(local(true, &["z"], &[]));
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/z"]);
+    }
+
+    #[test]
+    fn captures_stay_until_others_come() {
+        let capture = |listen| archipelago_proto::v1::Capture { listen, ..Default::default() };
+        let update = |list: &[u32]| LocalUpdate {
+            captures: Some(Captures { captures: list.iter().map(|listen| capture(*listen)).collect() }),
+            ..LocalUpdate::default()
+        };
+        let state = ConfigState::default();
+        assert_eq!(state.captures, None);
+        let state = state.with_local(update(&[17_000]));
+        let silent = state.with_local(LocalUpdate { full: true, ..LocalUpdate::default() });
+        let same = state.with_local(update(&[17_000]));
+        for next in [&silent, &same] {
+            assert!(Arc::ptr_eq(state.captures.as_ref().unwrap(), next.captures.as_ref().unwrap()));
+        }
+        assert_eq!(state.with_local(update(&[])).captures, Some(Arc::default()), "none is not the same as never said");
     }
 }

@@ -8,11 +8,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use archipelago_model::delta::{Delta, Shared};
 use archipelago_model::stream::{Held, Resource, Resources};
 use archipelago_model::version::Version;
-use archipelago_proto::v1::{ConfigResource, ConfigVersion, LocalService};
+use archipelago_proto::v1::{Captures, ConfigResource, ConfigVersion, LocalService};
 use prost::Message as _;
 
 use super::ConfigState;
@@ -149,7 +150,11 @@ impl Open {
         let config = state.held.resources.since(&self.kept.held.resources);
         let local = Delta::between(&self.kept.local, &state.local);
         let last_good = Delta::between(&self.kept.last_good, &state.last_good);
-        let bytes = Record::of(state, config, local, last_good).to_bytes()?;
+        let mut record = Record::of(state, config, local, last_good);
+        if self.kept.captures == state.captures {
+            record.captures = None;
+        }
+        let bytes = record.to_bytes()?;
         self.file.write_all(&bytes)?;
         self.file.sync_data()?;
         self.kept = state.clone();
@@ -183,6 +188,9 @@ struct Record {
     last_good_upserts: Vec<ConfigResource>,
     #[prost(string, repeated, tag = "10")]
     last_good_removals: Vec<String>,
+    /// All of them, in a record after which they are others.
+    #[prost(message, optional, tag = "11")]
+    captures: Option<Captures>,
 }
 
 impl Record {
@@ -204,6 +212,7 @@ impl Record {
             local_removals: local.removals,
             last_good_upserts: plain(last_good.upserts),
             last_good_removals: last_good.removals,
+            captures: state.captures.as_deref().cloned(),
             ..Self::default()
         }
     }
@@ -221,7 +230,8 @@ impl Record {
             self.last_good_upserts.into_iter().map(|form| (form.name.clone(), Resource::from(form))).collect();
         Delta { full: self.full, upserts, removals: self.last_good_removals }.apply_to(&mut last_good);
         let version = self.version.map_or_else(Version::default, Version::from);
-        ConfigState { held: Held { version, resources }, local, last_good }
+        let captures = self.captures.map(Arc::new).or(before.captures);
+        ConfigState { held: Held { version, resources }, local, captures, last_good }
     }
 
     fn to_bytes(&self) -> io::Result<Vec<u8>> {
@@ -356,6 +366,12 @@ mod tests {
     (name.clone(), Resource::from(form))
                     };
                     state.last_good = last_good.iter().map(form).collect();
+                    // They never go away again.
+                    state.captures = index.checked_sub(1).map(|step| {
+                        let listen = step as u32 / 2;
+                        let capture = archipelago_proto::v1::Capture { listen, ..Default::default() };
+                        Arc::new(Captures { captures: vec![capture] })
+                    });
                     store.save(&state).unwrap();
                     saved.push((std::fs::metadata(&path).unwrap().len() as usize, state));
                 }

@@ -12,6 +12,7 @@ use archipelago_model::stream::Refusal;
 use archipelago_proto::v1::{self as proto, ConfigUpdate, LocalUpdate, ResourceRejection};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::callers::{self, Callers};
 use crate::config::store::Store;
 use crate::config::{Built, ConfigState, Kept, Published, Rejected, Snapshot};
 use crate::telemetry::GatewayMetrics;
@@ -52,6 +53,8 @@ pub struct Applier {
     pub published: Arc<Published>,
     /// What is held, as of the last swap.
     pub state: watch::Sender<Arc<ConfigState>>,
+    /// Whose address is whose on our node.
+    pub callers: Arc<callers::Table>,
     /// Our cluster.
     pub cluster: String,
     /// Our trust domain.
@@ -92,7 +95,16 @@ impl Applier {
         let before = self.state.borrow().clone();
         let next = match change {
             Change::Config(update) => before.with_update(&update)?,
-            Change::Local(update) => before.with_local(update),
+            Change::Local(mut update) => {
+                if let Some(workloads) = update.workloads.take() {
+                    self.callers.publish(Callers::new(&workloads));
+                    // Pods come and go all the time: that alone is no other configuration.
+                    if update == LocalUpdate::default() {
+                        return Ok((self.published.generation(), Vec::new()));
+                    }
+                }
+                before.with_local(update)
+            }
         };
         let running = self.published.load();
         let Built { snapshot, rejected } = Snapshot::build(&next, &self.cluster, &self.trust_domain, &running)

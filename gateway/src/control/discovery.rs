@@ -8,7 +8,7 @@ use archipelago_identity::{LiveCredential, MeshRole};
 use archipelago_proto::v1::WatchLocalRequest;
 use archipelago_proto::v1::local_discovery_client::LocalDiscoveryClient;
 use archipelago_rpc::grpc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::apply::{Change, Update};
 
@@ -24,6 +24,8 @@ pub struct Discovery {
     pub credential: LiveCredential,
     /// Where updates go.
     pub updates: mpsc::Sender<Update>,
+    /// Whether the agent is there.
+    pub connected: watch::Sender<bool>,
 }
 
 impl Discovery {
@@ -40,6 +42,7 @@ impl Discovery {
             if began.elapsed() > HELD {
                 backoff.reset();
             }
+            self.connected.send_replace(false);
             if !away {
                 tracing::info!(agent = %self.agent, error, "the agent is away; its last endpoints stay in use");
             }
@@ -64,6 +67,7 @@ impl Discovery {
             if std::mem::take(away) {
                 tracing::info!(agent = %self.agent, "the agent is back");
             }
+            self.connected.send_replace(true);
             let (applied, outcome) = oneshot::channel();
             self.updates.send(Update { change: Change::Local(update), applied }).await.map_err(|_| "shutting down")?;
             outcome.await.map_err(|_| "shutting down")?.map_err(|refusal| refusal.to_string())?;

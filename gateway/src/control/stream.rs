@@ -23,6 +23,7 @@ use super::apply::{Applied, Change, Update};
 use super::status::ControlStatus;
 use crate::config::{ConfigState, Published};
 use crate::telemetry::GatewayMetrics;
+use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
 
@@ -50,6 +51,8 @@ pub struct ControlStream {
     pub metrics: GatewayMetrics,
     /// Which TCP services have no port here.
     pub tcp_ports: Arc<TcpPorts>,
+    /// Which ports for clients of the node cannot be had here.
+    pub capture_ports: Arc<CapturePorts>,
     /// Told when the tunnels changed.
     pub reports: Arc<Notify>,
     /// What people are told of this stream.
@@ -225,9 +228,15 @@ impl ControlStream {
     }
 
     fn report(&self) -> GatewayReport {
-        let unserved = self.tcp_ports.unserved().into_iter().take(UNSERVED_MAX);
-        let unserved = unserved.map(|reason| Problem { subject: "TCP service".to_owned(), reason }).collect();
-        GatewayReport { tunnels: self.metrics.tunnels(), unserved }
+        let problems = |subject: &'static str, reasons: Vec<String>| {
+            reasons.into_iter().map(move |reason| Problem { subject: subject.to_owned(), reason })
+        };
+        let mut captures = self.capture_ports.unserved();
+        if let Some(known) = &self.published.load().captures {
+            captures.extend(known.problems().iter().cloned());
+        }
+        let unserved = problems("TCP service", self.tcp_ports.unserved()).chain(problems("capture", captures));
+        GatewayReport { tunnels: self.metrics.tunnels(), unserved: unserved.take(UNSERVED_MAX).collect() }
     }
 
     async fn explain(&self, ask: ExplainAsk) -> ExplainReply {

@@ -1,8 +1,10 @@
 //! One client's connection: HTTP/2 if it opens with the preface, else HTTP/1.1 behind the [`super::guard`].
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,10 +18,20 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::RequestGuard;
+use crate::config::Capture;
 use crate::worker::{LocalExecutor, Worker};
 
+/// How a client's connection came in.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Its address.
+    pub peer: SocketAddr,
+    /// What the port it came to is for; `None`: the port where host names say it.
+    pub capture: Option<Arc<Capture>>,
+}
+
 /// Serves a connection until it ends, or until its exchanges in flight are done once `drain` is cancelled.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationToken) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, entrance: Entrance, drain: CancellationToken) {
     let _open = worker.metrics.http_connection();
     let _ = stream.set_nodelay(true);
     let mut stream =
@@ -33,10 +45,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, drain: CancellationTok
         () = drain.cancelled() => return,
     };
     let service = {
-        let worker = Rc::clone(&worker);
+        let (worker, entrance) = (Rc::clone(&worker), Rc::new(entrance));
         service_fn(move |request| {
-            let worker = Rc::clone(&worker);
-            async move { Ok::<_, std::convert::Infallible>(super::serve_client(worker, request).await) }
+            let (worker, entrance) = (Rc::clone(&worker), Rc::clone(&entrance));
+            async move { Ok::<_, std::convert::Infallible>(super::serve_client(worker, &entrance, request).await) }
         })
     };
     // Polled when it is woken, not whenever the connection is: a look at the token takes its lock, which all workers share.

@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 
 use super::body::{RequestBody, ResponseBody};
 use super::headers::{
-    self, MESH_ATTEMPT, MESH_CLUSTER, MESH_DEADLINE_MS, MESH_FAILURE, MESH_HOP, MESH_SERVED_BY, MESH_SERVICE,
-    MESH_SOURCE, MESH_VERSION,
+    self, MESH_ATTEMPT, MESH_CLUSTER, MESH_DEADLINE_MS, MESH_FAILURE, MESH_HOP, MESH_PORT, MESH_SERVED_BY,
+    MESH_SERVICE, MESH_SOURCE, MESH_VERSION,
 };
 use super::stack::{Call, Failure, Origin, Outcome};
 use super::upstream::Endpoint;
@@ -23,7 +23,7 @@ use crate::balance::budget::Purpose;
 use crate::balance::cluster::NoTrace;
 use crate::balance::hash::Key;
 use crate::balance::outlier::Verdict;
-use crate::config::Protocol;
+use crate::config::{Protocol, Service};
 use crate::worker::view::{Decision, Remote, RouteQuery, Target, Tried, View};
 
 /// Sends a routed call until it is answered or may not be sent again.
@@ -42,6 +42,7 @@ pub async fn forward(call: Box<Call>) -> Outcome {
         // A fresh view per attempt: what just failed is often known to have failed by now.
         let view = worker.view();
         let service = view.snapshot.service_by_key(&key).ok_or(Failure::UnknownHost)?;
+        let config = view.snapshot.services.get(service).ok_or(Failure::UnknownHost)?;
         let Some(decision) = decide(&call, &view, service, &mut draw, &tried) else {
             if matches!(call.origin, Origin::Client) {
                 worker.demand(&view, service);
@@ -68,7 +69,7 @@ pub async fn forward(call: Box<Call>) -> Outcome {
                 }
             },
             Target::Remote(remote) => {
-                match send_remote(&call, &key, &decision, remote, attempt, body, idempotent).await {
+                match send_remote(&call, config, &decision, remote, attempt, body, idempotent).await {
                     Ok(response) => return Ok(response),
                     Err(failed) => {
                         tried.peers.push(Arc::clone(&remote.name));
@@ -196,7 +197,7 @@ async fn send_local(
 
 async fn send_remote(
     call: &Call,
-    service: &str,
+    service: &Service,
     decision: &Decision,
     remote: &Rc<Remote>,
     attempt: u32,
@@ -210,7 +211,8 @@ async fn send_remote(
     if call.trailers {
         headers::accept_trailers(&mut headers, false);
     }
-    headers.insert(MESH_SERVICE, value(service));
+    headers.insert(MESH_SERVICE, value(&service.service));
+    headers.insert(MESH_PORT, HeaderValue::from(service.port));
     if let Some(version) = &decision.version {
         headers.insert(MESH_VERSION, value(version));
     }

@@ -155,6 +155,8 @@ pub const MESH_HOP: HeaderName = HeaderName::from_static("mesh-hop");
 pub const MESH_DEADLINE_MS: HeaderName = HeaderName::from_static("mesh-deadline-ms");
 /// "namespace/name" of the service, between gateways.
 pub const MESH_SERVICE: HeaderName = HeaderName::from_static("mesh-service");
+/// Number of the service's port, between gateways; absent: the first.
+pub const MESH_PORT: HeaderName = HeaderName::from_static("mesh-port");
 /// Only endpoints of this version, between gateways.
 pub const MESH_VERSION: HeaderName = HeaderName::from_static("mesh-version");
 /// Why a gateway made this response itself, between gateways and to clients.

@@ -52,7 +52,7 @@ pub fn answer(failure: Failure) -> Response<ResponseBody> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(MESH_FAILURE, HeaderValue::from_static(failure.reason()));
-    if matches!(failure, Failure::Overloaded | Failure::NoHealthy) {
+    if matches!(failure, Failure::Overloaded | Failure::NoHealthy | Failure::UnknownPort) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
@@ -90,16 +90,27 @@ pub async fn admission(call: Box<Call>, next: Stack) -> Outcome {
     outcome
 }
 
-/// Host name to service.
+/// Host name, or the port that the request came to, to service.
 pub async fn route(mut call: Box<Call>, next: Stack) -> Outcome {
     let view = call.worker.view();
-    let (authority, _) = call.target.as_ref().ok_or(Failure::UnknownHost)?;
-    let Some(index) = view.snapshot.service_by_host(authority.as_str()) else {
-        let closed = view.snapshot.closed_by_host(authority.as_str()).ok_or(Failure::UnknownHost)?;
+    let (found, closed, unknown) = match &call.capture {
+        None => {
+            let (authority, _) = call.target.as_ref().ok_or(Failure::UnknownHost)?;
+            let found = view.snapshot.service_by_host(authority.as_str());
+            let closed = || view.snapshot.closed_by_host(authority.as_str());
+            (found, found.is_none().then(closed).flatten(), Failure::UnknownHost)
+        }
+        Some(capture) => {
+            let found = view.snapshot.port_of(&capture.service, capture.port);
+            let closed = || view.snapshot.closed_by_key(&capture.service);
+            (found, found.is_none().then(closed).flatten(), Failure::UnknownPort)
+        }
+    };
+    if let Some(closed) = closed {
         call.record.borrow_mut().service = Some(closed.key.clone());
         return Err(Failure::Closed);
-    };
-    let service = view.snapshot.services.get(index).ok_or(Failure::UnknownHost)?;
+    }
+    let service = found.and_then(|index| view.snapshot.services.get(index)).ok_or(unknown)?;
     call.record.borrow_mut().service = Some(service.key.clone());
     if service.protocol == Protocol::Tcp {
         return Err(Failure::NotHttp);
@@ -115,7 +126,7 @@ pub async fn authorise_peer(mut call: Box<Call>, next: Stack) -> Outcome {
     let view = call.worker.view();
     let asked = Asked::new(Kind::Request, &call.parts.headers);
     // In the books under the name that was asked for, if there is such a service.
-    let named = asked.service.and_then(|key| view.snapshot.service_by_key(key));
+    let named = asked.find(&view.snapshot);
     call.record.borrow_mut().service =
         named.and_then(|index| view.snapshot.services.get(index)).map(|service| Arc::clone(&service.key));
     let authorized = authorize(&view.snapshot, &arrival.caller.admitted, asked).map_err(|refusal| {

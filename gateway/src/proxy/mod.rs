@@ -41,6 +41,7 @@ use tower::ServiceBuilder;
 
 use crate::worker::Worker;
 use body::{Replayable, ResponseBody};
+use client::Entrance;
 use headers::{MESH_ATTEMPT, MESH_VERSION};
 use record::{Record, Reporter, Text};
 use stack::{Arrival, Call, Failure, Last, Origin, Stack, layer};
@@ -71,12 +72,17 @@ pub fn far_side() -> Stack {
 }
 
 /// Serves one request of a client.
-pub async fn serve_client(worker: Rc<Worker>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn serve_client(
+    worker: Rc<Worker>,
+    entrance: &Entrance,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
     let now = Instant::now();
     let (parts, body) = request.into_parts();
     let mut record = Record::new(Reporter::Source, worker.identity.cluster.clone(), now);
     record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, None)));
-    let call = call(&worker, parts, Replayable::client(body, now), Origin::Client, record);
+    let mut call = call(&worker, parts, Replayable::client(body, now), Origin::Client, record);
+    call.capture = entrance.capture.clone();
     match worker.ingress.run(call).await {
         Ok(response) => response,
         Err(failure) => layers::answer(failure),
@@ -132,6 +138,7 @@ fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Or
         body,
         origin,
         record: Rc::new(RefCell::new(record)),
+        capture: None,
         target: None,
         trailers: false,
         service: None,

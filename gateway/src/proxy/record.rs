@@ -40,7 +40,7 @@ pub struct Record {
     pub source_cluster: Arc<str>,
     /// Cluster that served it, or was last tried.
     pub destination_cluster: Option<Arc<str>>,
-    /// "namespace/name".
+    /// [`Service::key`](crate::config::Service::key).
     pub service: Option<Arc<str>>,
     /// Name of the rule.
     pub rule: Option<Arc<str>>,

@@ -14,6 +14,7 @@ use http::{Response, StatusCode, request};
 use super::body::{Replayable, ResponseBody};
 use super::record::Record;
 use crate::authorize::{Authorized, Refusal};
+use crate::config::Capture;
 use crate::worker::{Caller, Worker};
 
 /// One request on its way through this gateway. Layers hand it on in a box: otherwise each of their futures would hold and move
@@ -30,11 +31,13 @@ pub struct Call {
     pub origin: Origin,
     /// What is written down about it.
     pub record: Rc<RefCell<Record>>,
+    /// What the port it came to is for, whatever host it names.
+    pub capture: Option<Arc<Capture>>,
     /// Set by sanitize.
     pub target: Option<(Authority, PathAndQuery)>,
     /// The sender takes trailers.
     pub trailers: bool,
-    /// "namespace/name", set by routing.
+    /// [`Service::key`](crate::config::Service::key), set by routing.
     pub service: Option<Arc<str>>,
     /// When a response must have begun, as far as is known; moves on while the sender sends.
     pub deadline: Option<Instant>,
@@ -69,6 +72,8 @@ pub enum Failure {
     Malformed(super::headers::Malformed),
     /// No service has this host name.
     UnknownHost,
+    /// The port is for a service that the federation does not have, or not yet, or not with this port.
+    UnknownPort,
     /// A TCP service does not speak HTTP here.
     NotHttp,
     /// CONNECT and upgrades are not offered.
@@ -105,7 +110,9 @@ impl Failure {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::UnknownHost | Self::NotHttp => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnknownPort | Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Refused(Refusal::Hops) => StatusCode::LOOP_DETECTED,
@@ -118,6 +125,7 @@ impl Failure {
         match self {
             Self::Malformed(_) => "malformed",
             Self::UnknownHost => "unknown-host",
+            Self::UnknownPort => "unknown-port",
             Self::NotHttp => "not-http",
             Self::Unsupported => "unsupported",
             Self::Overloaded => "overloaded",
@@ -134,7 +142,7 @@ impl Failure {
     pub fn flags(self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Unsupported => "DPE",
-            Self::UnknownHost | Self::NotHttp => "NR",
+            Self::UnknownHost | Self::UnknownPort | Self::NotHttp => "NR",
             Self::Closed => "NC",
             Self::Overloaded => "UO",
             Self::NoHealthy | Self::NoEndpointHere => "UH",
@@ -150,6 +158,9 @@ impl Failure {
         match self {
             Self::Malformed(what) => what.to_string(),
             Self::UnknownHost => "no service of this federation has this host name".to_owned(),
+            Self::UnknownPort => {
+                "no cluster exports this port of this service, as far as this gateway knows".to_owned()
+            }
             Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
             Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
             Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),

@@ -39,10 +39,13 @@ pub struct GatewayMetrics {
     rejected_requests: Counter,
     connections: Family<[(&'static str, &'static str); 1], Gauge>,
     refused_connections: Counter,
+    refused_captures: Counter,
     tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
     tcp_bytes: Family<[(&'static str, &'static str); 1], Counter>,
     /// TCP services whose port cannot be had.
     pub unserved_services: Gauge,
+    /// Ports for clients of the node that cannot be had.
+    pub unserved_captures: Gauge,
     /// Revision of the configuration in use.
     pub config_revision: Gauge<i64, AtomicI64>,
     /// Configurations refused.
@@ -68,9 +71,11 @@ impl GatewayMetrics {
             rejected_requests: Counter::default(),
             connections: Family::default(),
             refused_connections: Counter::default(),
+            refused_captures: Counter::default(),
             tcp_connections: Family::default(),
             tcp_bytes: Family::default(),
             unserved_services: Gauge::default(),
+            unserved_captures: Gauge::default(),
             config_revision: Gauge::default(),
             config_rejected: Counter::default(),
             access_log_dropped: Counter::default(),
@@ -115,6 +120,16 @@ impl GatewayMetrics {
             "mesh_gateway_connections_refused",
             "Connections closed at once because there were too many",
             this.refused_connections.clone(),
+        );
+        registry.register(
+            "mesh_gateway_captures_refused",
+            "Connections to the ports of the node's clients that came from elsewhere",
+            this.refused_captures.clone(),
+        );
+        registry.register(
+            "mesh_gateway_captures_unserved",
+            "Ports for the node's clients that cannot be had here",
+            this.unserved_captures.clone(),
         );
         registry.register("mesh_tcp_connections_opened", "TCP connections proxied", this.tcp_connections.clone());
         registry.register(
@@ -264,6 +279,11 @@ impl WorkerMetrics {
     /// A connection that was closed at once.
     pub fn connection_refused(&self) {
         self.shared.refused_connections.inc();
+    }
+
+    /// A client of somewhere else came where clients of the node are expected.
+    pub fn capture_refused(&self) {
+        self.shared.refused_captures.inc();
     }
 }
 

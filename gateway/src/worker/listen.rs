@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +14,19 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
+use crate::proxy::client::{self, Entrance};
 
 /// Accepts HTTP clients until `drain`.
 pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken) {
     loop {
-        let Some(stream) = accept(&listener, &drain).await else { return };
+        let Some((stream, peer)) = accept(&listener, &drain).await else { return };
         if worker.connections.get() >= worker.limits.connections_max {
             worker.metrics.connection_refused();
             continue;
         }
         let open = Count::new(Rc::clone(&worker), |w| &w.connections);
-        let serve = crate::proxy::client::serve(Rc::clone(&worker), stream, drain.clone());
+        let entrance = Entrance { peer, capture: None };
+        let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone());
         tokio::task::spawn_local(async move {
             serve.await;
             drop(open);
@@ -47,8 +50,9 @@ impl TcpListeners {
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
     pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) -> bool {
-        let wanted: HashMap<u16, &Arc<str>> =
-            snapshot.services.iter().filter_map(|s| Some((s.tcp_offset()?, &s.key))).collect();
+        // Clients of a cluster with captures come by those, and nobody by these; the ranges may well overlap.
+        let services = snapshot.services.iter().filter(|_| snapshot.captures.is_none());
+        let wanted: HashMap<u16, &Arc<str>> = services.filter_map(|s| Some((s.tcp_offset()?, &s.key))).collect();
         self.open.retain(|offset, (service, task)| {
             let keep = wanted.get(offset) == Some(&&*service) && !task.is_finished();
             if !keep {
@@ -85,7 +89,7 @@ async fn tcp(
     drain: CancellationToken,
 ) {
     loop {
-        let Some(stream) = accept(&listener, &drain).await else { return };
+        let Some((stream, _)) = accept(&listener, &drain).await else { return };
         if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
             worker.metrics.connection_refused();
             continue;
@@ -99,7 +103,8 @@ async fn tcp(
     }
 }
 
-async fn accept(listener: &TcpListener, drain: &CancellationToken) -> Option<TcpStream> {
+/// The next client; `None` once `drain` is cancelled.
+pub async fn accept(listener: &TcpListener, drain: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -107,7 +112,7 @@ async fn accept(listener: &TcpListener, drain: &CancellationToken) -> Option<Tcp
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => return Some(stream),
+            Ok(accepted) => return Some(accepted),
             Err(error) => {
                 // Out of descriptors passes when connections end; spinning on it would keep them from ending.
                 tracing::debug!(%error, "accept failed");

@@ -4,7 +4,9 @@
 //! pools, and its own [`view::View`] of the snapshot. Configuration reaches it through [`crate::config::Published`], and it
 //! reports each generation once every new request uses it.
 
+pub mod captures;
 pub mod command;
+mod health;
 pub mod listen;
 pub mod ports;
 pub mod streams;
@@ -20,7 +22,6 @@ use std::time::{Duration, Instant, SystemTime};
 use archipelago_identity::revocation::Revocations;
 use archipelago_identity::tls::PeerCertificate;
 use archipelago_identity::{LiveCredential, SpiffeId};
-use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::{
     BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, TunnelStats, Tunnels,
 };
@@ -33,12 +34,14 @@ use tokio_util::sync::CancellationToken;
 use crate::authorize::{self, AdmittedPeer, Refusal};
 use crate::balance::budget::{Budget, Purpose};
 use crate::balance::hash;
+use crate::callers::{self, CaptureFrom};
 use crate::config::{Published, Snapshot};
 use crate::proxy::body::RequestBody;
 use crate::proxy::layers::Slot;
 use crate::proxy::record::Done;
 use crate::proxy::stack::Stack;
 use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
+use captures::{CaptureListeners, CapturePorts};
 use command::Command;
 use ports::TcpPorts;
 use streams::Streams;
@@ -154,6 +157,10 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Ports of TCP services.
     pub tcp_ports: Arc<TcpPorts>,
+    /// Whose address is whose on our node.
+    pub clients: Arc<callers::Table>,
+    /// Ports where clients of the node arrive, and who may.
+    pub captures: (Arc<CapturePorts>, CaptureFrom),
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
     /// Told when a tunnel changed its state.
@@ -172,6 +179,8 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     /// Access log, if any.
     pub access_log: Option<AccessLog>,
+    /// Whose address is whose on our node.
+    pub clients: Arc<callers::Table>,
     /// The stack of client requests.
     pub ingress: Stack,
     /// The stack of requests out of tunnels.
@@ -180,6 +189,8 @@ pub struct Worker {
     pub requests: Cell<usize>,
     pub(crate) connections: Cell<usize>,
     pub(crate) tcp_connections: Cell<usize>,
+    /// Clients of whom nothing is known yet.
+    pub(crate) waiting: Cell<usize>,
     pub(crate) tunnels: Tunnels,
     pub(crate) streams: Streams,
     credential: LiveCredential,
@@ -208,11 +219,13 @@ impl Worker {
             limits: shared.limits,
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
+            clients: Arc::clone(&shared.clients),
             ingress: crate::proxy::ingress(),
             far_side: crate::proxy::far_side(),
             requests: Cell::new(0),
             connections: Cell::new(0),
             tcp_connections: Cell::new(0),
+            waiting: Cell::new(0),
             tunnels,
             streams: Streams::default(),
             credential: shared.credential.clone(),
@@ -323,34 +336,9 @@ impl Worker {
         self.publish_health();
     }
 
-    /// Tells the peers how many endpoints are ready here; those sitting out do not count.
+    /// Tells the peers how many endpoints are ready here.
     fn publish_health(&self) {
-        let (view, now) = (self.view(), Instant::now());
-        let mut health: Vec<ServiceHealth> = Vec::new();
-        for (config, live) in view.snapshot.services.iter().zip(&view.services) {
-            if !config.may_reside_in(view.snapshot.own_cluster) {
-                continue;
-            }
-            let any_ready = live.endpoints.iter().any(|endpoint| endpoint.readiness == Readiness::Ready);
-            for endpoint in &live.endpoints {
-                let ready = u32::from(endpoint.offered(any_ready) && !endpoint.endpoint.ejected(now));
-                match health
-                    .iter_mut()
-                    .rev()
-                    .take_while(|h| *h.service == *config.key)
-                    .find(|h| *h.version == *endpoint.version)
-                {
-                    Some(known) => {
-                        known.ready += ready;
-                    }
-                    None => health.push(ServiceHealth {
-                        service: config.key.to_string(),
-                        version: endpoint.version.to_string(),
-                        ready,
-                    }),
-                }
-            }
-        }
+        let health = self.view().health(Instant::now());
         if *self.published_health.borrow() != health {
             self.published_health.replace(health.clone());
             self.tunnels.publish_health(health);
@@ -507,12 +495,14 @@ async fn follow(worker: Rc<Worker>, shared: Shared) {
     let mut generations = shared.published.subscribe();
     let mut changes = worker.tunnels.changes();
     let mut listeners = listen::TcpListeners::new(Arc::clone(&shared.tcp_ports), shared.drain.clone());
+    let (ports, from) = shared.captures;
+    let mut captures = CaptureListeners::new(ports, from, shared.drain.clone());
     loop {
         let generation = *generations.borrow_and_update();
         changes.mark_unchanged();
         let snapshot = shared.published.load();
         worker.refresh(&snapshot);
-        let listening = listeners.follow(&worker, &snapshot);
+        let listening = listeners.follow(&worker, &snapshot) & captures.follow(&worker, &snapshot);
         shared.published.worker_reached(worker.index, generation);
         shared.tunnels_changed.notify_one();
         tokio::select! {

@@ -359,16 +359,16 @@ impl Remote {
     }
 }
 
-/// "namespace/name" and cluster.
-type ServiceAndCluster = (Arc<str>, Arc<str>);
+/// A port by "namespace/name" and number: its key changes when the service gets a second one.
+type Port = (Arc<str>, u16);
 
 /// What outlives a view: connections, latencies and failback states.
 #[derive(Debug, Default)]
 pub struct LiveState {
     endpoints: HashMap<SocketAddr, Rc<Endpoint>>,
     remotes: HashMap<Arc<str>, Rc<Remote>>,
-    failback: HashMap<ServiceAndCluster, Rc<Cell<Failback>>>,
-    sequences: HashMap<Arc<str>, Sequence>,
+    failback: HashMap<(Port, Arc<str>), Rc<Cell<Failback>>>,
+    sequences: HashMap<Port, Sequence>,
 }
 
 impl LiveState {
@@ -405,11 +405,11 @@ impl LiveState {
                 } else {
                     Vec::new()
                 };
-                let failback = self.failback.entry((Arc::clone(&config.key), Arc::clone(&cluster.name))).or_default();
+                let failback = self.failback.entry((port(config), Arc::clone(&cluster.name))).or_default();
                 ClusterView { peers, failback: Rc::clone(failback) }
             });
             let clusters = clusters.collect();
-            let sequence = self.sequences.get(&config.key).copied().unwrap_or_else(|| Sequence::new(random()));
+            let sequence = self.sequences.get(&port(config)).copied().unwrap_or_else(|| Sequence::new(random()));
             services.push(ServiceView { clusters, endpoints, sequence: Cell::new(sequence) });
         }
         self.endpoints = used;
@@ -420,7 +420,7 @@ impl LiveState {
             let keys: std::collections::HashSet<_> = snapshot
                 .services
                 .iter()
-                .flat_map(|s| snapshot.clusters.iter().map(|c| (Arc::clone(&s.key), Arc::clone(&c.name))))
+                .flat_map(|s| snapshot.clusters.iter().map(|c| (port(s), Arc::clone(&c.name))))
                 .collect();
             self.failback.retain(|key, _| keys.contains(key));
         }
@@ -444,7 +444,7 @@ impl LiveState {
                     .services
                     .iter()
                     .zip(&view.services)
-                    .map(|(config, live)| (Arc::clone(&config.key), live.sequence.get()))
+                    .map(|(config, live)| (port(config), live.sequence.get()))
                     .collect()
             })
             .unwrap_or_default();
@@ -477,9 +477,17 @@ impl LiveState {
     }
 }
 
+fn port(service: &Service) -> Port {
+    (Arc::clone(&service.service), service.port)
+}
+
 fn peer_view(remote: &Rc<Remote>, config: &Service) -> Option<PeerView> {
-    let ready: Vec<_> =
-        remote.handle.health(&config.key).into_iter().map(|health| (health.version, health.ready)).collect();
+    let mut health = remote.handle.health(&config.key);
+    // A gateway that has not heard of the other ports yet says it of the service.
+    if health.is_empty() && config.place == 0 && config.key != config.service {
+        health = remote.handle.health(&config.service);
+    }
+    let ready: Vec<_> = health.into_iter().map(|health| (health.version, health.ready)).collect();
     (!ready.is_empty()).then(|| PeerView { remote: Rc::clone(remote), ready })
 }
 
@@ -488,7 +496,7 @@ fn release(previous: Option<&View>, view: &View, now: Instant) {
     let Some(previous) = previous else { return };
     for (config, live) in view.snapshot.services.iter().zip(&view.services) {
         let Some(before) =
-            previous.snapshot.service_by_key(&config.key).and_then(|i| previous.snapshot.services.get(i))
+            previous.snapshot.port_of(&config.service, config.port).and_then(|i| previous.snapshot.services.get(i))
         else {
             continue;
         };

@@ -1,5 +1,7 @@
 //! Gateways in this process, with real certificates, sockets, tunnels and backends.
 
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -107,6 +109,8 @@ impl Mesh {
             tcp_base: SocketAddr::new(any.ip(), self.tcp_bases[cluster]),
             admin_socket: state_dir.join("admin.sock"),
             tcp_ports: u16::MAX,
+            capture_ports: 1..=u16::MAX,
+            capture_from: archipelago_gateway::CaptureFrom::OwnNode,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             state_dir,
             peers_per_cluster: 4,

@@ -9,8 +9,8 @@ use archipelago_identity::revocation::Revocations;
 use archipelago_model::{compile, feature};
 use archipelago_proto::v1::{self as proto, ConfigResource, config_resource::Body};
 
-use super::{Closed, Cluster, Peer, Protocol, Service, Snapshot, read};
-use crate::config::ConfigState;
+use super::{Closed, Cluster, Listener, Peer, Protocol, Service, Snapshot, read};
+use crate::config::{Captures, ConfigState};
 use crate::route;
 
 /// A snapshot, and what of the state is not in it.
@@ -54,12 +54,18 @@ pub struct SnapshotError {
     pub reason: String,
 }
 
-/// What a service was made of.
+/// What a port of a service was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
     version: Vec<u8>,
     /// Fingerprint of its local endpoints.
     local: u64,
+}
+
+impl Source {
+    pub(super) fn of(version: &[u8], local: &[proto::Endpoint]) -> Self {
+        Self { version: version.to_vec(), local: fingerprint(local) }
+    }
 }
 
 /// Names of clusters to their places in the snapshot.
@@ -82,6 +88,10 @@ impl Snapshot {
     ) -> Result<Built, SnapshotError> {
         let mut builder = Builder { previous, rejected: Vec::new(), out: Self::empty() };
         builder.out.revision = state.held.version.revision;
+        builder.out.captures = state.captures.as_ref().map(|source| {
+            let before = previous.captures.as_ref().filter(|before| before.are_of(source));
+            before.map_or_else(|| Arc::new(Captures::read(source)), Arc::clone)
+        });
         let mut peers = Vec::new();
         let mut services = Vec::new();
         for resource in state.held.resources.iter() {
@@ -226,37 +236,50 @@ impl Builder<'_> {
         for (resource, config) in services {
             let key = format!("{}/{}", config.namespace, config.name);
             let local = state.local.get(&key).map(|local| &**local);
-            let source = Source { version: resource.version.to_vec(), local: fingerprint(local) };
-            let before = previous.service(&key).filter(|before| {
-                same_clusters && !source.version.is_empty() && before.source.version == source.version
-            });
-            let made = match before {
-                Some(before) if before.source.local == source.local => Ok((Rank::AsBefore, Arc::clone(before))),
-                Some(before) => Ok((Rank::AsBefore, Arc::new(before.with_local(source, local)))),
-                None => read::service(config, clusters, local, source).map(|service| {
-                    let own = compile::hosts(&service.namespace, &service.name);
-                    let modest = service.hosts.iter().all(|host| own.contains(host));
-                    (if modest { Rank::OwnNames } else { Rank::OtherNames }, Arc::new(service))
-                }),
+            let before = previous.ports_of(&key);
+            let is_same = same_clusters
+                && !resource.version.is_empty()
+                && before.first().is_some_and(|unit| unit.source.version == resource.version);
+            let made = if is_same {
+                Ok((Rank::AsBefore, before.iter().map(|unit| unit.with_local(local, before.len() > 1)).collect()))
+            } else {
+                read::service(config, clusters, local, &resource.version).map(|units| {
+                    let own = compile::hosts(&config.namespace, &config.name);
+                    let modest = units.iter().flat_map(|unit| &unit.hosts).all(|host| own.contains(host));
+                    let units: Vec<_> = units.into_iter().map(Arc::new).collect();
+                    (if modest { Rank::OwnNames } else { Rank::OtherNames }, units)
+                })
             };
             match made {
-                Ok((rank, service)) => candidates.push((rank, service, resource)),
+                Ok((rank, units)) => candidates.push((rank, Arc::<str>::from(key), units, resource)),
                 Err(reason) => self.reject(resource, reason, Kept::Closed),
             }
         }
-        candidates.sort_by(|(a, one, _), (b, other, _)| a.cmp(b).then_with(|| one.key.cmp(&other.key)));
+        candidates.sort_by(|(a, one, ..), (b, other, ..)| a.cmp(b).then_with(|| one.cmp(other)));
         let mut taken = Taken::default();
-        for (_, service, resource) in candidates {
-            match taken.take(service) {
+        for (_, key, units, resource) in candidates {
+            match taken.take(&key, units) {
                 Ok(()) => {}
                 Err(reason) => self.reject(resource, reason, Kept::Closed),
             }
         }
         self.keep_services(&mut taken, same_clusters, clusters, state);
-        self.out.services = taken.services.into_values().collect();
-        for (place, service) in self.out.services.iter().enumerate() {
-            self.out.keys.insert(Arc::clone(&service.key), place);
-            self.out.hosts.extend(service.hosts.iter().map(|host| (host.as_str().into(), place)));
+        self.out.services = taken.services.into_values().flatten().collect();
+        for (place, unit) in self.out.services.iter().enumerate() {
+            self.out.keys.insert(Arc::clone(&unit.key), place);
+            if unit.place == 0 {
+                self.out.keys.insert(Arc::clone(&unit.service), place);
+            }
+        }
+        // A name alone is the first port that speaks HTTP, or at least the first.
+        let by_preference = |http: bool| {
+            let units = self.out.services.iter().enumerate();
+            units.filter(move |(_, unit)| (unit.listener == Listener::Http) == http)
+        };
+        for (place, unit) in by_preference(true).chain(by_preference(false)) {
+            for host in &unit.hosts {
+                self.out.hosts.entry(host.as_str().into()).or_insert(place);
+            }
         }
         self.out.closed.sort_by(|a, b| a.key.cmp(&b.key));
         for (place, closed) in self.out.closed.iter().enumerate() {
@@ -269,20 +292,17 @@ impl Builder<'_> {
         let previous = self.previous;
         for rejected in &mut self.rejected {
             let Some(key) = rejected.resource.strip_prefix("service/") else { continue };
-            let before = previous.service(key).map(|before| {
-                let local = state.local.get(key).map(|local| &**local);
-                // Never the version of what was rejected: once it is right, it must be made.
-                let source = Source { version: before.source.version.clone(), local: fingerprint(local) };
-                match same_clusters {
-                    true if before.source == source => Arc::clone(before),
-                    true => Arc::new(before.with_local(source, local)),
-                    false => {
-                        let place = |old: usize| clusters.get(previous.cluster_name(old)).copied();
-                        Arc::new(before.moved(&place).with_local(source, local))
-                    }
+            let before = previous.ports_of(key);
+            let (several, local) = (before.len() > 1, state.local.get(key).map(|local| &**local));
+            // Never the version of what was rejected: once it is right, it must be made.
+            let again = before.iter().map(|unit| match same_clusters {
+                true => unit.with_local(local, several),
+                false => {
+                    let place = |old: usize| clusters.get(previous.cluster_name(old)).copied();
+                    Arc::new(unit.moved(&place)).with_local(local, several)
                 }
             });
-            if before.is_some_and(|before| taken.take(before).is_ok()) {
+            if !before.is_empty() && taken.take(key, again.collect()).is_ok() {
                 rejected.kept = Kept::LastGood;
                 continue;
             }
@@ -293,7 +313,8 @@ impl Builder<'_> {
                 state.held.resources.get(&rejected.resource).and_then(|r| r.body.as_ref())
             {
                 hosts.extend(config.hosts.iter().map(|host| route::host_name(host)));
-                http = config.ports.first().is_none_or(|port| port.protocol() != proto::Protocol::Tcp);
+                http =
+                    config.ports.is_empty() || config.ports.iter().any(|port| port.protocol() != proto::Protocol::Tcp);
             }
             // A host that another service has rightly is answered there.
             hosts.retain(|host| !taken.hosts.contains_key(host.as_str()));
@@ -313,40 +334,45 @@ enum Rank {
 /// Services that are in, and what no other one can have any more.
 #[derive(Default)]
 struct Taken {
-    services: BTreeMap<Arc<str>, Arc<Service>>,
+    services: BTreeMap<Arc<str>, Vec<Arc<Service>>>,
     hosts: HashMap<Box<str>, Arc<str>, foldhash::fast::RandomState>,
     offsets: HashMap<u16, Arc<str>>,
 }
 
 impl Taken {
-    fn take(&mut self, service: Arc<Service>) -> Result<(), String> {
-        for host in &service.hosts {
-            if let Some(other) = self.hosts.get(host.as_str()).filter(|other| **other != service.key) {
-                return Err(format!("host {host:?} already selects {other}"));
+    /// All ports of a service, or none of them.
+    fn take(&mut self, key: &str, units: Vec<Arc<Service>>) -> Result<(), String> {
+        let mut offsets = HashMap::new();
+        for unit in &units {
+            for host in &unit.hosts {
+                if let Some(other) = self.hosts.get(host.as_str()).filter(|other| ***other != *key) {
+                    return Err(format!("host {host:?} already selects {other}"));
+                }
             }
-        }
-        if let Some(offset) = service.tcp_offset() {
-            if let Some(other) = self.offsets.get(&offset) {
+            let Some(offset) = unit.tcp_offset() else { continue };
+            let other = self.offsets.get(&offset).cloned().or_else(|| offsets.insert(offset, Arc::clone(&unit.key)));
+            if let Some(other) = other {
                 return Err(format!("TCP port offset {offset} already belongs to {other}"));
             }
-            self.offsets.insert(offset, Arc::clone(&service.key));
         }
-        self.hosts.extend(service.hosts.iter().map(|host| (host.as_str().into(), Arc::clone(&service.key))));
-        self.services.insert(Arc::clone(&service.key), service);
+        let Some(service) = units.first().map(|unit| Arc::clone(&unit.service)) else { return Ok(()) };
+        let hosts = units.iter().flat_map(|unit| &unit.hosts);
+        self.hosts.extend(hosts.map(|host| (host.as_str().into(), Arc::clone(&service))));
+        self.offsets.extend(offsets);
+        self.services.insert(service, units);
         Ok(())
     }
 }
 
-impl Snapshot {
-    fn service(&self, key: &str) -> Option<&Arc<Service>> {
-        self.services.get(self.service_by_key(key)?)
-    }
-}
-
 impl Service {
-    /// The same policy with other endpoints.
-    fn with_local(&self, source: Source, local: Option<&proto::LocalService>) -> Self {
-        Self { local: local.map(read::endpoints).unwrap_or_default(), source, ..self.clone() }
+    /// The same policy with the endpoints that the agent knows now; `several`: it is one port of several.
+    fn with_local(self: &Arc<Self>, local: Option<&proto::LocalService>, several: bool) -> Arc<Self> {
+        let local = read::endpoints_of(local, self.port.into(), several);
+        let source = Source::of(&self.source.version, local);
+        if source == self.source {
+            return Arc::clone(self);
+        }
+        Arc::new(Self { local: read::endpoints(local), source, ..(**self).clone() })
     }
 
     /// The same policy in a snapshot with other clusters; those that are gone can serve nothing.
@@ -369,10 +395,10 @@ fn same_names(before: &[Cluster], now: &[Cluster]) -> bool {
 
 /// Equal for equal lists of endpoints within one process; without allocation, because it is taken of every service
 /// whenever one endpoint changes.
-fn fingerprint(local: Option<&proto::LocalService>) -> u64 {
+fn fingerprint(local: &[proto::Endpoint]) -> u64 {
     static SEED: std::sync::LazyLock<foldhash::quality::RandomState> = std::sync::LazyLock::new(Default::default);
     let mut hasher = SEED.build_hasher();
-    for endpoint in local.into_iter().flat_map(|local| &local.endpoints) {
+    for endpoint in local {
         let proto::Endpoint { address, version, instance, readiness } = endpoint;
         (address, version, instance, readiness).hash(&mut hasher);
     }
@@ -380,7 +406,7 @@ fn fingerprint(local: Option<&proto::LocalService>) -> u64 {
 }
 
 impl Protocol {
-    pub(super) fn from_proto(value: i32) -> Option<Self> {
+    pub(in crate::config) fn from_proto(value: i32) -> Option<Self> {
         match proto::Protocol::try_from(value).ok()? {
             proto::Protocol::Http1 => Some(Self::Http1),
             proto::Protocol::H2c => Some(Self::H2c),

@@ -64,18 +64,43 @@ pub(super) fn peer(config: &proto::PeerConfig, clusters: &Clusters) -> Result<Pe
     Ok(Peer { cluster, gateway: config.gateway.clone(), spiffe_id, addresses })
 }
 
+/// Every port of a service, in its order.
 pub(super) fn service(
     config: &proto::ServiceConfig,
     clusters: &Clusters,
     local: Option<&proto::LocalService>,
-    source: Source,
-) -> Result<Service, Reason> {
-    let [port] = config.ports.as_slice() else {
-        return Err(format!("it has {} ports, this gateway serves services with one", config.ports.len()));
-    };
+    version: &[u8],
+) -> Result<Vec<Service>, Reason> {
+    if config.ports.is_empty() {
+        return Err("it has no ports".to_owned());
+    }
     if config.backend_settings.is_some() {
         return Err("it has backend settings, which this gateway does not know".to_owned());
     }
+    let mut seen = HashSet::new();
+    if let Some(port) = config.ports.iter().find(|port| !seen.insert(port.port)) {
+        return Err(format!("port {} appears twice", port.port));
+    }
+    let several = config.ports.len() > 1;
+    let unit = |(place, port): (usize, &proto::ServicePort)| {
+        let endpoints = endpoints_of(local, port.port, several);
+        let source = Source::of(version, endpoints);
+        unit(config, place, port, clusters, endpoints, source).map_err(|reason| match several {
+            true => format!("port {}: {reason}", port.port),
+            false => reason,
+        })
+    };
+    config.ports.iter().enumerate().map(unit).collect()
+}
+
+fn unit(
+    config: &proto::ServiceConfig,
+    place: usize,
+    port: &proto::ServicePort,
+    clusters: &Clusters,
+    local: &[proto::Endpoint],
+    source: Source,
+) -> Result<Service, Reason> {
     let protocol = Protocol::from_proto(port.protocol).ok_or("unknown protocol")?;
     let mut hosts: Vec<String> = config.hosts.iter().map(|host| route::host_name(host)).collect();
     let listener = match (&port.listener, protocol) {
@@ -119,13 +144,17 @@ pub(super) fn service(
         ramp: Duration::from_millis(f.ramp_ms),
         automatic: f.automatic,
     });
+    let service: Arc<str> = format!("{}/{}", config.namespace, config.name).into();
+    let number = u16::try_from(port.port).map_err(|_| format!("port {} is out of range", port.port))?;
     Ok(Service {
-        key: format!("{}/{}", config.namespace, config.name).into(),
+        key: if config.ports.len() > 1 { format!("{service}:{number}").into() } else { Arc::clone(&service) },
+        service,
+        place,
         namespace: config.namespace.clone(),
-        name: config.name.clone(),
         hosts,
         protocol,
-        port: u16::try_from(port.port).map_err(|_| format!("port {} is out of range", port.port))?,
+        port: number,
+        port_name: port.name.clone(),
         listener,
         sticky,
         rules: Rules::new(rules),
@@ -133,9 +162,21 @@ pub(super) fn service(
         residency: (!config.residency_clusters.is_empty()).then(|| places(&config.residency_clusters)),
         exporters: places(&config.exporters),
         avoid: places(&config.avoid_clusters),
-        local: local.map(endpoints).unwrap_or_default(),
+        local: endpoints(local),
         source,
     })
+}
+
+/// What the agent knows of one port of a service. Where the service has one port on both sides that is the one, whatever
+/// its number; an agent that knows of one port only says nothing of others.
+pub(super) fn endpoints_of(local: Option<&proto::LocalService>, port: u32, several: bool) -> &[proto::Endpoint] {
+    let Some(local) = local else { return &[] };
+    match local.ports.as_slice() {
+        [] if !several || local.port == port => &local.endpoints,
+        [] => &[],
+        [only] if !several => &only.endpoints,
+        ports => ports.iter().find(|known| known.port == port).map_or(&[], |known| &known.endpoints),
+    }
 }
 
 fn rule(config: &proto::RouteRule, chains: &[Arc<[Vec<Backend>]>], clusters: &Clusters) -> Result<Rule, Reason> {
@@ -217,9 +258,8 @@ fn backends(list: &[proto::Backend], clusters: &Clusters) -> Result<Vec<Backend>
 }
 
 /// Unusable and repeated addresses are left out.
-pub(super) fn endpoints(local: &proto::LocalService) -> Vec<LocalEndpoint> {
+pub(super) fn endpoints(local: &[proto::Endpoint]) -> Vec<LocalEndpoint> {
     let mut endpoints: Vec<_> = local
-        .endpoints
         .iter()
         .filter_map(|e| {
             let address = e.address.parse().ok()?;

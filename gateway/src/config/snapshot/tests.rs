@@ -13,6 +13,8 @@ use crate::config::ConfigState;
 use archipelago_model::delta::Shared;
 use archipelago_model::version::Version;
 
+mod ports;
+
 fn header_is(name: &str, value: &str) -> Match {
     Match { on: Some(On::Header(NamedMatch { name: name.into(), how: Some(How::Exact(value.into())) })) }
 }
@@ -177,7 +179,8 @@ fn shown(snapshot: &Snapshot) -> BTreeMap<String, String> {
     }
     for (place, service) in snapshot.services.iter().enumerate() {
         assert_eq!(snapshot.service_by_key(&service.key), Some(place));
-        assert!(service.hosts.iter().all(|host| snapshot.service_by_host(host) == Some(place)));
+        let selected = |host: &String| snapshot.service_by_host(&format!("{host}:{}", service.port));
+        assert!(service.hosts.iter().all(|host| selected(host) == Some(place)));
         let rules: Vec<String> = service
             .rules
             .as_slice()
@@ -247,8 +250,8 @@ fn poisons() -> Vec<(Poison, &'static str)> {
         (|s| s.ports[0].port = 70_000, "port 70000 is out of range"),
         (|s| s.ports[0].listener = None, "needs unknown"),
         (|s| s.ports[0].protocol = 3, "its listener does not fit its protocol"),
-        (|s| s.ports.clear(), "it has 0 ports"),
-        (|s| s.ports.push(s.ports[0].clone()), "needs ports.many"),
+        (|s| s.ports.clear(), "it has no ports"),
+        (|s| s.ports.push(s.ports[0].clone()), "port 80 appears twice"),
         (|s| s.ports[0].sticky = Some(proto::Sticky::default()), "needs unknown"),
         (
             |s| s.ports[0].sticky = Some(proto::Sticky { key: Some(proto::sticky::Key::Header("x user".into())) }),
