@@ -10,6 +10,13 @@ mod rules;
 mod source;
 mod warnings;
 
+/// What the rules allow, for the schema that says the same to others.
+pub(crate) mod limits {
+    pub(crate) use super::rules::{
+        BACKENDS_MAX, PATH_BYTES_MAX, ROUTES_MAX, TIERS_MAX, TOKEN_BYTES_MAX, VALUE_BYTES_MAX,
+    };
+}
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,

@@ -39,7 +39,7 @@ fn short(text: &str) -> &str {
 }
 
 /// Longer than any duration in all its units.
-const TEXT_BYTES_MAX: usize = 128;
+pub(crate) const TEXT_BYTES_MAX: usize = 128;
 
 pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format(*duration))

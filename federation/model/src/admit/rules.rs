@@ -363,18 +363,18 @@ fn shown(text: &str) -> &str {
 /// A preview environment for every branch of a large company. What a gateway pays per request does not grow with them
 /// (it looks under what the request carries: 0.3 µs among 4,000), the text of so many fits a file, and the compiled
 /// service, failover chains shared, fits a message four times over.
-const ROUTES_MAX: usize = 4_096;
+pub(crate) const ROUTES_MAX: usize = 4_096;
 /// Over all routes: at about forty bytes each, less than a megabyte in every gateway's configuration.
 const BACKENDS_TOTAL_MAX: usize = 4 * ROUTES_MAX;
 /// Sums of this many weights, and products of two of them, stay far inside `u64`.
-const BACKENDS_MAX: usize = 64;
+pub(crate) const BACKENDS_MAX: usize = 64;
 /// Clusters of a large federation, each its own tier.
-const TIERS_MAX: usize = 64;
+pub(crate) const TIERS_MAX: usize = 64;
 /// Annotations travel with every copy of the resource.
 const ANNOTATION_BYTES_MAX: usize = 16 * 1024;
 /// Longer than any header or cookie name in use.
-const TOKEN_BYTES_MAX: usize = 256;
+pub(crate) const TOKEN_BYTES_MAX: usize = 256;
 /// A quarter of the header section that the gateways accept.
-const VALUE_BYTES_MAX: usize = 4 * 1024;
+pub(crate) const VALUE_BYTES_MAX: usize = 4 * 1024;
 /// As [`VALUE_BYTES_MAX`], for a path.
-const PATH_BYTES_MAX: usize = 4 * 1024;
+pub(crate) const PATH_BYTES_MAX: usize = 4 * 1024;

@@ -294,4 +294,4 @@ pub(crate) fn join(parent: &str, name: &str) -> String {
 /// More than anyone fixes in one go.
 const MISTAKES_MAX: usize = 100;
 /// Backends, routes, endpoints of one resource; as many as a split may have routes.
-const LIST_ITEMS_MAX: usize = 4_096;
+pub(crate) const LIST_ITEMS_MAX: usize = 4_096;
