@@ -97,6 +97,7 @@ fn parse(ip: &str) -> Option<IpAddr> {
 pub enum CaptureFrom {
     /// Pods of the gateway's own node, and the node itself.
     #[default]
+    #[value(alias = "node")]
     OwnNode,
     /// Whoever can send here.
     Any,

@@ -4,5 +4,6 @@
 
 pub mod answer;
 pub mod server;
+mod udp;
 
 pub use answer::{Answer, Zone};

@@ -12,7 +12,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Zone, answer};
+use super::{Answer, Zone, answer, udp};
 use crate::config::Published;
 
 /// Sockets of the DNS server, bound before any thread starts so that a taken port is an error of startup.
@@ -50,8 +50,9 @@ pub async fn serve(
     zone: Zone,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let mut server = Server::new(Handler { published, zone });
-    server.register_socket(tokio::net::UdpSocket::from_std(sockets.udp)?);
+    let handler = Handler::new(published, zone);
+    let over_udp = udp::serve(tokio::net::UdpSocket::from_std(sockets.udp)?, handler.clone());
+    let mut server = Server::new(handler);
     server.register_listener(tokio::net::TcpListener::from_std(sockets.tcp)?, TCP_IDLE_TIMEOUT, TCP_RESPONSES_QUEUED);
     tokio::select! {
         () = stop.cancelled() => {
@@ -59,11 +60,14 @@ pub async fn serve(
             drop(server);
             Ok(())
         }
+        ended = over_udp => ended,
         ended = server.block_until_done() => ended.map_err(|error| std::io::Error::other(error.to_string())),
     }
 }
 
-struct Handler {
+/// Answers from the current snapshot.
+#[derive(Debug, Clone)]
+pub struct Handler {
     published: Arc<Published>,
     zone: Zone,
 }
@@ -109,6 +113,11 @@ impl RequestHandler for Handler {
 }
 
 impl Handler {
+    /// For this zone.
+    pub fn new(published: Arc<Published>, zone: Zone) -> Self {
+        Self { published, zone }
+    }
+
     fn reply(&self, request: &Request) -> Answer {
         let refuse = |code| Answer { code, answers: vec![], authority: vec![], additionals: vec![] };
         if request.metadata.op_code != OpCode::Query {
