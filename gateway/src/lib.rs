@@ -48,9 +48,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use archipelago_base::backoff::Backoff;
 use archipelago_base::durable::DirLock;
+use archipelago_base::error::chain;
 use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
-use archipelago_rpc::enrol::{self, JoinToken};
+use archipelago_rpc::enrol::{self, Joining};
 
 /// Runs a gateway until SIGTERM or SIGINT and drains it. Blocks; makes its own threads and runtimes.
 ///
@@ -63,8 +64,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let shutdown = Shutdown::install()?;
         let _lock = DirLock::acquire(&settings.state_dir)?;
         let dir = CredentialDir::new(settings.state_dir.join("identity"));
-        let token = args.token()?;
-        let Some(credential) = enrol(&dir, token.clone(), &shutdown).await? else { return Ok(()) };
+        let joining = args.token()?.map(Joining::Token);
+        let Some(credential) = enrol(&dir, joining.as_ref(), &shutdown).await? else { return Ok(()) };
         let id = credential.current().spiffe_id.clone();
         let expected = MeshRole::Gateway { cluster: settings.cluster.clone(), name: settings.name.clone() };
         anyhow::ensure!(
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.cluster
         );
         let members = settings.control_plane.clone();
-        let renewal = enrol::keep_renewed(credential.clone(), dir, members, token, shutdown.clone());
+        let renewal = enrol::keep_renewed(credential.clone(), dir, members, joining, shutdown.clone());
         let gateway = Gateway::start(settings, credential)?;
         tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
         tokio::pin!(renewal);
@@ -93,22 +94,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// The credential on disk, or a first one by token; waits for a control plane that is not there yet. `None`: shutdown came first.
+/// The credential on disk, or a first one by joining; waits for a control plane that is not there yet. `None`: shutdown came first.
 async fn enrol(
     dir: &CredentialDir,
-    token: Option<JoinToken>,
+    joining: Option<&Joining>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Option<LiveCredential>> {
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(100), Duration::from_secs(3));
-    let mut told = false;
+    let mut told = String::new();
     loop {
-        let error = match enrol::ensure(dir, token.clone()).await {
+        let error = match enrol::ensure(dir, joining).await {
             Ok(credential) => return Ok(Some(credential)),
             Err(error) if error.is_retryable() => error,
             Err(error) => return Err(error.into()),
         };
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot join yet");
+        // Once per reason: whoever starts before the rest of a cluster has several, one after another.
+        let reason = chain(&error);
+        if told != reason {
+            tracing::warn!(error = reason, "cannot join yet");
+            told = reason;
         }
         let pause: Duration = backoff.next_delay(rand::random());
         tokio::select! {

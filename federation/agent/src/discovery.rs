@@ -1,12 +1,13 @@
-//! `LocalDiscovery`: the endpoints of this cluster, for its own gateways only.
+//! `LocalDiscovery`: the endpoints of this cluster, where its clients find services, and who runs on a gateway's node; for its own
+//! gateways only, and to each only its own node.
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{LiveCredential, MeshRole, tls::ClientAuth};
-use archipelago_model::delta::Reader;
+use archipelago_model::delta::{Reader, Shared};
 use archipelago_proto::v1::{
-    LocalUpdate, WatchLocalRequest,
+    Captures, LocalService, LocalUpdate, WatchLocalRequest, Workloads,
     local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
 };
 use archipelago_rpc::{
@@ -24,18 +25,55 @@ use super::{
     metrics::Metrics,
     view::{self, View},
 };
+use crate::provider::Nodes;
+
+/// What gateways are told of.
+#[derive(Debug, Clone)]
+pub(super) struct Sources {
+    pub(super) views: watch::Receiver<Arc<View>>,
+    pub(super) captures: Said<Arc<Captures>>,
+    pub(super) nodes: Said<Nodes>,
+}
+
+/// What a provider says; the value that was there at the beginning is none of its words.
+#[derive(Debug, Clone)]
+pub(super) struct Said<T> {
+    receiver: watch::Receiver<T>,
+    is_said: bool,
+}
+
+impl<T> Said<T> {
+    /// `receiver` has not been looked at.
+    pub(super) const fn new(receiver: watch::Receiver<T>) -> Self {
+        Self { receiver, is_said: false }
+    }
+
+    fn latest(&mut self) -> Option<watch::Ref<'_, T>> {
+        let value = self.receiver.borrow_and_update();
+        self.is_said |= value.has_changed();
+        self.is_said.then_some(value)
+    }
+
+    /// Resolves when it says something; never, when it never will.
+    async fn changed(&mut self) {
+        if self.receiver.changed().await.is_err() {
+            std::future::pending().await
+        }
+        self.is_said = true;
+    }
+}
 
 /// Serves until `shutdown`, then ends every stream.
 pub(super) async fn serve(
     listener: TcpListener,
     credential: &LiveCredential,
     cluster: String,
-    views: watch::Receiver<Arc<View>>,
+    sources: Sources,
     metrics: Metrics,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let service =
-        Discovery { cluster, views, metrics, slots: Arc::new(Semaphore::new(STREAMS_MAX)), shutdown: shutdown.clone() };
+    let slots = Arc::new(Semaphore::new(STREAMS_MAX));
+    let service = Discovery { cluster, sources, metrics, slots, shutdown: shutdown.clone() };
     let server = Server {
         name: "discovery",
         credential: credential.clone(),
@@ -67,7 +105,7 @@ const ACCESS: Access = Access(&[Rule {
 
 struct Discovery {
     cluster: String,
-    views: watch::Receiver<Arc<View>>,
+    sources: Sources,
     metrics: Metrics,
     slots: Arc<Semaphore>,
     shutdown: Shutdown,
@@ -80,6 +118,10 @@ impl LocalDiscovery for Discovery {
     async fn watch(&self, request: Request<WatchLocalRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let own = |role: &MeshRole| matches!(role, MeshRole::Gateway { cluster, .. } if *cluster == self.cluster);
         let peer = grpc::require(&request, own)?;
+        // Who asks is who has proved to be it: whatever the request says, nobody hears of another node.
+        let Some(MeshRole::Gateway { name: node, .. }) = peer.role() else {
+            return Err(Status::internal("the role was checked above"));
+        };
         let slot = self
             .slots
             .clone()
@@ -88,11 +130,11 @@ impl LocalDiscovery for Discovery {
         tracing::info!(spiffe_id = %peer, "gateway watches");
         // One message in flight; a reader that is slower gets one delta to the latest state instead of a queue.
         let (updates, stream) = mpsc::channel(1);
-        let (views, metrics, shutdown) = (self.views.clone(), self.metrics.clone(), self.shutdown.clone());
+        let (sources, metrics, shutdown) = (self.sources.clone(), self.metrics.clone(), self.shutdown.clone());
         tokio::spawn(async move {
             metrics.watchers.inc();
             tokio::select! {
-                () = feed(views, &updates, slot) => {}
+                () = feed(sources, &node, &updates, slot) => {}
                 () = updates.closed() => {}
                 () = shutdown.requested() => {}
             }
@@ -104,24 +146,70 @@ impl LocalDiscovery for Discovery {
 }
 
 async fn feed(
-    mut views: watch::Receiver<Arc<View>>,
+    mut sources: Sources,
+    node: &str,
     updates: &mpsc::Sender<Result<LocalUpdate, Status>>,
     _slot: OwnedSemaphorePermit,
 ) {
     // Right after a start "not ready" may only mean "not asked yet": a gateway that boots waits a moment for the truth.
-    let _ = timeout(SETTLE_TIME_MAX, views.wait_for(|view| view.settled)).await;
-    let mut reader = Reader::default();
+    let _ = timeout(SETTLE_TIME_MAX, sources.views.wait_for(|view| view.settled)).await;
+    let mut told = Told::default();
     loop {
         // Room first, then the latest: what changes while the reader is slow is merged.
         let Ok(room) = updates.reserve().await else { return };
-        let now = views.borrow_and_update().services.clone();
-        if let Some(delta) = reader.next(&now) {
-            room.send(Ok(view::update(delta)));
+        if let Some(update) = told.next(&mut sources, node) {
+            room.send(Ok(update));
         }
-        if views.changed().await.is_err() {
+        if !sources.changed().await {
             return;
         }
     }
+}
+
+impl Sources {
+    /// Resolves when one of them changed; false: the agent is stopping.
+    async fn changed(&mut self) -> bool {
+        tokio::select! {
+            changed = self.views.changed() => changed.is_ok(),
+            () = self.captures.changed() => true,
+            () = self.nodes.changed() => true,
+        }
+    }
+}
+
+/// What one reader knows.
+#[derive(Default)]
+struct Told {
+    services: Reader<String, Shared<LocalService>>,
+    captures: Option<Arc<Captures>>,
+    workloads: Option<Arc<Workloads>>,
+}
+
+impl Told {
+    /// What to tell it now; `None`: it knows.
+    fn next(&mut self, sources: &mut Sources, node: &str) -> Option<LocalUpdate> {
+        let services = self.services.next(&sources.views.borrow_and_update().services);
+        let captures = sources.captures.latest().map(|captures| Arc::clone(&captures));
+        let captures = news(&mut self.captures, captures);
+        // A node that nothing is known of, any more: nobody there is identified.
+        let workloads = sources.nodes.latest().map(|nodes| nodes.get(node).cloned().unwrap_or_default());
+        let workloads = news(&mut self.workloads, workloads);
+        if services.is_none() && captures.is_none() && workloads.is_none() {
+            return None;
+        }
+        let update = services.map(view::update).unwrap_or_default();
+        Some(LocalUpdate { captures, workloads, ..update })
+    }
+}
+
+/// `now`, if that is not what was told before.
+fn news<T: Clone + PartialEq>(told: &mut Option<Arc<T>>, now: Option<Arc<T>>) -> Option<T> {
+    let now = now?;
+    if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &now) || *told == now) {
+        return None;
+    }
+    *told = Some(Arc::clone(&now));
+    Some(T::clone(&now))
 }
 
 /// One per gateway, some of them twice during an upgrade.

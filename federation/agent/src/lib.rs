@@ -3,7 +3,7 @@
 //! ```text
 //! Provider ─► Catalog ─┬─► health checks ─► Readiness ─┐
 //!                      └───────────────────────────────┴─► View ─┬─► LocalDiscovery (gateways of this cluster)
-//!                                                                ├─► reports (control plane)
+//!                                                                ├─► session (control plane)
 //!                                                                └─► state file (next start)
 //! ```
 //!
@@ -15,8 +15,9 @@ pub mod health;
 pub mod provider;
 
 mod discovery;
+mod identity;
 mod metrics;
-mod report;
+mod session;
 mod state;
 pub mod view;
 
@@ -30,15 +31,15 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, open_files, shutdown::Shutdown};
-use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
-use archipelago_rpc::enrol;
+use archipelago_identity::{CredentialDir, LiveCredential};
+use archipelago_rpc::enrol::{self, Joining};
 use clap::Args as ClapArgs;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
-use self::{metrics::Metrics, state::State, view::View};
+use self::{discovery::Said, identity::Expected, metrics::Metrics, state::State, view::View};
 use crate::{
     catalog::Catalog,
     health::{
@@ -66,6 +67,9 @@ pub struct Args {
     /// File with a join token; needed once, ignored while the identity in the state directory is valid.
     #[arg(long)]
     pub token_file: Option<PathBuf>,
+    /// File with a join configuration, the public part of a join token: where the control plane is when no token says it.
+    #[arg(long)]
+    pub join_config: Option<PathBuf>,
     /// Where the gateways of this cluster connect.
     #[arg(long, default_value = "0.0.0.0:7410")]
     pub listen: SocketAddr,
@@ -85,14 +89,20 @@ pub fn run(args: Args, provider: impl Provider) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(start(args, provider));
+    let result = runtime.block_on(async {
+        let shutdown = Shutdown::install().context("cannot install signal handlers")?;
+        run_until(args, provider, shutdown).await
+    });
     // A blocking write that hangs on a dead disk must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
-    let shutdown = Shutdown::install().context("cannot install signal handlers")?;
+/// The same on the current runtime, until `shutdown`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_until(args: Args, provider: impl Provider, shutdown: Shutdown) -> anyhow::Result<()> {
     open_files::raise_limit();
     let _lock = DirLock::acquire(&args.state_dir)?;
     let state = State::load(&args.state_dir);
@@ -107,21 +117,32 @@ async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     let control_plane = [
         args.control_plane.clone(),
         token.as_ref().map_or_else(Vec::new, |token| token.control_plane.clone()),
+        read_join_config(&args)?.map_or_else(Vec::new, |config| config.control_plane),
         state.control_plane.clone(),
     ]
     .into_iter()
     .find(|addresses| !addresses.is_empty())
-    .context("no control plane is known: give --control-plane or --token-file")?;
+    .context("no control plane is known: give --control-plane, --token-file or --join-config")?;
 
     let listener = bind(args.listen)?;
     let metrics_listener = bind(args.metrics)?;
-    let joining = enrol::ensure(&credentials, token.clone());
+    let store = provider.identity_store();
+    let expected = Expected { cluster: &args.cluster, name: &args.name };
+    let joining = async {
+        match &store {
+            Some(store) => identity::obtain(&credentials, store, token.clone(), &expected).await,
+            None => Ok(enrol::ensure(&credentials, token.clone().map(Joining::Token).as_ref()).await?),
+        }
+    };
     let credential = tokio::select! {
         credential = joining => credential.context("cannot get an identity")?,
         () = shutdown.requested() => return Ok(()),
     };
-    check_identity(&credential, &args)?;
-    let renewal = enrol::keep_renewed(credential.clone(), credentials, control_plane.clone(), token, shutdown.clone());
+    expected.check(&credential.current())?;
+    let joining = token.map(Joining::Token);
+    let renewal =
+        enrol::keep_renewed(credential.clone(), credentials, control_plane.clone(), joining, shutdown.clone());
+    let storing = store.map(|store| tokio::spawn(identity::keep_stored(store, credential.clone(), shutdown.clone())));
     let config = Config {
         cluster: args.cluster,
         state_dir: args.state_dir,
@@ -133,6 +154,9 @@ async fn start(args: Args, provider: impl Provider) -> anyhow::Result<()> {
     let renewal = tokio::spawn(renewal);
     let served = serve(config, provider, state, shutdown).await;
     renewal.abort();
+    if let Some(storing) = storing {
+        storing.abort();
+    }
     served
 }
 
@@ -158,13 +182,13 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
     });
     let first = View::new(&catalogs.borrow(), &readinesses.borrow(), None);
     let (view, views) = watch::channel(Arc::new(first));
-    let (captures, _captures) = watch::channel(Arc::default());
-    let (workloads, _workloads) = watch::channel(Nodes::default());
-    let (policies, _policies) = watch::channel(None);
-    let (leading, _leading) = watch::channel((!provider.is_replicated()).then_some(boot));
-    let (_imports, imports) = watch::channel(None);
-    let (_statuses, statuses) = watch::channel(Arc::default());
-    let (_reviews, reviews) = mpsc::channel(provider::REVIEWS_QUEUED_MAX);
+    let (captures, captured) = watch::channel(Arc::default());
+    let (workloads, nodes) = watch::channel(Nodes::default());
+    let (policies, policies_read) = watch::channel(None);
+    let (leading, leads) = watch::channel((!provider.is_replicated()).then_some(boot));
+    let (imports_said, imports) = watch::channel(None);
+    let (statuses_said, statuses) = watch::channel(Arc::default());
+    let (asks, reviews) = mpsc::channel(provider::REVIEWS_QUEUED_MAX);
     let link = Link {
         cluster: config.cluster.clone(),
         trust_domain: config.credential.current().spiffe_id.trust_domain().to_string(),
@@ -184,15 +208,21 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
     tasks.spawn(driver::run(catalogs.clone(), readiness, rand::random(), metrics.observer()));
     tasks.spawn(merge(catalogs.clone(), readinesses.clone(), view, metrics.clone()));
     tasks.spawn(state::keep(config.state_dir, config.control_plane.clone(), catalogs, readinesses, shutdown.clone()));
-    tasks.spawn(report::run(
-        config.cluster.clone(),
-        config.control_plane,
-        config.credential.clone(),
-        boot,
-        views.clone(),
-        metrics.clone(),
-        shutdown.clone(),
-    ));
+    let settings = session::Settings {
+        cluster: config.cluster.clone(),
+        control_plane: config.control_plane,
+        credential: config.credential.clone(),
+        metrics: metrics.clone(),
+    };
+    let wires = session::Wires {
+        views: views.clone(),
+        policies: policies_read,
+        leading: leads,
+        imports: imports_said,
+        statuses: statuses_said,
+        reviews: asks,
+    };
+    tasks.spawn(session::run(settings, wires, shutdown.clone()));
     let ready = {
         let views = views.clone();
         Arc::new(move || match views.borrow().settled {
@@ -205,7 +235,8 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
 
     let address = config.listener.local_addr().context("the listener has no address")?;
     tracing::info!(cluster = config.cluster, %address, "serving the gateways of this cluster");
-    discovery::serve(config.listener, &config.credential, config.cluster, views, metrics, shutdown.clone())
+    let sources = discovery::Sources { views, captures: Said::new(captured), nodes: Said::new(nodes) };
+    discovery::serve(config.listener, &config.credential, config.cluster, sources, metrics, shutdown.clone())
         .await
         .context("LocalDiscovery ended")?;
     if !shutdown.is_requested() {
@@ -280,17 +311,19 @@ fn read_token(args: &Args) -> anyhow::Result<Option<enrol::JoinToken>> {
     Ok(Some(token))
 }
 
-/// A state directory of another agent must not go unnoticed.
-fn check_identity(credential: &LiveCredential, args: &Args) -> anyhow::Result<()> {
-    let id = credential.current().spiffe_id.clone();
-    let expected = MeshRole::Agent { cluster: args.cluster.clone(), name: args.name.clone() };
+/// The join configuration, if a file with one is there. One of another cluster is a mistake.
+fn read_join_config(args: &Args) -> anyhow::Result<Option<enrol::JoinConfig>> {
+    let Some(file) = &args.join_config else { return Ok(None) };
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let config = text.parse::<enrol::JoinConfig>().with_context(|| file.display().to_string())?;
     ensure!(
-        id.role().as_ref() == Some(&expected),
-        "the identity is {id}, but this is agent {} of cluster {}: a token or state directory of another process?",
-        args.name,
+        config.cluster == args.cluster,
+        "{}: it is for cluster {}, but this is an agent of cluster {}",
+        file.display(),
+        config.cluster,
         args.cluster
     );
-    Ok(())
+    Ok(Some(config))
 }
 
 /// Health checks and a few streams: one thread would do, two keep a TLS handshake from delaying a check.

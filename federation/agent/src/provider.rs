@@ -63,9 +63,10 @@ pub struct Link {
 
     /// Services and endpoints, for the gateways and the control plane.
     pub catalog: watch::Sender<Arc<Catalog>>,
-    /// Where clients find the federation's services at each gateway of this cluster.
+    /// Where clients find the federation's services at each gateway of this cluster. Until the first is sent, gateways keep what
+    /// they had; so it is with `workloads`.
     pub captures: watch::Sender<Arc<v1::Captures>>,
-    /// Who runs on which node.
+    /// Who runs on which node. Of a node that is not in it, nothing is known.
     pub workloads: watch::Sender<Nodes>,
     /// Policies that the cluster's users wrote there; `None` until all have been read, and without a say in policies.
     pub policies: watch::Sender<Option<Arc<v1::AgentPolicies>>>,
@@ -79,6 +80,15 @@ pub struct Link {
     pub statuses: watch::Receiver<Arc<Vec<v1::PolicyStatus>>>,
     /// Questions whether somebody is a gateway of this cluster. Dropped without an answer is no.
     pub reviews: mpsc::Receiver<Review>,
+}
+
+impl Link {
+    /// For a provider that knows services and nothing else: hangs up whatever else there is to hear or say, so that the control
+    /// plane need not send it.
+    #[must_use]
+    pub fn into_catalog(self) -> watch::Sender<Arc<Catalog>> {
+        self.catalog
+    }
 }
 
 /// Node by name → who runs there.

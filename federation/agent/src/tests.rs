@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use archipelago_base::shutdown::ShutdownTrigger;
 use archipelago_identity::{
-    SpiffeId,
+    MeshRole, SpiffeId,
     testing::TestAuthority,
     tls::{ClientAuth, Expect},
 };
@@ -24,6 +24,8 @@ use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
 use super::*;
 use crate::provider::file::ServiceFiles;
+
+mod orchestrator;
 
 /// Generous: the machine that runs this may be busy with something else.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,6 +91,15 @@ fn spawn(
     dir: &Path,
     control_plane: &str,
 ) -> (String, ShutdownTrigger, JoinHandle<anyhow::Result<()>>) {
+    spawn_with(authority, dir, control_plane, ServiceFiles { services: dir.join("services") })
+}
+
+fn spawn_with(
+    authority: &TestAuthority,
+    dir: &Path,
+    control_plane: &str,
+    provider: impl Provider,
+) -> (String, ShutdownTrigger, JoinHandle<anyhow::Result<()>>) {
     let id = SpiffeId::agent(authority.trust_domain(), "paris", "agent");
     let local = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = Config {
@@ -101,8 +112,7 @@ fn spawn(
     };
     let address = config.listener.local_addr().unwrap().to_string();
     let (trigger, shutdown) = Shutdown::manual();
-    let agent =
-        tokio::spawn(serve(config, ServiceFiles { services: dir.join("services") }, State::load(dir), shutdown));
+    let agent = tokio::spawn(serve(config, provider, State::load(dir), shutdown));
     (address, trigger, agent)
 }
 
@@ -302,6 +312,7 @@ fn a_token_for_something_else_is_refused_before_it_is_spent() {
         state_dir: temp.path().to_owned(),
         control_plane: Vec::new(),
         token_file,
+        join_config: None,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
     };

@@ -57,6 +57,36 @@ impl Credential {
         Ok(credential)
     }
 
+    /// All of it as one text: the key, its chain, and behind a line that says so the bundle.
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let key = pem::encode("PRIVATE KEY", self.key.secret_der());
+        let chain = encode_all("CERTIFICATE", self.chain.iter().map(AsRef::as_ref));
+        let bundle = encode_all("CERTIFICATE", self.bundle.iter().map(AsRef::as_ref));
+        // All of it at once: a text that grows leaves copies behind.
+        let mut text =
+            Zeroizing::new(String::with_capacity(key.len() + chain.len() + BUNDLE_LINE.len() + bundle.len()));
+        for part in [key.as_str(), &chain, BUNDLE_LINE, &bundle] {
+            text.push_str(part);
+        }
+        text
+    }
+
+    /// Reads what [`Credential::to_pem`] wrote; `place` is for errors.
+    ///
+    /// # Errors
+    /// It is something else, or its parts do not fit each other.
+    pub fn from_pem(text: &[u8], place: &Path) -> Result<Self, CredentialError> {
+        let malformed = |what: String| CredentialError::Malformed { path: place.to_owned(), what };
+        let at = text.windows(BUNDLE_LINE.len()).position(|window| window == BUNDLE_LINE.as_bytes());
+        let (own, bundle) = at
+            .and_then(|at| text.split_at_checked(at))
+            .ok_or_else(|| malformed("no trust bundle is in it".to_owned()))?;
+        let key = PrivateKeyDer::from_pem_slice(own).map_err(|error| malformed(format!("no private key ({error})")))?;
+        let (chain, bundle) = (certificates(own).map_err(malformed)?, certificates(bundle).map_err(malformed)?);
+        Self::new(chain, key, bundle).map_err(|source| CredentialError::Identity { path: place.to_owned(), source })
+    }
+
     pub(crate) fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {
         CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).map_err(IdentityError::Key)
     }
@@ -310,6 +340,7 @@ fn encode_all<'a>(label: &str, ders: impl Iterator<Item = &'a [u8]>) -> String {
     ders.map(|der| pem::encode(label, der).to_string()).collect()
 }
 
+const BUNDLE_LINE: &str = "# trust bundle\n";
 const KEY_FILE: &str = "key.pem";
 const SVID_FILE: &str = "svid.pem";
 const BUNDLE_FILE: &str = "bundle.pem";

@@ -39,7 +39,7 @@ impl Provider for ServiceFiles {
     /// Looks when the kernel says so, and slowly all the time, because notifications get lost (full queues, network file
     /// systems, a directory that is replaced).
     async fn follow(self, link: Link, shutdown: Shutdown) {
-        let catalog = link.catalog;
+        let catalog = link.into_catalog();
         let mut dir = ServiceDir::new(self.services, &catalog.borrow());
         let (hint, mut hinted) = mpsc::channel(1);
         let mut watcher: Option<RecommendedWatcher> = None;
