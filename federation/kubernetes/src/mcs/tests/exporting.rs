@@ -1,0 +1,148 @@
+//! The other direction: what an owner of a ServiceExport is told.
+
+use serde_json::json;
+
+use super::{
+    world::{exporter, import},
+    *,
+};
+
+fn exporting(service: Option<serde_json::Value>) -> World {
+    let mut world = World::new("paris");
+    world.namespace("shop");
+    world.put("serviceexports", "shop", "checkout", json!({}));
+    if let Some(spec) = service {
+        world.put("services", "shop", "checkout", json!({ "spec": spec }));
+    }
+    world
+}
+
+fn cluster_ip(ports: serde_json::Value) -> Option<serde_json::Value> {
+    Some(json!({ "type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": ports }))
+}
+
+/// type → status, reason
+fn said(world: &World) -> BTreeMap<String, (String, String)> {
+    let export = world.get("serviceexports", "shop", "checkout").unwrap();
+    let conditions = export["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let text = |condition: &serde_json::Value, field: &str| condition[field].as_str().unwrap().to_owned();
+    conditions.iter().map(|it| (text(it, "type"), (text(it, "status"), text(it, "reason")))).collect()
+}
+
+fn is(world: &World, r#type: &str, status: &str, reason: &str) -> bool {
+    said(world).get(r#type) == Some(&(status.to_owned(), reason.to_owned()))
+}
+
+#[test]
+fn an_export_is_valid_by_its_service_and_ready_once_the_federation_lists_it() {
+    let mut world = exporting(cluster_ip(json!([{ "name": "http", "port": 80 }])));
+    world.settle();
+    assert!(is(&world, "Valid", "True", "Valid") && is(&world, "Ready", "False", "Pending"), "{:?}", said(&world));
+    let facts = exports(&world.seen().exports, &world.seen().services);
+    assert_eq!(facts.len(), 1);
+    world.imports(&[import("shop", "checkout", vec![exporter("paris", 1, vec![port("http", 80)])])]);
+    world.settle();
+    assert!(is(&world, "Ready", "True", "Exported") && is(&world, "Conflict", "False", "NoConflicts"));
+    assert_eq!(world.names("serviceimports"), ["checkout"], "exporters import too");
+    // Without a control plane what was true stays.
+    world.silence();
+    let before = world.get("serviceexports", "shop", "checkout");
+    world.settle();
+    assert_eq!(world.get("serviceexports", "shop", "checkout"), before);
+}
+
+#[test]
+fn what_cannot_be_exported_is_named() {
+    let udp = cluster_ip(json!([{ "port": 53, "protocol": "UDP" }]));
+    let external = Some(json!({ "type": "ExternalName", "externalName": "example.com" }));
+    for (service, valid, ready) in [
+        (None, ("False", "NoService"), ("False", "Failed")),
+        (external, ("False", "InvalidServiceType"), ("False", "Failed")),
+        (udp, ("True", "Valid"), ("False", "Failed")),
+    ] {
+        let mut world = exporting(service.clone());
+        world.settle();
+        assert!(is(&world, "Valid", valid.0, valid.1), "{service:?} {:?}", said(&world));
+        assert!(is(&world, "Ready", ready.0, ready.1), "{service:?} {:?}", said(&world));
+        assert!(exports(&world.seen().exports, &world.seen().services).is_empty());
+    }
+}
+
+#[test]
+fn a_service_that_stands_for_an_import_is_not_exported_again() {
+    let mut world = cluster();
+    world.settle();
+    let derived = names::derived("checkout");
+    world.put("serviceexports", "shop", &derived, json!({}));
+    world.settle();
+    assert!(exports(&world.seen().exports, &world.seen().services).is_empty());
+    let export = world.get("serviceexports", "shop", &derived).unwrap();
+    assert_eq!(export["status"]["conditions"][0]["reason"], "InvalidServiceType");
+}
+
+#[test]
+fn a_conflict_shows_on_every_export_that_has_a_part_in_it_and_clears() {
+    let mut world = exporting(cluster_ip(json!([{ "name": "http", "port": 80 }])));
+    let ours = || exporter("paris", 2, vec![port("http", 80)]);
+    world.imports(&[import("shop", "checkout", vec![exporter("tokyo", 1, vec![port("http", 81)]), ours()])]);
+    world.settle();
+    assert!(is(&world, "Conflict", "True", "PortConflict"), "{:?}", said(&world));
+    let import_ports = &world.get("serviceimports", "shop", "checkout").unwrap()["spec"]["ports"];
+    assert_eq!(import_ports[0]["port"], 81, "the oldest export counts");
+    let since = |world: &World| {
+        let export = world.get("serviceexports", "shop", "checkout").unwrap();
+        export["status"]["conditions"][2]["lastTransitionTime"].clone()
+    };
+    let began = since(&world);
+    world.settle();
+    assert_eq!(since(&world), began);
+    world.imports(&[import("shop", "checkout", vec![ours()])]);
+    world.settle();
+    assert!(is(&world, "Conflict", "False", "NoConflicts"));
+}
+
+#[test]
+fn the_facts_of_an_export_are_those_of_its_service_and_of_the_export_alone() {
+    let mut world = World::new("paris");
+    world.namespace("shop");
+    world.put(
+        "serviceexports",
+        "shop",
+        "checkout",
+        json!({
+            "metadata": { "labels": { "not": "exported" }, "creationTimestamp": "2026-01-01T00:00:01Z" },
+            "spec": { "exportedLabels": { "tier": "front" }, "exportedAnnotations": { "note": "a" } },
+        }),
+    );
+    world.put("services", "shop", "checkout", json!({
+        "metadata": { "labels": { "not": "exported" } },
+        "spec": {
+            "clusterIP": "None", "ipFamilies": ["IPv6"], "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 10 } },
+            "internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose",
+            "ports": [{ "name": "tcp", "port": 42 }, { "name": "udp", "port": 42, "protocol": "UDP", "appProtocol": "x" }],
+        },
+    }));
+    let facts = exports(&world.seen().exports, &world.seen().services);
+    let facts = facts.get(&Key::new("shop", "checkout")).unwrap();
+    assert_eq!(
+        **facts,
+        ExportFacts {
+            created_unix_ms: 1_767_225_601_000,
+            r#type: ExportType::Headless.into(),
+            session_affinity: "ClientIP".into(),
+            session_affinity_seconds: Some(10),
+            internal_traffic_policy: "Local".into(),
+            traffic_distribution: "PreferClose".into(),
+            ip_families: vec!["IPv6".into()],
+            labels: BTreeMap::from([("tier".into(), "front".into())]),
+            annotations: BTreeMap::from([("note".into(), "a".into())]),
+            uncarried_ports: vec![UncarriedPort {
+                name: "udp".into(),
+                port: 42,
+                transport: "UDP".into(),
+                app_protocol: "x".into(),
+            }],
+        }
+    );
+}
