@@ -16,6 +16,8 @@ struct Cli {
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     archipelago_base::logging::init("gateway");
+    // Every worker has a descriptor for each port of the node's clients, and two for each connection it carries.
+    archipelago_base::open_files::raise_limit();
     match run(cli.args) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

@@ -31,6 +31,13 @@ fn checkout() -> proto::ServiceConfig {
     checkout
 }
 
+/// A service that this gateway cannot run.
+fn newer() -> proto::ServiceConfig {
+    let mut newer = service("newer", Protocol::Http1, &["tokyo"], &[]);
+    newer.backend_settings = Some(proto::BackendSettings::default());
+    newer
+}
+
 /// What tokyo's agent says of it.
 fn endpoints(ports: &[(u32, SocketAddr)]) -> proto::LocalUpdate {
     let port = |(port, address): &(u32, SocketAddr)| proto::LocalPort {
@@ -58,7 +65,7 @@ async fn federation() -> Mesh {
     let bytes = tcp_backend().await;
     let catalog = service("catalog", Protocol::Http1, &["paris"], &[("paris", 1)]);
     let (paris, _) = backend("paris").await;
-    mesh.configure(vec![checkout(), catalog], &[("catalog", "paris", paris, "")]).await;
+    mesh.configure(vec![checkout(), catalog, newer()], &[("catalog", "paris", paris, "")]).await;
     let local = endpoints(&[(80, shop), (8080, admin), (5432, bytes)]);
     apply(&mesh.gateways["tokyo"], Change::Local(local)).await.unwrap();
     mesh
@@ -124,8 +131,8 @@ fn captures(list: &[(&str, u32, Protocol, SocketAddr)]) -> Change {
 #[tokio::test]
 async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
     let mut mesh = federation().await;
-    let at = [2, 3, 4, 5, 6].map(|slot| mesh.tcp("paris", slot));
-    let [shop, admin, bytes, ghost, ghost_bytes] = at;
+    let at = [2, 3, 4, 5, 6, 7].map(|slot| mesh.tcp("paris", slot));
+    let [shop, admin, bytes, ghost, ghost_bytes, closed] = at;
     let http = Protocol::Http1;
     let all = [
         ("checkout", 80, http, shop),
@@ -134,6 +141,7 @@ async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
         ("checkout", 5432, Protocol::Tcp, bytes),
         ("ghost", 80, http, ghost),
         ("ghost", 5432, Protocol::Tcp, ghost_bytes),
+        ("newer", 80, http, closed),
     ];
     apply(&mesh.gateways["paris"], captures(&all)).await.unwrap();
     for host in ["checkout.shop.svc.cluster.local", "catalog.shop", "10.96.0.7", "checkout.shop:8080"] {
@@ -144,6 +152,7 @@ async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
     eventually("bytes", async || talk(bytes).await.is_ok_and(|answer| answer == "read 3 bytes")).await;
     answers(ghost, "checkout.shop", 503, "no cluster exports this port of this service, as far as this gateway knows")
         .await;
+    answers(closed, "checkout.shop", 503, "this gateway cannot run the configuration of this service").await;
     let reset = async { TcpStream::connect(ghost_bytes).await?.read_u8().await };
     assert_eq!(reset.await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     // By host name it goes as ever; ports of TCP services are not for clients who come by captures.
