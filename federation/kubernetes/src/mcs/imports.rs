@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_model::export::Merged;
-use archipelago_proto::v1::ExportType;
+use archipelago_model::export::{Merged, MergedPort, Transport};
+use archipelago_proto::v1::{ExportType, Protocol};
 
+use super::derived;
 use crate::{
     crd::{
         ClientIp, ClusterName, Condition, ImportPort, ImportSpec, ImportStatus, ImportType, ServiceImport,
@@ -38,16 +39,7 @@ impl Wanted {
             labels,
             annotations: merged.annotations.iter().filter(|(key, _)| is_qualified(key)).map(owned).collect(),
             spec: ImportSpec {
-                ports: merged
-                    .ports
-                    .iter()
-                    .map(|port| ImportPort {
-                        name: port.name.clone(),
-                        protocol: port.transport.as_str().to_owned(),
-                        app_protocol: some(&port.app_protocol),
-                        port: port.port.into(),
-                    })
-                    .collect(),
+                ports: merged.ports.iter().map(import_port).collect(),
                 ips: Vec::new(),
                 r#type: if headless { ImportType::Headless } else { ImportType::ClusterSetIP },
                 session_affinity: some(&merged.session_affinity),
@@ -155,6 +147,26 @@ impl Judged<'_> {
         };
         (Status::True, "Ready", message)
     }
+}
+
+fn import_port(port: &MergedPort) -> ImportPort {
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let mut shown = ImportPort {
+        name: port.name.clone(),
+        protocol: port.transport.as_str().to_owned(),
+        app_protocol: some(&port.app_protocol),
+        port: port.port.into(),
+    };
+    // A cluster that is described by files says what it speaks in its own words; here it must be readable off the import.
+    if port.transport == Transport::Tcp && derived::protocol(&shown).to_proto() != port.protocol {
+        shown.app_protocol = match port.protocol {
+            Protocol::Http1 => Some("http".into()),
+            Protocol::H2c => Some("kubernetes.io/h2c".into()),
+            Protocol::Tcp => Some("tcp".into()),
+            Protocol::Unspecified => shown.app_protocol,
+        };
+    }
+    shown
 }
 
 fn owned((key, value): (&String, &String)) -> (String, String) {

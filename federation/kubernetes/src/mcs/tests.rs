@@ -2,13 +2,14 @@
 
 mod world;
 
-use archipelago_proto::v1::{ExportFacts, ExportType, Protocol, ReportedPort, UncarriedPort};
+use archipelago_proto::v1::{ExportFacts, ExportType, Exporter, Protocol, ReportedPort, UncarriedPort};
 
 use self::world::{World, exporter, import};
 use super::*;
 
 fn port(name: &str, port: u32) -> ReportedPort {
-    ReportedPort { name: name.into(), port, protocol: Protocol::Tcp.into(), app_protocol: String::new() }
+    let protocol = if name == "http" { Protocol::Http1 } else { Protocol::Tcp };
+    ReportedPort { name: name.into(), port, protocol: protocol.into(), app_protocol: String::new() }
 }
 
 /// Two nodes with gateways, the namespace `shop`, and `shop/checkout` exported by tokyo.
@@ -226,6 +227,27 @@ fn ports_that_are_not_carried_are_shown_and_lead_nowhere() {
     let slice = world.get("endpointslices", "shop", &names::slice(&names::derived("checkout"), "IPv4", 0)).unwrap();
     assert_eq!(slice["ports"].as_array().unwrap().len(), 1);
     assert_eq!(plan::captures(&world.seen()).captures.len(), 1);
+}
+
+#[test]
+fn what_a_port_speaks_can_be_read_off_its_import_whoever_exports_it() {
+    let mut world = cluster();
+    let said = |name: &str, port, protocol: Protocol| ReportedPort {
+        name: name.into(),
+        port,
+        protocol: protocol.into(),
+        app_protocol: String::new(),
+    };
+    // A cluster described by files: no names that mean anything, and no facts.
+    let ports = vec![said("", 80, Protocol::Http1), said("b", 81, Protocol::H2c), said("http", 82, Protocol::Tcp)];
+    let files = Exporter { facts: None, ..exporter("oslo", 1, ports) };
+    world.imports(&[import("shop", "checkout", vec![files])]);
+    world.settle();
+    let captures = plan::captures(&world.seen()).captures;
+    let spoken: Vec<(u32, Protocol)> = captures.iter().map(|capture| (capture.port, capture.protocol())).collect();
+    assert_eq!(spoken, [(80, Protocol::Http1), (81, Protocol::H2c), (82, Protocol::Tcp)]);
+    let import = world.get("serviceimports", "shop", "checkout").unwrap();
+    assert_eq!(import["spec"]["ports"][1]["appProtocol"], "kubernetes.io/h2c");
 }
 
 #[test]
