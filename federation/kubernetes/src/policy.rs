@@ -182,8 +182,15 @@ fn accepted(said: &v1::PolicyStatus) -> (Status, &str, String) {
 fn programmed(said: &v1::PolicyStatus) -> (Status, &'static str, String) {
     let v1::PolicyStatus { revision, gateways_programmed: done, gateways_expected: all, rejections, .. } = said;
     let progress = format!("{done} of {all} gateways run revision {revision}");
-    if *revision == 0 {
-        (Status::False, "NotAccepted", "no revision of the federation carries it".to_owned())
+    if said.reason != "Accepted" {
+        // A form that was good before may go on; what stands here is not it.
+        let message = match revision {
+            0 => "no revision of the federation carries it".to_owned(),
+            _ => format!("not this generation: the form before it stays, {progress}"),
+        };
+        (Status::False, "NotAccepted", message)
+    } else if *revision == 0 {
+        (Status::Unknown, "Pending", "no revision of the federation carries it yet".to_owned())
     } else if !rejections.is_empty() {
         (Status::False, "Rejected", format!("{progress}. {}", rejections.join(". ")))
     } else if *all == 0 {

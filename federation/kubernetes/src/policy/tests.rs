@@ -48,7 +48,7 @@ fn an_object_goes_up_as_an_operator_would_write_it_and_one_that_goes_does_not() 
 #[test]
 fn what_is_said_becomes_conditions() {
     type Case = (fn(&mut v1::PolicyStatus), [&'static str; 3], [&'static str; 3]);
-    let cases: [Case; 8] = [
+    let cases: [Case; 10] = [
         (|_| (), ["True", "True", "False"], ["Accepted", "Programmed", "NoConflicts"]),
         (|said| said.gateways_programmed = 2, ["True", "False", "False"], ["Accepted", "Pending", "NoConflicts"]),
         (
@@ -61,6 +61,8 @@ fn what_is_said_becomes_conditions() {
             ["True", "Unknown", "False"],
             ["Accepted", "NoGateways", "NoConflicts"],
         ),
+        (|said| said.reason = "Invalid".into(), ["False", "False", "False"], ["Invalid", "NotAccepted", "NoConflicts"]),
+        (|said| said.revision = 0, ["True", "Unknown", "False"], ["Accepted", "Pending", "NoConflicts"]),
         (
             |said| (said.reason, said.revision) = ("Invalid".into(), 0),
             ["False", "False", "False"],
