@@ -98,6 +98,10 @@ impl Applier {
             Change::Local(mut update) => {
                 if let Some(workloads) = update.workloads.take() {
                     self.callers.publish(Callers::new(&workloads));
+                    // Of an orchestrated cluster: what it does not capture its clients do not know, from the beginning.
+                    if before.captures.is_none() {
+                        update.captures.get_or_insert_default();
+                    }
                     // Pods come and go all the time: that alone is no other configuration.
                     if update == LocalUpdate::default() {
                         return Ok((self.published.generation(), Vec::new()));
@@ -166,3 +170,40 @@ pub async fn keep_on_disk(mut store: Store, mut state: watch::Receiver<Arc<Confi
 const RETRY: Duration = Duration::from_secs(2);
 /// After a write, not before it: what comes alone is written at once.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use archipelago_base::metrics::Registry;
+
+    use super::*;
+    use crate::callers::Caller;
+
+    #[test]
+    fn pods_that_come_and_go_are_no_other_configuration() {
+        let applier = Applier {
+            published: Arc::new(Published::new(Snapshot::empty(), 1)),
+            state: watch::channel(Arc::default()).0,
+            callers: Arc::default(),
+            cluster: "paris".into(),
+            trust_domain: "mesh.test".into(),
+            metrics: GatewayMetrics::register(&mut Registry::default()),
+        };
+        let workloads = |ip: &str| {
+            let workload = proto::Workload { ip: ip.into(), ..proto::Workload::default() };
+            let workloads = proto::Workloads { fresh: true, workloads: vec![workload], node_ips: vec![] };
+            Change::Local(LocalUpdate { workloads: Some(workloads), ..LocalUpdate::default() })
+        };
+        let is_pod = |ip: &str| matches!(applier.callers.of(ip.parse().unwrap()), Caller::Pod(_));
+        // The first says what kind of cluster it is.
+        let (first, _) = applier.publish(workloads("10.1.0.1")).unwrap();
+        assert!(is_pod("10.1.0.1"));
+        assert!(applier.published.load().captures.as_ref().is_some_and(|captures| captures.list().is_empty()));
+        let (second, _) = applier.publish(workloads("10.1.0.2")).unwrap();
+        assert!(is_pod("10.1.0.2") && !is_pod("10.1.0.1"));
+        assert_eq!((second, applier.published.generation()), (first, first));
+        // Beside something else it is one.
+        let Change::Local(update) = workloads("10.1.0.3") else { panic!() };
+        let (third, _) = applier.publish(Change::Local(LocalUpdate { full: true, ..update })).unwrap();
+        assert!(is_pod("10.1.0.3") && third > second);
+    }
+}

@@ -60,7 +60,7 @@ impl Discovery {
         let channel = grpc::connect(std::slice::from_ref(&self.agent), &self.credential, expect)
             .await
             .map_err(|e| e.to_string())?;
-        let mut client = LocalDiscoveryClient::new(channel);
+        let mut client = LocalDiscoveryClient::new(channel).max_decoding_message_size(UPDATE_BYTES_MAX);
         let request = WatchLocalRequest { gateway: self.gateway.clone() };
         let mut stream = client.watch(request).await.map_err(|status| status.to_string())?.into_inner();
         while let Some(update) = stream.message().await.map_err(|status| status.to_string())? {
@@ -79,5 +79,8 @@ impl Discovery {
 const HELD: Duration = Duration::from_secs(5);
 const DELAY_FLOOR: Duration = Duration::from_millis(20);
 const DELAY_MIN: Duration = Duration::from_millis(100);
+/// The first message is everything: 20,000 endpoints with the names of their pods are 3 MB, what they are captured by and who runs
+/// on a node less.
+const UPDATE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// An agent that returns is heard within this.
 const DELAY_MAX: Duration = Duration::from_secs(3);

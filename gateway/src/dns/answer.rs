@@ -16,8 +16,8 @@
 //!
 //! - By **captures**, where an agent ever named any, be it none: a name is one of those, and stands for the addresses and ports
 //!   that the cluster gave the service. Whatever else the federation has does not exist here (its namespace may not, and
-//!   exports are opt-in by namespace), or not yet. A service without an address of its own (headless) has a name and
-//!   nothing else: the addresses of its endpoints are of no use outside of their cluster and do not leave it.
+//!   exports are opt-in by namespace), or not yet. A service without an address of its own (headless) has at most a
+//!   name, and nothing else: the addresses of its endpoints are of no use outside of their cluster and do not leave it.
 //! - By **host name**, elsewhere: a name is a service that somebody exports, and stands for this gateway: its HTTP port, or the
 //!   port of a TCP service. An HTTP service that is closed here has an address too: the gateway there says why.
 
