@@ -111,6 +111,10 @@ struct Driver {
     desk: Desk,
     writer: Writer,
     term: Option<u64>,
+    /// Of the last round.
+    imports: Option<Arc<Imports>>,
+    /// Of another term than this one: others may have exported since.
+    stale: Option<Arc<Imports>>,
     /// As of the last round.
     gateways: BTreeMap<Arc<str>, Gateway>,
     foreign: BTreeSet<Key>,
@@ -129,6 +133,8 @@ impl Driver {
             writer: Writer::new(client.clone()),
             client,
             term: None,
+            imports: None,
+            stale: None,
             gateways: BTreeMap::new(),
             foreign: BTreeSet::new(),
             without: 0,
@@ -207,13 +213,21 @@ impl Driver {
         if term != self.term {
             // Another replica may have written in between, and this one's notes are of another time.
             self.term = term;
+            self.stale = self.imports.take();
             self.desk = Desk::default();
             self.writer = Writer::new(self.client.clone());
             self.controller =
                 Controller::new(&self.setup.cluster, &self.setup.trust_domain, self.setup.capture_ports.clone());
         }
+        self.imports.clone_from(&seen.imports);
         term?;
-        let plan = self.controller.plan(&seen, &timestamp(), now);
+        // What was true in another term would have deleted here what came after it.
+        let is_stale = match (&seen.imports, &self.stale) {
+            (Some(said), Some(stale)) => Arc::ptr_eq(said, stale),
+            (Some(_) | None, _) => false,
+        };
+        let imports = seen.imports.clone().filter(|_| !is_stale);
+        let plan = self.controller.plan(&Seen { imports, ..seen }, &timestamp(), now);
         self.report(&plan);
         let choice = self.desk.choose(plan.writes, now);
         for write in choice.now {

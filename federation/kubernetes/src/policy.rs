@@ -60,6 +60,8 @@ async fn follow(client: Client, feeds: Feeds, mut wires: Wires) {
     let mut desk = Desk::default();
     let mut writer = Writer::new(client.clone());
     let mut term = None;
+    let mut last = None;
+    let mut stale: Option<Arc<Vec<v1::PolicyStatus>>> = None;
     loop {
         let policies = policies(&feeds.splits.now().objects, &feeds.failovers.now().objects);
         let listed = list(&policies);
@@ -73,13 +75,16 @@ async fn follow(client: Client, feeds: Feeds, mut wires: Wires) {
         let leads = *wires.leading.borrow_and_update();
         if leads != term {
             term = leads;
+            // What was said in another term is of objects as they were then.
+            stale = last.take();
             // What the leader before has not sent yet is not to be sent after it.
             (desk, writer) = (Desk::default(), Writer::new(client.clone()));
         }
         let now = Instant::now();
         let mut until = now + LOOK_AGAIN;
-        if term.is_some() {
-            let said = wires.statuses.borrow_and_update().clone();
+        let said = wires.statuses.borrow_and_update().clone();
+        last = Some(said.clone());
+        if term.is_some() && !stale.as_ref().is_some_and(|stale| Arc::ptr_eq(stale, &said)) {
             let choice = desk.choose(statuses(&policies, &said, &timestamp()), now);
             choice.now.into_iter().for_each(|write| writer.begin(write));
             until = choice.again.unwrap_or(until);

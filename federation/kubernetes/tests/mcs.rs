@@ -63,9 +63,9 @@ impl Replica {
         self.leading.send_replace(Some(term));
     }
 
+    /// What it was told before stays, as in an agent.
     fn follow(&self) {
         self.leading.send_replace(None);
-        self.imports.send_replace(None);
     }
 
     async fn until_captured(&self, count: usize) -> Arc<Captures> {
@@ -218,6 +218,35 @@ async fn the_next_leader_goes_on_where_the_last_one_stopped() {
     };
     api.wait("slices that follow the gateway", unready).await;
     assert_eq!(writes(&api) - quiet, 61, "each slice once");
+}
+
+#[tokio::test]
+async fn a_leader_of_old_deletes_nothing_that_came_since() {
+    let api = cluster().await;
+    let (old, other) = (Replica::start(&api), Replica::start(&api));
+    old.lead(1);
+    old.import(["first".to_owned()]);
+    until_ready(&api, 1).await;
+    old.follow();
+    other.lead(2);
+    other.import(["first".to_owned(), "second".to_owned()]);
+    until_ready(&api, 2).await;
+    other.follow();
+    let quiet = writes(&api);
+    // It leads again, and has not heard from the control plane yet; what it does first shows in the properties of the cluster.
+    old.lead(3);
+    api.wait("its first writes", |api| (writes(api) >= quiet + 2).then_some(())).await;
+    api.edit("Pod", "archipelago-system", "gateway", |pod| {
+        pod["status"]["conditions"][0]["status"] = json!("False");
+    });
+    let unready = |api: &ApiServer| {
+        let slices = api.all("EndpointSlice");
+        slices.iter().all(|slice| slice["endpoints"][0]["conditions"]["ready"] == false).then_some(())
+    };
+    api.wait("slices that follow the gateway", unready).await;
+    assert!(api.seen().iter().all(|seen| seen.method != "DELETE"), "nothing is gone");
+    old.import(["second".to_owned()]);
+    api.wait("what is no longer exported to go", |api| (api.all("ServiceImport").len() == 1).then_some(())).await;
 }
 
 #[tokio::test]
