@@ -15,6 +15,7 @@
 pub mod bootstrap;
 pub mod ca;
 pub mod machine;
+pub mod seed;
 
 mod api;
 mod audit;

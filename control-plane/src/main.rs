@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use archipelago_control_plane::{
     Args, Compatibility,
     bootstrap::{self, Member, Plan},
+    seed::{self, Seed},
 };
 use archipelago_identity::TrustDomain;
 use clap::{Parser, Subcommand};
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Run a member.
     Run(Args),
+    /// Fill the data directory of a member that begins, where an orchestrator starts it on an empty disk.
+    Seed(Seed),
     /// Found a federation: authority, member identities, and the first operator's credential.
     Bootstrap {
         /// Trust domain of every identity.
@@ -47,6 +50,10 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => archipelago_control_plane::run(args),
+        Command::Seed(args) => {
+            archipelago_base::logging::init("seed");
+            seed::seed(&args)
+        }
         Command::Bootstrap { trust_domain, members, out, compatibility, seal_key_dir, root_key_out } => {
             bootstrap::bootstrap_at(
                 &Plan { trust_domain, members, out, seal_key_dir, root_key_out },
