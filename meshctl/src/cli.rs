@@ -80,6 +80,17 @@ Examples:
     /// Control plane, clusters, gateways, and under `up` the processes
     #[command(after_help = "Examples:\n  meshctl status\n  meshctl status -o json")]
     Status,
+    /// Whether everything works, and what to do where it does not
+    #[command(after_help = "\
+The control plane is asked, and the tunnels are judged by the beats that gateways send through them all the time. Warnings do
+not fail it; the exit code is 1 when something does not work.
+
+Examples:
+  meshctl check
+  meshctl check --wait 2m           until everything works, after an installation
+  meshctl check --pre               before another cluster joins
+  meshctl check -o json")]
+    Check(CheckArgs),
     /// Services, where they are ready, and their share of the traffic
     #[command(
         after_help = "Examples:\n  meshctl services\n  meshctl services -o wide    what failing health checks heard\n  meshctl services -o json"
@@ -163,6 +174,23 @@ Examples:
   meshctl join amt1.eyJjc…
   meshctl --state /var/lib/archipelago join \"$(cat token)\"")]
     Join(JoinArgs),
+    /// Print the manifests of an installation on Kubernetes
+    #[command(after_help = "\
+The manifests are those of the Helm chart, with the same values. Nothing here needs a Kubernetes API: kubectl or a
+GitOps tool applies what is printed. `meshctl cluster join` prints this for a cluster that joins.
+
+Examples:
+  meshctl install --control-plane --client 203.0.113.7:30741 | kubectl apply --server-side -f -
+  meshctl install -f values.yaml --out ./clusters/paris
+  meshctl install --crds | kubectl apply --server-side -f -")]
+    Install(InstallArgs),
+    /// Print what an installation put into a Kubernetes cluster, to delete it
+    #[command(after_help = "\
+Examples:
+  meshctl uninstall --script | sh                       all of it, and what the agent made
+  meshctl uninstall | kubectl delete --ignore-not-found -f -
+  meshctl uninstall --control-plane | kubectl delete --ignore-not-found -f -")]
+    Uninstall(UninstallArgs),
     /// Ask a live gateway what it would do with a request, and why
     #[command(after_help = "\
 Examples:

@@ -64,6 +64,11 @@ impl Client {
         self.credential.current().spiffe_id.clone()
     }
 
+    /// What is left of the caller's certificate.
+    pub(crate) fn credential_left(&self, now: SystemTime) -> Duration {
+        self.credential.current().not_after.duration_since(now).unwrap_or_default()
+    }
+
     /// The file that names the members.
     pub(crate) fn control_plane_file(&self) -> PathBuf {
         self.state.join("operator").join("control-plane.json")

@@ -3,6 +3,7 @@
 //! [`run`] is the whole program: it reads arguments, does one thing, and says how it went by its exit code.
 //! Policy lives elsewhere: resources are judged by `archipelago-model`, committed by the control plane.
 
+mod checks;
 mod cli;
 mod client;
 mod commands;

@@ -42,6 +42,16 @@ pub(crate) struct DownArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct CheckArgs {
+    /// Only what must hold before another cluster joins
+    #[arg(long)]
+    pub(crate) pre: bool,
+    /// Check again until everything works, for so long
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse)]
+    pub(crate) wait: Duration,
+}
+
+#[derive(Args)]
 pub(crate) struct FileArgs {
     /// File, directory (its .yaml, .yml and .json files), or - for stdin; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true)]
@@ -214,6 +224,16 @@ pub(crate) enum ClusterCommand {
     /// List clusters
     #[command(after_help = "Examples:\n  meshctl cluster list")]
     List,
+    /// Print everything that a Kubernetes cluster needs to join, its token included
+    #[command(after_help = "\
+A cluster that is not known yet is made first. The stream is for that cluster's own kubectl; with --out it is files, with
+--helm values for the chart. A token that was not used is replaced by running this again.
+
+Examples:
+  meshctl cluster join paris --region eu-west | kubectl apply --server-side -f -
+  meshctl cluster join paris --region eu-west --policies --out ./clusters/paris
+  meshctl cluster join paris --region eu-west --helm > paris.yaml")]
+    Join(ClusterJoinArgs),
     /// Send new requests elsewhere, as long as another cluster can take them
     #[command(after_help = "Examples:\n  meshctl cluster drain paris\n  meshctl cluster uncordon paris")]
     Drain {
@@ -427,6 +447,79 @@ pub(crate) enum JoinAs {
     Agent,
     /// A gateway
     Gateway,
+}
+
+/// What every command takes that prints manifests.
+#[derive(Args)]
+pub(crate) struct ManifestArgs {
+    /// File with values of the chart; may be repeated, later ones win
+    #[arg(short = 'f', long = "values", value_name = "FILE")]
+    pub(crate) values: Vec<PathBuf>,
+    /// One value, such as agent.replicas=3; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Namespace [default: archipelago-system; archipelago-control-plane for a control plane]
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Write files into this directory, with a kustomization.yaml, instead of printing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct InstallArgs {
+    /// Only the definitions of kinds
+    #[arg(long, conflicts_with = "control_plane")]
+    pub(crate) crds: bool,
+    /// A control plane; the first time this founds the federation, below the state directory
+    #[arg(long)]
+    pub(crate) control_plane: bool,
+    /// Where clusters and operators will reach a member; one per member, 1, 3 or 5 of them
+    #[arg(long = "client", value_name = "HOST:PORT")]
+    pub(crate) clients: Vec<String>,
+    /// Trust domain of the federation [default: mesh.local]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) trust_domain: Option<String>,
+    #[command(flatten)]
+    pub(crate) manifests: ManifestArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct UninstallArgs {
+    /// The definitions of kinds too, and with them every object of these kinds, whoever made it
+    #[arg(long)]
+    pub(crate) crds: bool,
+    /// A control plane, in the place of agent and gateways
+    #[arg(long)]
+    pub(crate) control_plane: bool,
+    /// Print a script that deletes all of it, and what the agent made
+    #[arg(long)]
+    pub(crate) script: bool,
+    #[command(flatten)]
+    pub(crate) manifests: ManifestArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ClusterJoinArgs {
+    /// Name of the cluster
+    pub(crate) name: String,
+    /// Its region, for a cluster that is not known yet
+    #[arg(long)]
+    pub(crate) region: Option<String>,
+    /// Let the cluster's own users write policies for the whole federation
+    #[arg(long)]
+    pub(crate) policies: bool,
+    /// How long its token works
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
+    pub(crate) ttl: Duration,
+    /// Print values for Helm instead of manifests
+    #[arg(long, conflicts_with = "out")]
+    pub(crate) helm: bool,
+    /// Leave the definitions of kinds out
+    #[arg(long)]
+    pub(crate) skip_crds: bool,
+    #[command(flatten)]
+    pub(crate) manifests: ManifestArgs,
 }
 
 #[derive(Args)]

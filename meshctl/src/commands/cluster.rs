@@ -1,10 +1,10 @@
-//! `cluster list|drain|uncordon`.
+//! `cluster list|join|drain|uncordon`.
 
 use serde_json::Value;
 
 use super::resources::documents;
 use super::write::Subject;
-use super::{Context, write};
+use super::{Context, kubernetes, write};
 use crate::cli::{ClusterCommand, Wait};
 use crate::edit::{Edit, cluster};
 use crate::exit::{Failure, Outcome};
@@ -15,6 +15,7 @@ use crate::views::StatusView;
 pub(super) async fn run(context: &Context, command: ClusterCommand) -> Outcome {
     match command {
         ClusterCommand::List => list(context).await,
+        ClusterCommand::Join(args) => kubernetes::join::run(context, &args).await,
         ClusterCommand::Drain { cluster, wait } => drain(context, &cluster, true, wait.wait).await,
         ClusterCommand::Uncordon { cluster, wait } => drain(context, &cluster, false, wait.wait).await,
     }

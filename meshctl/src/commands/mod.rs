@@ -1,5 +1,6 @@
 //! One module per family of commands.
 
+mod check;
 mod cluster;
 mod complete;
 mod drill;
@@ -8,6 +9,7 @@ mod failover;
 mod files;
 mod identity;
 mod join;
+mod kubernetes;
 mod operator;
 mod raft;
 mod resources;
@@ -36,6 +38,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::up(&context.global, args),
         Command::Down(args) => up::down(&context.global, &args),
         Command::Status => block_on(show::status(&context)),
+        Command::Check(args) => block_on(check::run(&context, &args)),
         Command::Services => block_on(show::services(&context)),
         Command::Tunnels => block_on(show::tunnels(&context)),
         Command::Gateways => block_on(show::gateways(&context)),
@@ -53,6 +56,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Identity(command) => block_on(identity::run(&context, command)),
         Command::Operator(command) => block_on(operator::run(&context, command)),
         Command::Join(args) => block_on(join::run(&context, &args)),
+        Command::Install(args) => kubernetes::install::run(&context, &args),
+        Command::Uninstall(args) => kubernetes::uninstall::run(&args),
         Command::Explain(args) => block_on(explain::run(&context, args)),
         Command::Completion { shell } => complete::run(shell),
         Command::Role(role) => run_role(role),

@@ -1,0 +1,68 @@
+//! Files that are checked in beside the chart are those that it makes.
+
+use std::path::{Path, PathBuf};
+
+use archipelago_manifests::{NAMESPACE, Release, crds, render, to_yaml};
+use serde_json::json;
+
+fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// `UPDATE=1 cargo test -p archipelago-manifests` writes it.
+#[test]
+fn the_kustomize_base_is_what_the_chart_makes() {
+    // An overlay says what cluster it is: see kustomize/example.
+    let values = json!({
+        "createNamespace": true,
+        "join": { "cluster": "CLUSTER", "trustDomain": "TRUST-DOMAIN", "caSha256": "CA", "controlPlane": ["CONTROL-PLANE:7400"] },
+    });
+    let objects = render(&values, &Release { namespace: NAMESPACE }).unwrap();
+    let text = format!(
+        "# Made from ../../chart by `UPDATE=1 cargo test -p archipelago-manifests`; not to be edited.\n{}",
+        to_yaml(&objects).unwrap()
+    );
+    let path = here("kustomize/base/archipelago.yaml");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(stored == text, "{} is stale: UPDATE=1 cargo test -p archipelago-manifests writes it anew", path.display());
+}
+
+#[test]
+fn the_definitions_of_kinds_are_whole_and_helm_installs_the_same() {
+    let names = std::fs::read_dir(here("crds")).unwrap().map(|entry| entry.unwrap().path());
+    let files = names.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).count();
+    let kinds = crds();
+    assert_eq!(kinds.len(), files, "one definition per file");
+    assert!(kinds.iter().all(|object| object["kind"] == "CustomResourceDefinition"));
+    assert_eq!(std::fs::read_link(here("chart/crds")).unwrap(), Path::new("../crds"));
+}
+
+#[test]
+fn what_is_missing_is_said_with_the_command_that_gives_it() {
+    let error = |values| render(&values, &Release { namespace: "n" }).unwrap_err().to_string();
+    assert!(error(json!({})).contains("meshctl cluster join"));
+    assert!(error(json!({ "join": { "cluster": "paris" } })).contains("join.trustDomain is missing"));
+    let join = json!({ "cluster": "paris", "trustDomain": "t", "caSha256": "c" });
+    assert!(error(json!({ "join": join, "coredns": { "manage": true } })).contains("dns.clusterIP"));
+}
+
+/// A value stays a text, whatever is in it.
+#[test]
+fn no_value_breaks_out_of_its_place() {
+    let hostile = "x\n  evil: \"1\" # {{ .Values }} 'y'";
+    let join = json!({ "cluster": hostile, "trustDomain": hostile, "caSha256": hostile, "controlPlane": [hostile], "token": hostile });
+    let values = json!({ "join": join, "clusterDomain": hostile, "gateway": { "capturePorts": hostile }, "log": { "filter": hostile } });
+    let objects = render(&values, &Release { namespace: "n" }).unwrap();
+    let find = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let container = &find("DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["args"][0], format!("--cluster={hostile}"));
+    assert_eq!(container["env"].as_array().unwrap().last().unwrap()["value"], hostile);
+    assert_eq!(
+        find("Deployment")["spec"]["template"]["spec"]["containers"][0]["args"][3],
+        format!("--control-plane={hostile}")
+    );
+}
