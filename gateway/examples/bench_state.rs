@@ -1,8 +1,8 @@
 //! Writes the state directories of two gateways that need no control plane, for benchmarks beside other proxies.
 //!
 //! `bench_state OUT BACKEND TUNNEL_A TUNNEL_B`: OUT/a routes every request for host 127.0.0.1 into cluster b, OUT/b to the backend at
-//! the address BACKEND; OUT/front is a gateway alone, with the backend as its local endpoint. A gateway starts from
-//! its disk in production too, so nothing here is a special mode.
+//! the address BACKEND; OUT/front is a gateway alone, with the backend as its local endpoint, which takes clients at port 17000
+//! too, as in an orchestrated cluster. A gateway starts from its disk in production too, so nothing here is a special mode.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,8 +11,8 @@ use archipelago_gateway::internals::{ConfigState, Store};
 use archipelago_identity::{CredentialDir, SpiffeId, testing::TestAuthority};
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    Backend, ClusterConfig, ConfigResource, Endpoint, FailoverChain, HttpListener, LocalService, LocalUpdate,
-    MeshConfig, PeerConfig, Protocol, RouteRule, ServiceConfig, ServicePort, Tier, config_resource::Body,
+    Backend, Capture, Captures, ClusterConfig, ConfigResource, Endpoint, FailoverChain, HttpListener, LocalService,
+    LocalUpdate, MeshConfig, PeerConfig, Protocol, RouteRule, ServiceConfig, ServicePort, Tier, config_resource::Body,
     service_port::Listener,
 };
 
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
             state = state.with_local(LocalUpdate {
                 full: true,
                 upserts: vec![local(backend)],
-                removals: vec![],
+                captures: (cluster == "front").then(captures),
                 ..Default::default()
             });
         }
@@ -79,6 +79,19 @@ fn service(cluster: &str) -> ServiceConfig {
         exporters: vec![cluster.into()],
         ..Default::default()
     }
+}
+
+fn captures() -> Captures {
+    let capture = Capture {
+        namespace: "bench".into(),
+        name: "echo".into(),
+        port: 80,
+        port_name: "http".into(),
+        protocol: Protocol::Http1.into(),
+        listen: 17_000,
+        cluster_ips: vec!["10.96.0.17".into()],
+    };
+    Captures { captures: vec![capture] }
 }
 
 fn local(backend: SocketAddr) -> LocalService {
