@@ -16,11 +16,15 @@ pub mod apply;
 pub mod client;
 pub mod crd;
 pub mod discovery;
+mod follow;
 pub mod lease;
 pub mod mcs;
 pub mod policy;
+mod provider;
 pub mod review;
 pub mod secret;
 pub mod types;
 pub mod watch;
 pub mod workloads;
+
+pub use self::provider::{Flags, Kubernetes};
