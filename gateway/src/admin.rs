@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Published;
 use crate::control::status::ControlStatus;
+use crate::handover::Turn;
 use crate::worker::Identity;
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
@@ -57,6 +58,8 @@ pub struct Admin {
     pub capture_ports: Arc<CapturePorts>,
     /// Drains the gateway.
     pub drain: CancellationToken,
+    /// Between the processes of this gateway.
+    pub turn: Turn,
     /// The drill in progress: what is cut, until when, and its number.
     pub drill: Mutex<Option<Drill>>,
 }
@@ -176,6 +179,7 @@ impl Admin {
                 "rejections": control.rejections.iter().map(|r| format!("{}: {}", r.resource, r.reason)).collect::<Vec<_>>(),
             },
             "draining": self.drain.is_cancelled(),
+            "phase": self.turn.phase().name(),
             "addresses": {
                 "http": self.addresses.http, "tunnel": self.addresses.tunnel, "dns": self.addresses.dns,
                 "metrics": self.addresses.metrics, "health": self.addresses.health, "tcpBase": self.addresses.tcp_base,

@@ -6,9 +6,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use archipelago_base::metrics::Registry;
+use archipelago_base::metrics::{self, Registry};
 use archipelago_identity::LiveCredential;
 use archipelago_proto::v1::GatewayAddresses;
 use tokio::sync::{Notify, mpsc, watch};
@@ -23,6 +24,7 @@ use crate::control::discovery::Discovery;
 use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::dns;
+use crate::handover::{Offered, Phase, Seat, Sockets, Turn};
 use crate::telemetry::{AccessLog, GatewayMetrics};
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
@@ -83,6 +85,10 @@ pub struct Gateway {
     drain: CancellationToken,
     stop: CancellationToken,
     handles: Vec<worker::Handle>,
+    boot: u64,
+    sockets: Arc<Sockets>,
+    /// True once the cluster's agent, if there is one, has said what it knows.
+    heard: watch::Receiver<bool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -93,6 +99,11 @@ impl Gateway {
     /// A port is taken, or a thread cannot be had. A configuration on disk that cannot be used is no error: the gateway starts
     /// empty and asks for everything.
     pub fn start(settings: Settings, credential: LiveCredential) -> anyhow::Result<Self> {
+        Self::start_in(Seat::alone(), settings, credential)
+    }
+
+    /// As [`Self::start`], in the place of another process.
+    pub(crate) fn start_in(seat: Seat, settings: Settings, credential: LiveCredential) -> anyhow::Result<Self> {
         let spiffe_id = credential.current().spiffe_id.clone();
         let trust_domain = spiffe_id.trust_domain().to_string();
         let identity = Arc::new(
@@ -110,21 +121,28 @@ impl Gateway {
         let published = Arc::new(Published::new(snapshot, count));
 
         let bound = |what: &'static str, address: SocketAddr| move || format!("cannot bind {what} at {address}");
-        let http = http_listeners(settings.http, count).with_context(bound("HTTP", settings.http))?;
-        let http_address = http.first().context("no worker")?.local_addr()?;
-        let dns_sockets = dns::server::Sockets::bind(settings.dns).with_context(bound("DNS", settings.dns))?;
-        let health_listener = TcpListener::bind(settings.health).with_context(bound("health", settings.health))?;
+        let Seat { sockets, turn, before } = seat;
+        let http = sockets.listen_shared(settings.http, count).with_context(bound("HTTP", settings.http))?;
+        let http_address = http.iter().flatten().next().context("no worker")?.local_addr()?;
+        let dns_sockets =
+            dns::server::Sockets::bind(settings.dns, &sockets).with_context(bound("DNS", settings.dns))?;
+        let health_listener = sockets.listen_always(settings.health).with_context(bound("health", settings.health))?;
+        let metrics_listener =
+            sockets.listen_always(settings.metrics).with_context(bound("metrics", settings.metrics))?;
         let boot = archipelago_base::boot::next(&settings.state_dir)
             .with_context(|| format!("cannot write to {}", settings.state_dir.display()))?;
-        let metrics_listener = TcpListener::bind(settings.metrics).with_context(bound("metrics", settings.metrics))?;
+        // Its state may lie elsewhere than ours, and its clock may have been ahead.
+        let boot = before.as_ref().map_or(boot, |before| boot.max(before.boot.saturating_add(1)));
+        let tunnels = tunnel_addresses(settings.tunnel, count, before.as_ref())?;
 
         let callers = Arc::new(callers::Table::default());
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tunnels_changed = Arc::new(Notify::new());
         let unserved = metrics.unserved_services.clone();
-        let tcp_ports = Arc::new(TcpPorts::new(settings.tcp_base, settings.tcp_ports, unserved));
+        let tcp_ports = Arc::new(TcpPorts::new(settings.tcp_base, settings.tcp_ports, unserved, Arc::clone(&sockets)));
         let unserved = metrics.unserved_captures.clone();
-        let capture_ports = Arc::new(CapturePorts::new(settings.http.ip(), settings.capture_ports.clone(), unserved));
+        let (ip, range) = (settings.http.ip(), settings.capture_ports.clone());
+        let capture_ports = Arc::new(CapturePorts::new(ip, range, unserved, Arc::clone(&sockets)));
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
@@ -137,11 +155,11 @@ impl Gateway {
             clients: Arc::clone(&callers),
             captures: (Arc::clone(&capture_ports), settings.capture_from),
             drain: drain.clone(),
+            turn: turn.clone(),
             tunnels_changed: Arc::clone(&tunnels_changed),
         };
         let mut handles = Vec::with_capacity(count);
-        for (index, http) in http.into_iter().enumerate() {
-            let tunnel = tunnel_address(settings.tunnel, index)?;
+        for (index, (http, tunnel)) in http.into_iter().zip(tunnels).enumerate() {
             handles.push(worker::start(index, shared.clone(), worker::Sockets { http, tunnel })?);
         }
         let workers = Workers::new(handles.iter().map(|h| h.commands.clone()).collect());
@@ -168,6 +186,7 @@ impl Gateway {
             tcp_ports,
             capture_ports,
             drain: drain.clone(),
+            turn: turn.clone(),
             drill: Mutex::new(None),
         });
 
@@ -183,18 +202,28 @@ impl Gateway {
         };
         let zone = dns::Zone { http: reach(http_address), tcp_base: reach(settings.tcp_base) };
         let dns_thread = thread("dns", {
-            let (published, stop) = (Arc::clone(&published), stop.clone());
+            let (published, stop, mut turn) = (Arc::clone(&published), stop.clone(), turn.clone());
             // hickory logs every question at info; on a gateway that is noise, and a way to fill a disk.
             move |runtime| {
                 let served = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
-                    runtime.block_on(dns::server::serve(dns_sockets, published, zone, stop))
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = stop.cancelled() => return Ok(()),
+                            () = turn.until(Phase::answers) => {}
+                        }
+                        dns::server::serve(dns_sockets, published, zone, stop).await
+                    })
                 });
                 if let Err(error) = served {
                     tracing::error!(%error, "DNS ended");
                 }
             }
         })?;
+        let (hear, heard) = watch::channel(settings.agent.is_none());
         let tasks = ControlTasks {
+            turn,
+            is_successor: before.is_some(),
+            hear,
             registry: Arc::new(Mutex::new(registry)),
             listeners: [health_listener, metrics_listener],
             published: Arc::clone(&published),
@@ -230,6 +259,9 @@ impl Gateway {
             drain,
             stop,
             handles,
+            boot,
+            sockets,
+            heard,
             threads: vec![dns_thread, control_thread],
         })
     }
@@ -264,9 +296,41 @@ impl Gateway {
         self.drain.cancelled().await;
     }
 
+    /// What a successor is told.
+    pub(crate) fn offered(&self) -> Offered {
+        let port = |handle: &worker::Handle| handle.tunnel.port();
+        Offered { boot: self.boot, tunnel_ports: self.handles.iter().map(port).collect() }
+    }
+
+    /// Resolves once clients would be served here as well as by the gateway before: there is a configuration, the cluster's
+    /// agent has named its endpoints, and the tunnels are up, as far as they come up soon.
+    pub(crate) fn settled(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (published, workers, mut heard) = (Arc::clone(&self.published), self.workers.clone(), self.heard.clone());
+        async move {
+            if heard.wait_for(|heard| *heard).await.is_err() {
+                return std::future::pending().await;
+            }
+            while published.load().revision == 0 {
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+            let generation = *published.subscribe().borrow();
+            published.reached_by_all(generation, &[]).await;
+            let deadline = Instant::now() + TUNNELS_PATIENCE;
+            while Instant::now() < deadline {
+                let reports = workers.reports().await;
+                if reports.len() == workers.len() && reports.iter().all(|report| report.is_settled) {
+                    return;
+                }
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+        }
+    }
+
     /// Drains and ends. Blocks, at most about the drain timeout.
     pub fn stop(self) {
         self.drain.cancel();
+        // Nobody accepts here any more: whoever comes now is refused, not kept waiting.
+        self.sockets.release();
         self.handles.into_iter().for_each(worker::Handle::join);
         self.stop.cancel();
         for thread in self.threads {
@@ -279,6 +343,9 @@ impl Gateway {
 
 /// Everything beside the data path but DNS.
 struct ControlTasks {
+    turn: Turn,
+    is_successor: bool,
+    hear: watch::Sender<bool>,
     registry: Arc<Mutex<Registry>>,
     listeners: [TcpListener; 2],
     published: Arc<Published>,
@@ -304,10 +371,13 @@ impl ControlTasks {
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
         let ready = {
-            let (published, drain) = (Arc::clone(&self.published), self.drain.clone());
+            let (published, drain, turn) = (Arc::clone(&self.published), self.drain.clone(), self.turn.clone());
             let ready: archipelago_base::metrics::Readiness = Arc::new(move || {
                 if drain.is_cancelled() {
                     return Err("draining".to_owned());
+                }
+                if turn.phase() == Phase::Waiting {
+                    return Err("the gateway before has not handed over yet".to_owned());
                 }
                 if published.load().revision == 0 { Err("no configuration yet".to_owned()) } else { Ok(()) }
             });
@@ -317,11 +387,22 @@ impl ControlTasks {
             .with_context(|| format!("cannot open the admin socket {}", admin_socket.display()))?;
         let reports = Arc::new(Notify::new());
         let mut tasks = tokio::task::JoinSet::new();
-        for listener in self.listeners {
-            let serve = archipelago_base::metrics::serve(listener, Arc::clone(&self.registry), Arc::clone(&ready));
-            tasks.spawn(async move {
-                let _ = serve.await;
-            });
+        for (listener, holds) in self.listeners.into_iter().zip([Phase::tells_health, Phase::accepts]) {
+            let (registry, ready) = (Arc::clone(&self.registry), Arc::clone(&ready));
+            let serve = move || {
+                let serve =
+                    listener.try_clone().map(|own| metrics::serve(own, Arc::clone(&registry), Arc::clone(&ready)));
+                async move {
+                    let ended = match serve {
+                        Ok(serve) => serve.await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "health or metrics ended");
+                    }
+                }
+            };
+            tasks.spawn(self.turn.clone().whenever(holds, serve));
         }
         let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
         tasks.spawn(admin::serve(listener, self.admin));
@@ -344,6 +425,7 @@ impl ControlTasks {
                 credential: self.credential.clone(),
                 updates: self.updates.clone(),
                 connected,
+                heard: self.hear.clone(),
             };
             tasks.spawn(discovery.run());
         }
@@ -364,6 +446,8 @@ impl ControlTasks {
                 reports,
                 status: self.status,
                 boot: self.boot,
+                turn: self.turn,
+                after: self.is_successor.then(|| self.hear.subscribe()),
             };
             tasks.spawn(stream.run());
         }
@@ -403,21 +487,30 @@ fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snaps
     }
 }
 
-/// One listener per worker on the same port.
-fn http_listeners(address: SocketAddr, count: usize) -> std::io::Result<Vec<TcpListener>> {
-    // Those share it among themselves; anybody else's listener there would take a share of the clients too.
-    drop(crate::tcp::listen_alone(address)?);
-    let first = crate::tcp::listen(address)?;
-    let address = first.local_addr()?;
-    std::iter::once(Ok(first)).chain((1..count).map(|_| crate::tcp::listen(address))).collect()
+/// Where the tunnels of each worker arrive. A successor has ports of another generation: those of the gateway before are in use, and
+/// there is a way to tell peers of new ones, but none to hand over a QUIC connection.
+fn tunnel_addresses(base: SocketAddr, workers: usize, before: Option<&Offered>) -> anyhow::Result<Vec<SocketAddr>> {
+    let beyond = || format!("the tunnel port {} plus the number of workers is beyond 65535", base.port());
+    if base.port() == 0 {
+        return Ok(vec![base; workers]);
+    }
+    let Some(before) = before else { return generation(base, workers, workers, 0).with_context(beyond) };
+    // The counts may differ: of four blocks as long as the longer one, those before can touch two.
+    let stride = workers.max(before.tunnel_ports.len());
+    let is_free =
+        |address: &SocketAddr| !before.tunnel_ports.contains(&address.port()) && UdpSocket::bind(address).is_ok();
+    (0..TUNNEL_GENERATIONS)
+        .filter_map(|number| generation(base, workers, stride, number))
+        .find(|addresses| addresses.iter().all(is_free))
+        .with_context(|| {
+            let last = usize::from(base.port()) + TUNNEL_GENERATIONS * stride - 1;
+            format!("no {workers} free UDP ports for the tunnels of a successor from {} to {last}", base.port())
+        })
 }
 
-fn tunnel_address(base: SocketAddr, worker: usize) -> anyhow::Result<SocketAddr> {
-    if base.port() == 0 {
-        return Ok(base);
-    }
-    let port = u16::try_from(worker).ok().and_then(|worker| base.port().checked_add(worker));
-    Ok(SocketAddr::new(base.ip(), port.context("the tunnel port plus the number of workers is beyond 65535")?))
+fn generation(base: SocketAddr, workers: usize, stride: usize, number: usize) -> Option<Vec<SocketAddr>> {
+    let port = |worker: usize| base.port().checked_add(u16::try_from(number * stride + worker).ok()?);
+    (0..workers).map(|worker| Some(SocketAddr::new(base.ip(), port(worker)?))).collect()
 }
 
 /// The address from which this machine reaches others; nothing is sent.
@@ -437,6 +530,11 @@ fn thread(name: &str, body: impl FnOnce(tokio::runtime::Runtime) + Send + 'stati
 }
 
 const UPDATES_QUEUED_MAX: usize = 16;
+/// One in use, one of a gateway that drains, and room for counts of workers that change.
+const TUNNEL_GENERATIONS: usize = 4;
+const SETTLE_POLL: Duration = Duration::from_millis(10);
+/// A peer that cannot be reached is no reason to wait for ever: the gateway before cannot reach it either, or will go on.
+const TUNNELS_PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -494,11 +592,37 @@ mod tests {
     }
 
     #[test]
-    fn an_http_port_is_not_shared_with_another_process() {
-        let theirs = crate::tcp::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = theirs.local_addr().unwrap();
-        assert_eq!(http_listeners(address, 2).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
-        drop(theirs);
-        assert_eq!(http_listeners(address, 2).unwrap().len(), 2);
+    fn a_successor_has_tunnel_ports_of_another_generation() {
+        let ports = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
+        let base = SocketAddr::from(([127, 0, 0, 1], free_block(32)));
+        let at = |offset: u16| base.port() + offset;
+        let before =
+            |taken: &[u16]| Offered { boot: 1, tunnel_ports: taken.iter().map(|offset| at(*offset)).collect() };
+        for (workers, taken, expected) in [
+            (2, None, vec![0, 1]),
+            (2, Some(vec![0, 1]), vec![2, 3]),
+            (2, Some(vec![2, 3]), vec![0, 1]),
+            (4, Some(vec![0, 1]), vec![4, 5, 6, 7]),
+            (1, Some(vec![0, 1, 2, 3, 4, 5, 6, 7]), vec![8]),
+            (8, Some(vec![2, 3]), vec![8, 9, 10, 11, 12, 13, 14, 15]),
+        ] {
+            let before = taken.map(|taken| before(&taken));
+            let chosen = tunnel_addresses(base, workers, before.as_ref()).unwrap();
+            let expected: Vec<u16> = expected.into_iter().map(at).collect();
+            assert_eq!(ports(chosen), expected, "{workers} workers after {before:?}");
+        }
+        // The one before that may be draining still.
+        let _taken = UdpSocket::bind(SocketAddr::new(base.ip(), at(3))).unwrap();
+        assert_eq!(ports(tunnel_addresses(base, 2, Some(&before(&[0, 1]))).unwrap()), [at(4), at(5)]);
+        let _all: Vec<_> = [4, 6].map(|offset| UdpSocket::bind(SocketAddr::new(base.ip(), at(offset))).unwrap()).into();
+        let error = tunnel_addresses(base, 2, Some(&before(&[0, 1]))).unwrap_err().to_string();
+        assert!(error.contains("no 2 free UDP ports"), "{error}");
+        let high = SocketAddr::from(([127, 0, 0, 1], u16::MAX));
+        assert!(tunnel_addresses(high, 2, None).unwrap_err().to_string().contains("beyond 65535"));
+    }
+
+    fn free_block(count: u16) -> u16 {
+        let is_free = |port: u16| UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        (21_000..32_000).step_by(usize::from(count)).find(|base| (*base..base + count).all(is_free)).unwrap()
     }
 }

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`authorize`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`worker`], [`proxy`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
+//! | [`handover`] | one process of a gateway follows another | yes |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
 //!
 //! [`Gateway::start`] puts them together; [`run`] adds enrolment and signals.
@@ -23,6 +24,7 @@ mod control;
 mod dns;
 mod explain;
 mod gateway;
+mod handover;
 mod proxy;
 mod route;
 mod tcp;
@@ -53,6 +55,8 @@ use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{CredentialDir, LiveCredential, MeshRole};
 use archipelago_rpc::enrol::{self, Joining};
 
+use handover::{Hello, Phase};
+
 /// Runs a gateway until SIGTERM or SIGINT and drains it. Blocks; makes its own threads and runtimes.
 ///
 /// # Errors
@@ -77,16 +81,36 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
         let members = settings.control_plane.clone();
         let renewal = enrol::keep_renewed(credential.clone(), dir, members, joining, shutdown.clone());
-        let gateway = Gateway::start(settings, credential)?;
+        let handover = handover::inherit(Hello {
+            trust_domain: id.trust_domain().to_string(),
+            cluster: settings.cluster.clone(),
+            gateway: settings.name.clone(),
+            http: settings.http,
+        })
+        .await?;
+        let mut turn = handover.turn();
+        let gateway = Gateway::start_in(handover.seat(), settings, credential)?;
         tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
-        tokio::pin!(renewal);
-        let mut renewed = false;
-        loop {
-            tokio::select! {
-                () = shutdown.requested() => break,
-                () = gateway.drain_requested() => break,
-                () = &mut renewal, if !renewed => renewed = true,
+        {
+            let handing_over = handover.run(gateway.settled(), gateway.offered());
+            let ended = async {
+                tokio::select! {
+                    () = shutdown.requested() => {}
+                    () = gateway.drain_requested() => {}
+                }
+                // A successor that is about to serve: with us would go what nobody accepts yet.
+                let _ = tokio::time::timeout(SUCCESSOR_PATIENCE, turn.until(|phase| phase != Phase::Offered)).await;
+            };
+            tokio::pin!(renewal, handing_over, ended);
+            let (mut renewed, mut handed_over) = (false, false);
+            loop {
+                tokio::select! {
+                    () = &mut ended => break,
+                    () = &mut renewal, if !renewed => renewed = true,
+                    () = &mut handing_over, if !handed_over => handed_over = true,
+                }
             }
+            // From here on a successor sees that we are gone, and serves whether it is ready or not.
         }
         tokio::task::spawn_blocking(move || gateway.stop()).await.context("the gateway did not drain")?;
         tracing::info!("drained");
@@ -121,3 +145,6 @@ async fn enrol(
         }
     }
 }
+
+/// Much longer than a gateway takes to get a configuration and open its tunnels; below a pod's usual grace of 30 s.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(15);

@@ -26,6 +26,8 @@ pub struct Discovery {
     pub updates: mpsc::Sender<Update>,
     /// Whether the agent is there.
     pub connected: watch::Sender<bool>,
+    /// Told once the first is in use.
+    pub heard: watch::Sender<bool>,
 }
 
 impl Discovery {
@@ -71,6 +73,7 @@ impl Discovery {
             let (applied, outcome) = oneshot::channel();
             self.updates.send(Update { change: Change::Local(update), applied }).await.map_err(|_| "shutting down")?;
             outcome.await.map_err(|_| "shutting down")?.map_err(|refusal| refusal.to_string())?;
+            self.heard.send_replace(true);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::apply::{Applied, Change, Update};
 use super::status::ControlStatus;
 use crate::config::{ConfigState, Published};
+use crate::handover::{Phase, Turn};
 use crate::telemetry::GatewayMetrics;
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
@@ -59,6 +60,11 @@ pub struct ControlStream {
     pub status: watch::Sender<ControlStatus>,
     /// Number of this start of the process.
     pub boot: u64,
+    /// Whose turn it is: while a successor prepares itself or serves, its session is the one that counts.
+    pub turn: Turn,
+    /// After another process of this gateway: told when the endpoints of this cluster are known. Our session registers our tunnels in
+    /// the place of those before, and peers that came too early would find nothing behind them.
+    pub after: Option<watch::Receiver<bool>>,
 }
 
 /// An update between the control plane and the workers.
@@ -75,11 +81,17 @@ struct Late {
 
 impl ControlStream {
     /// Stays connected to any member, for ever.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut backoff = Backoff::new(DELAY_FLOOR, DELAY_MIN, DELAY_MAX);
         let mut pending = None;
         let mut session = 0;
+        if let Some(mut heard) = self.after.take()
+            && heard.wait_for(|heard| *heard).await.is_err()
+        {
+            return;
+        }
         loop {
+            self.turn.until(Phase::begins_sessions).await;
             let began = Instant::now();
             session += 1;
             // What the hello says must be what runs: an update that is still being applied is awaited.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Zone, answer, udp};
 use crate::config::Published;
+use crate::handover::{self, sockets::Kind};
 
 /// Sockets of the DNS server, bound before any thread starts so that a taken port is an error of startup.
 #[derive(Debug)]
@@ -23,17 +24,23 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds UDP and TCP on the same address; port 0 picks one port for both.
-    pub fn bind(address: SocketAddr) -> std::io::Result<Self> {
+    /// Binds UDP and TCP on the same address, unless they were taken over; port 0 picks one port for both.
+    pub fn bind(address: SocketAddr, sockets: &handover::Sockets) -> std::io::Result<Self> {
         let bind = || {
             let tcp = TcpListener::bind(address)?;
             Ok((UdpSocket::bind(tcp.local_addr()?)?, tcp))
         };
         // A port that was picked for TCP can be taken for UDP; another one will do.
         let picks = if address.port() == 0 { PORT_PICKS_MAX } else { 1 };
-        let (udp, tcp) = (1..picks).find_map(|_| bind().ok()).map_or_else(bind, Ok::<_, std::io::Error>)?;
+        let inherited = |kind| sockets.take(kind, address).into_iter().next();
+        let (udp, tcp): (UdpSocket, TcpListener) = match (inherited(Kind::Udp), inherited(Kind::Tcp)) {
+            (Some(udp), Some(tcp)) => (udp.into(), tcp.into()),
+            _ => (1..picks).find_map(|_| bind().ok()).map_or_else(bind, Ok::<_, std::io::Error>)?,
+        };
         tcp.set_nonblocking(true)?;
         udp.set_nonblocking(true)?;
+        sockets.keep(Kind::Udp, udp.local_addr()?, Arc::new(udp.try_clone()?));
+        sockets.keep(Kind::Tcp, tcp.local_addr()?, Arc::new(tcp.try_clone()?));
         Ok(Self { udp, tcp })
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use http::{HeaderValue, StatusCode, Version, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::RequestGuard;
 use crate::config::Capture;
+use crate::handover::{Phase, Turn};
 use crate::worker::{LocalExecutor, Worker};
 
 /// How a client's connection came in.
@@ -30,8 +32,16 @@ pub struct Entrance {
     pub capture: Option<Arc<Capture>>,
 }
 
-/// Serves a connection until it ends, or until its exchanges in flight are done once `drain` is cancelled.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, entrance: Entrance, drain: CancellationToken) {
+/// Serves a connection until it ends, or until its exchanges in flight are done once `drain` is cancelled. Once a successor
+/// serves, the client is asked to come again: to it. An idle HTTP/1.1 connection is not closed for that, since a request may be
+/// on its way; its next response says so.
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    entrance: Entrance,
+    drain: CancellationToken,
+    mut turn: Turn,
+) {
     let _open = worker.metrics.http_connection();
     let _ = stream.set_nodelay(true);
     let mut stream =
@@ -48,12 +58,25 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, entrance: Entrance, dr
         let (worker, entrance) = (Rc::clone(&worker), Rc::new(entrance));
         service_fn(move |request| {
             let (worker, entrance) = (Rc::clone(&worker), Rc::clone(&entrance));
-            async move { Ok::<_, std::convert::Infallible>(super::serve_client(worker, &entrance, request).await) }
+            async move {
+                let is_http1 = request.version() < Version::HTTP_2;
+                let mut response = super::serve_client(Rc::clone(&worker), &entrance, request).await;
+                if worker.is_leaving.get() && is_http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
         })
     };
+    let leaving = async {
+        tokio::select! {
+            () = drain.cancelled() => {}
+            () = turn.until(|phase| phase == Phase::Yielded) => {}
+        }
+    };
     // Polled when it is woken, not whenever the connection is: a look at the token takes its lock, which all workers share.
-    let mut drained = FuturesUnordered::from_iter([drain.cancelled()]);
     let result = if http2 {
+        let mut leaving = FuturesUnordered::from_iter([leaving]);
         let connection = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
@@ -68,13 +91,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, entrance: Entrance, dr
         tokio::select! {
             biased;
             result = &mut connection => result,
-            _ = drained.next() => {
+            _ = leaving.next() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         }
     } else {
         stream.guard = Some(RequestGuard::default());
+        let mut drained = FuturesUnordered::from_iter([drain.cancelled()]);
         // pipeline_flush stays off too: with unread bytes in its buffer hyper would never send the 400 of a refused head.
         // half_close stays off: a client that closes looks like one that half-closes, and its request must be cancelled.
         let connection = http1::Builder::new()

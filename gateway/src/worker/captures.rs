@@ -24,6 +24,7 @@ use super::Worker;
 use super::listen::{Count, accept};
 use crate::callers::{CaptureFrom, Entry, Table};
 use crate::config::{Capture, Protocol, Snapshot};
+use crate::handover::{Sockets, Turn};
 use crate::proxy::client::{self, Entrance};
 
 /// The gateway's sockets on such ports.
@@ -33,6 +34,7 @@ pub struct CapturePorts {
     range: RangeInclusive<u16>,
     state: Mutex<State>,
     unserved: Gauge,
+    sockets: Arc<Sockets>,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +47,8 @@ struct State {
 
 impl CapturePorts {
     /// On this address, within this range and nowhere else.
-    pub fn new(ip: IpAddr, range: RangeInclusive<u16>, unserved: Gauge) -> Self {
-        Self { ip, range, state: Mutex::default(), unserved }
+    pub fn new(ip: IpAddr, range: RangeInclusive<u16>, unserved: Gauge, sockets: Arc<Sockets>) -> Self {
+        Self { ip, range, state: Mutex::default(), unserved, sockets }
     }
 
     /// The socket on this port; `None`, which is said once, when it cannot be had now.
@@ -56,7 +58,7 @@ impl CapturePorts {
         if let Some(socket) = state.sockets.get(&port).and_then(Weak::upgrade) {
             return Some(socket);
         }
-        let bound = self.bind(port).map(Arc::new);
+        let bound = self.bind(port);
         match &bound {
             Ok(socket) => {
                 state.sockets.insert(port, Arc::downgrade(socket));
@@ -80,13 +82,13 @@ impl CapturePorts {
         bound.ok()
     }
 
-    fn bind(&self, port: u16) -> io::Result<TcpListener> {
+    fn bind(&self, port: u16) -> io::Result<Arc<TcpListener>> {
         if !self.range.contains(&port) {
             let (first, last) = (self.range.start(), self.range.end());
             let message = format!("it is outside of the ports set aside for this (--capture-ports {first}-{last})");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        crate::tcp::listen_alone(SocketAddr::new(self.ip, port))
+        self.sockets.listen_alone(SocketAddr::new(self.ip, port))
     }
 
     /// Forgets what is not wanted any more.
@@ -118,13 +120,14 @@ pub struct CaptureListeners {
     ports: Arc<CapturePorts>,
     from: CaptureFrom,
     drain: CancellationToken,
+    turn: Turn,
     open: HashMap<u16, JoinHandle<()>>,
 }
 
 impl CaptureListeners {
     /// None yet.
-    pub fn new(ports: Arc<CapturePorts>, from: CaptureFrom, drain: CancellationToken) -> Self {
-        Self { ports, from, drain, open: HashMap::new() }
+    pub fn new(ports: Arc<CapturePorts>, from: CaptureFrom, drain: CancellationToken, turn: Turn) -> Self {
+        Self { ports, from, drain, turn, open: HashMap::new() }
     }
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
@@ -149,7 +152,8 @@ impl CaptureListeners {
                 complete = false;
                 continue;
             };
-            let serve = take(Rc::clone(worker), port, (socket, listener), self.from, self.drain.clone());
+            let sockets = (socket, listener);
+            let serve = take(Rc::clone(worker), port, sockets, self.from, self.drain.clone(), self.turn.clone());
             self.open.insert(port, tokio::task::spawn_local(serve));
         }
         complete
@@ -163,20 +167,28 @@ async fn take(
     (_socket, listener): (Arc<TcpListener>, tokio::net::TcpListener),
     from: CaptureFrom,
     drain: CancellationToken,
+    mut turn: Turn,
 ) {
     loop {
-        let Some((stream, peer)) = accept(&listener, &drain).await else { return };
+        let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
         let view = worker.view();
         let Some(capture) = view.snapshot.captures.as_ref().and_then(|captures| captures.at(port)) else {
             crate::tcp::reset(&stream);
             continue;
         };
         let entrance = Entrance { peer, capture: Some(Arc::clone(capture)) };
-        tokio::task::spawn_local(serve(Rc::clone(&worker), entrance, stream, from, drain.clone()));
+        let leaving = (drain.clone(), turn.clone());
+        tokio::task::spawn_local(serve(Rc::clone(&worker), entrance, stream, from, leaving));
     }
 }
 
-async fn serve(worker: Rc<Worker>, entrance: Entrance, stream: TcpStream, from: CaptureFrom, drain: CancellationToken) {
+async fn serve(
+    worker: Rc<Worker>,
+    entrance: Entrance,
+    stream: TcpStream,
+    from: CaptureFrom,
+    (drain, turn): (CancellationToken, Turn),
+) {
     if !may_enter(&worker, entrance.peer.ip(), from).await {
         worker.metrics.capture_refused();
         tracing::debug!(peer = %entrance.peer, "a client of another node is refused");
@@ -200,7 +212,7 @@ async fn serve(worker: Rc<Worker>, entrance: Entrance, stream: TcpStream, from: 
         let key = Arc::clone(&capture.key);
         crate::tcp::serve_client(Rc::clone(&worker), key, stream).await;
     } else {
-        client::serve(Rc::clone(&worker), stream, entrance, drain).await;
+        client::serve(Rc::clone(&worker), stream, entrance, drain, turn).await;
     }
 }
 
@@ -263,7 +275,7 @@ mod tests {
         let ip = IpAddr::from([127, 0, 0, 1]);
         let theirs = crate::tcp::listen(SocketAddr::new(ip, 0)).unwrap();
         let port = theirs.local_addr().unwrap().port();
-        let ports = CapturePorts::new(ip, port..=port, Gauge::default());
+        let ports = CapturePorts::new(ip, port..=port, Gauge::default(), Arc::default());
         assert!(ports.socket(&capture(port)).is_none());
         assert!(ports.socket(&capture(port - 1)).is_none());
         assert_eq!(ports.unserved.get(), 2);

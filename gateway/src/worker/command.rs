@@ -37,6 +37,9 @@ pub struct Report {
     pub connections: usize,
     /// TCP connections.
     pub tcp_connections: usize,
+    /// Every peer has been reached and has said what is ready there, or cannot be reached now.
+    #[serde(skip)]
+    pub is_settled: bool,
     /// One per peer.
     #[serde(skip)]
     pub tunnels: Vec<TunnelStatus>,
@@ -87,6 +90,11 @@ fn report(worker: &Worker) -> Report {
         requests: worker.requests.get(),
         connections: worker.connections.get(),
         tcp_connections: worker.tcp_connections.get(),
+        is_settled: worker.tunnels.peers().iter().all(|peer| match peer.state() {
+            PeerState::Dialing => peer.last_error().is_some(),
+            PeerState::Up => peer.has_said_health(),
+            PeerState::Suspect | PeerState::Dead | PeerState::Draining => true,
+        }),
         tunnels: tunnels.collect(),
     }
 }

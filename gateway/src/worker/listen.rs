@@ -14,19 +14,20 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
+use crate::handover::{Phase, Turn};
 use crate::proxy::client::{self, Entrance};
 
-/// Accepts HTTP clients until `drain`.
-pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken) {
+/// Accepts HTTP clients until `drain`, whenever it is our turn.
+pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken, mut turn: Turn) {
     loop {
-        let Some((stream, peer)) = accept(&listener, &drain).await else { return };
+        let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
         if worker.connections.get() >= worker.limits.connections_max {
             worker.metrics.connection_refused();
             continue;
         }
         let open = Count::new(Rc::clone(&worker), |w| &w.connections);
         let entrance = Entrance { peer, capture: None };
-        let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone());
+        let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone(), turn.clone());
         tokio::task::spawn_local(async move {
             serve.await;
             drop(open);
@@ -39,13 +40,14 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
 pub struct TcpListeners {
     ports: Arc<TcpPorts>,
     drain: CancellationToken,
+    turn: Turn,
     open: HashMap<u16, (Arc<str>, JoinHandle<()>)>,
 }
 
 impl TcpListeners {
     /// None yet.
-    pub fn new(ports: Arc<TcpPorts>, drain: CancellationToken) -> Self {
-        Self { ports, drain, open: HashMap::new() }
+    pub fn new(ports: Arc<TcpPorts>, drain: CancellationToken, turn: Turn) -> Self {
+        Self { ports, drain, turn, open: HashMap::new() }
     }
 
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
@@ -74,7 +76,8 @@ impl TcpListeners {
                 complete = false;
                 continue;
             };
-            let serve = tcp(Rc::clone(worker), claim, listener, Arc::clone(service), self.drain.clone());
+            let serve =
+                tcp(Rc::clone(worker), claim, listener, Arc::clone(service), self.drain.clone(), self.turn.clone());
             self.open.insert(offset, (Arc::clone(service), tokio::task::spawn_local(serve)));
         }
         complete
@@ -87,9 +90,10 @@ async fn tcp(
     listener: TcpListener,
     service: Arc<str>,
     drain: CancellationToken,
+    mut turn: Turn,
 ) {
     loop {
-        let Some((stream, _)) = accept(&listener, &drain).await else { return };
+        let Some((stream, _)) = accept(&listener, &drain, &mut turn).await else { return };
         if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
             worker.metrics.connection_refused();
             continue;
@@ -103,12 +107,22 @@ async fn tcp(
     }
 }
 
-/// The next client; `None` once `drain` is cancelled.
-pub async fn accept(listener: &TcpListener, drain: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+/// The next client, when it is our turn; `None` once `drain` is cancelled.
+pub async fn accept(
+    listener: &TcpListener,
+    drain: &CancellationToken,
+    turn: &mut Turn,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => return None,
+            () = turn.until(Phase::accepts) => {}
+        }
         let accepted = tokio::select! {
             biased;
             () = drain.cancelled() => return None,
+            () = turn.until(|phase| !phase.accepts()) => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -36,6 +36,7 @@ use crate::balance::budget::{Budget, Purpose};
 use crate::balance::hash;
 use crate::callers::{self, CaptureFrom};
 use crate::config::{Published, Snapshot};
+use crate::handover::{Phase, Turn};
 use crate::proxy::body::RequestBody;
 use crate::proxy::layers::Slot;
 use crate::proxy::record::Done;
@@ -163,6 +164,8 @@ pub struct Shared {
     pub captures: (Arc<CapturePorts>, CaptureFrom),
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
+    /// Whose turn it is to serve.
+    pub turn: Turn,
     /// Told when a tunnel changed its state.
     pub tunnels_changed: Arc<Notify>,
 }
@@ -188,6 +191,8 @@ pub struct Worker {
     /// Requests carried.
     pub requests: Cell<usize>,
     pub(crate) connections: Cell<usize>,
+    /// A successor serves: clients are asked to come again, to it.
+    pub(crate) is_leaving: Cell<bool>,
     pub(crate) tcp_connections: Cell<usize>,
     /// Clients of whom nothing is known yet.
     pub(crate) waiting: Cell<usize>,
@@ -224,6 +229,7 @@ impl Worker {
             far_side: crate::proxy::far_side(),
             requests: Cell::new(0),
             connections: Cell::new(0),
+            is_leaving: Cell::new(false),
             tcp_connections: Cell::new(0),
             waiting: Cell::new(0),
             tunnels,
@@ -373,8 +379,8 @@ impl Worker {
 /// Sockets of one worker, bound before its thread starts.
 #[derive(Debug)]
 pub struct Sockets {
-    /// Clients, HTTP.
-    pub http: std::net::TcpListener,
+    /// Clients, HTTP; at least one.
+    pub http: Vec<std::net::TcpListener>,
     /// Tunnels.
     pub tunnel: SocketAddr,
 }
@@ -443,12 +449,13 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
             let address = tunnels.local_addr();
             let worker = Rc::new(Worker::new(index, &shared, tunnels));
             CURRENT.with(|current| current.replace(Rc::downgrade(&worker)));
-            let listener = match tokio::net::TcpListener::from_std(sockets.http) {
-                Ok(listener) => listener,
+            let listeners = sockets.http.into_iter().map(tokio::net::TcpListener::from_std);
+            let listeners = match listeners.collect::<Result<Vec<_>, _>>() {
+                Ok(listeners) => listeners,
                 Err(error) => return drop(started.send(Err(error.into()))),
             };
             let _ = started.send(Ok(address));
-            run(worker, shared, listener, incoming, queue).await;
+            run(worker, shared, listeners, incoming, queue).await;
         });
     })?;
     let tunnel = outcome.recv().map_err(|_| StartError::Ended)??;
@@ -458,7 +465,7 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
 async fn run(
     worker: Rc<Worker>,
     shared: Shared,
-    http: tokio::net::TcpListener,
+    http: Vec<tokio::net::TcpListener>,
     incoming: Incoming,
     commands: mpsc::Receiver<Command>,
 ) {
@@ -467,13 +474,17 @@ async fn run(
         tokio::task::spawn_local(command::answer(Rc::clone(&worker), commands)),
         tokio::task::spawn_local(serve_tunnels(Rc::clone(&worker), incoming)),
         tokio::task::spawn_local(keep_house(Rc::clone(&worker))),
+        tokio::task::spawn_local(note_successors(Rc::clone(&worker), shared.turn.clone())),
     ];
-    let accept = tokio::task::spawn_local(listen::http(Rc::clone(&worker), http, shared.drain.clone()));
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in http {
+        accepting.spawn_local(listen::http(Rc::clone(&worker), listener, shared.drain.clone(), shared.turn.clone()));
+    }
     shared.drain.cancelled().await;
 
     // New work stops: no accepts, GOAWAY on HTTP/2 (by each connection) and on the tunnels. Then what is in flight ends.
     let deadline = Instant::now() + worker.limits.drain_timeout;
-    let _ = accept.await;
+    while accepting.join_next().await.is_some() {}
     // Idle client connections close at once; those that just sent a request may still need a tunnel.
     let grace = Instant::now() + CLIENT_GRACE;
     while Instant::now() < grace && worker.connections.get() > 0 {
@@ -494,9 +505,10 @@ async fn run(
 async fn follow(worker: Rc<Worker>, shared: Shared) {
     let mut generations = shared.published.subscribe();
     let mut changes = worker.tunnels.changes();
-    let mut listeners = listen::TcpListeners::new(Arc::clone(&shared.tcp_ports), shared.drain.clone());
+    let mut listeners =
+        listen::TcpListeners::new(Arc::clone(&shared.tcp_ports), shared.drain.clone(), shared.turn.clone());
     let (ports, from) = shared.captures;
-    let mut captures = CaptureListeners::new(ports, from, shared.drain.clone());
+    let mut captures = CaptureListeners::new(ports, from, shared.drain.clone(), shared.turn.clone());
     loop {
         let generation = *generations.borrow_and_update();
         changes.mark_unchanged();
@@ -534,6 +546,15 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
         } else {
             tokio::task::spawn_local(crate::proxy::serve_peer(worker, request));
         }
+    }
+}
+
+async fn note_successors(worker: Rc<Worker>, mut turn: Turn) {
+    loop {
+        turn.until(|phase| phase == Phase::Yielded).await;
+        worker.is_leaving.set(true);
+        turn.until(|phase| phase != Phase::Yielded).await;
+        worker.is_leaving.set(false);
     }
 }
 

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::handover::Sockets;
+
 /// All of a gateway's.
 #[derive(Debug)]
 pub struct TcpPorts {
@@ -17,6 +19,7 @@ pub struct TcpPorts {
     count: u16,
     state: Mutex<State>,
     unserved: Gauge,
+    sockets: Arc<Sockets>,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +33,7 @@ struct State {
 #[derive(Debug)]
 pub struct Claim {
     service: Arc<str>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
 }
 
 impl Claim {
@@ -42,8 +45,8 @@ impl Claim {
 
 impl TcpPorts {
     /// At most `count` from `base` on: those behind them are somebody else's.
-    pub fn new(base: SocketAddr, count: u16, unserved: Gauge) -> Self {
-        Self { base, count, state: Mutex::default(), unserved }
+    pub fn new(base: SocketAddr, count: u16, unserved: Gauge, sockets: Arc<Sockets>) -> Self {
+        Self { base, count, state: Mutex::default(), unserved, sockets }
     }
 
     /// The port for `service`; `None`, which is said once, when it cannot be had now.
@@ -88,7 +91,7 @@ impl TcpPorts {
         self.state().unserved.values().cloned().collect()
     }
 
-    fn bind(&self, offset: u16) -> io::Result<TcpListener> {
+    fn bind(&self, offset: u16) -> io::Result<Arc<TcpListener>> {
         if offset >= self.count {
             let message = format!("only {} ports are set aside for TCP services (--tcp-ports)", self.count);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
@@ -96,7 +99,7 @@ impl TcpPorts {
         let beyond =
             || io::Error::new(io::ErrorKind::InvalidInput, "the TCP base port plus its offset is beyond 65535");
         let port = self.base.port().checked_add(offset).ok_or_else(beyond)?;
-        crate::tcp::listen_alone(SocketAddr::new(self.base.ip(), port))
+        self.sockets.listen_alone(SocketAddr::new(self.base.ip(), port))
     }
 
     fn why(&self, offset: u16, service: &str, error: &io::Error) -> String {
@@ -124,7 +127,7 @@ mod tests {
     async fn a_port_is_one_services_and_one_gateways() {
         // As another gateway of the same user would hold it.
         let shared = crate::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let ports = TcpPorts::new(shared.local_addr().unwrap(), 2, Gauge::default());
+        let ports = TcpPorts::new(shared.local_addr().unwrap(), 2, Gauge::default(), Arc::default());
         let (ledger, orders): (Arc<str>, Arc<str>) = ("shop/ledger".into(), "shop/orders".into());
         assert!(ports.claim(0, &ledger).is_none());
         let port = ports.base.port();

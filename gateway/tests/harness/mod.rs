@@ -40,6 +40,8 @@ pub(crate) struct Mesh {
     limits: Limits,
     revoked: Vec<proto::Revocation>,
     revision: u64,
+    /// Gateways in other processes, by cluster, with their tunnels.
+    elsewhere: BTreeMap<String, Vec<String>>,
     /// What each cluster's gateway was given last.
     sent: BTreeMap<String, Resources>,
 }
@@ -67,6 +69,7 @@ impl Mesh {
             limits,
             revoked: vec![],
             revision: 0,
+            elsewhere: BTreeMap::new(),
             sent: BTreeMap::new(),
         };
         for cluster in clusters {
@@ -141,6 +144,63 @@ impl Mesh {
         (tunnels, handle)
     }
 
+    /// There is a gateway of `cluster` in another process, from the next configuration on.
+    pub(crate) fn set_elsewhere(&mut self, cluster: &str, tunnels: Vec<String>) {
+        self.elsewhere.insert(cluster.to_owned(), tunnels);
+    }
+
+    /// What the gateway of `cluster` is told by the control plane.
+    pub(crate) fn resources(&self, cluster: &str, services: &[proto::ServiceConfig]) -> Vec<proto::ConfigResource> {
+        let mut resources = vec![resource(
+            "mesh",
+            Resource::Mesh(proto::MeshConfig { trust_domain: "mesh.test".into(), bundle_der: vec![] }),
+        )];
+        let mut gateways = self.elsewhere.clone();
+        for (other, gateway) in &self.gateways {
+            gateways.insert(other.clone(), gateway.addresses().tunnel.clone());
+        }
+        gateways.entry(cluster.to_owned()).or_default();
+        for (other, tunnels) in gateways {
+            let config = proto::ClusterConfig { name: other.clone(), region: "eu".into(), drained: false };
+            resources.push(resource(&format!("cluster/{other}"), Resource::Cluster(config)));
+            if other != cluster {
+                let config = proto::PeerConfig {
+                    cluster: other.clone(),
+                    gateway: "gw-1".into(),
+                    spiffe_id: format!("spiffe://mesh.test/cluster/{other}/gateway/gw-1"),
+                    tunnel_addresses: tunnels,
+                };
+                resources.push(resource(&format!("peer/{other}/gw-1"), Resource::Peer(config)));
+            }
+        }
+        for service in services {
+            let name = format!("service/{}/{}", service.namespace, service.name);
+            resources.push(resource(&name, Resource::Service(service.clone())));
+        }
+        let revoked = proto::Revocations { revocations: self.revoked.clone() };
+        resources.push(resource("revocations", Resource::Revocations(revoked)));
+        resources
+    }
+
+    /// What the gateway of `cluster` is told by its agent.
+    pub(crate) fn local(cluster: &str, endpoints: &[(&str, &str, SocketAddr, &str)]) -> proto::LocalUpdate {
+        let mut local: BTreeMap<&str, proto::LocalService> = BTreeMap::new();
+        for (service, _, address, version) in endpoints.iter().filter(|e| e.1 == cluster) {
+            let entry = local.entry(service).or_insert_with(|| proto::LocalService {
+                namespace: "shop".into(),
+                name: (*service).into(),
+                ..Default::default()
+            });
+            entry.endpoints.push(proto::Endpoint {
+                address: address.to_string(),
+                version: (*version).into(),
+                instance: "i".into(),
+                readiness: proto::Readiness::Ready.into(),
+            });
+        }
+        proto::LocalUpdate { full: true, upserts: local.into_values().collect(), ..Default::default() }
+    }
+
     /// Gives every gateway the same services, and each its own endpoints; returns once all workers of all gateways serve it.
     pub(crate) async fn configure(
         &mut self,
@@ -149,51 +209,8 @@ impl Mesh {
     ) {
         self.revision += 1;
         for (cluster, gateway) in &self.gateways {
-            let mut resources = vec![resource(
-                "mesh",
-                Resource::Mesh(proto::MeshConfig { trust_domain: "mesh.test".into(), bundle_der: vec![] }),
-            )];
-            for (other, peer) in &self.gateways {
-                let config = proto::ClusterConfig { name: other.clone(), region: "eu".into(), drained: false };
-                resources.push(resource(&format!("cluster/{other}"), Resource::Cluster(config)));
-                if other != cluster {
-                    let config = proto::PeerConfig {
-                        cluster: other.clone(),
-                        gateway: "gw-1".into(),
-                        spiffe_id: format!("spiffe://mesh.test/cluster/{other}/gateway/gw-1"),
-                        tunnel_addresses: peer.addresses().tunnel.clone(),
-                    };
-                    resources.push(resource(&format!("peer/{other}/gw-1"), Resource::Peer(config)));
-                }
-            }
-            for service in &services {
-                resources.push(resource(
-                    &format!("service/{}/{}", service.namespace, service.name),
-                    Resource::Service(service.clone()),
-                ));
-            }
-            let revoked = proto::Revocations { revocations: self.revoked.clone() };
-            resources.push(resource("revocations", Resource::Revocations(revoked)));
-            let mut local: BTreeMap<&str, proto::LocalService> = BTreeMap::new();
-            for (service, _, address, version) in endpoints.iter().filter(|e| e.1 == cluster) {
-                let entry = local.entry(service).or_insert_with(|| proto::LocalService {
-                    namespace: "shop".into(),
-                    name: (*service).into(),
-                    ..Default::default()
-                });
-                entry.endpoints.push(proto::Endpoint {
-                    address: address.to_string(),
-                    version: (*version).into(),
-                    instance: "i".into(),
-                    readiness: proto::Readiness::Ready.into(),
-                });
-            }
-            let local = proto::LocalUpdate {
-                full: true,
-                upserts: local.into_values().collect(),
-                removals: vec![],
-                ..Default::default()
-            };
+            let resources = self.resources(cluster, &services);
+            let local = Self::local(cluster, endpoints);
             apply(gateway, Change::Local(local)).await.unwrap();
             self.sent.insert(cluster.clone(), resources.iter().cloned().map(Into::into).collect());
             apply(gateway, Change::Config(full_update(self.revision, resources))).await.unwrap();
@@ -239,6 +256,10 @@ impl Mesh {
                 .await;
             }
         }
+    }
+
+    pub(crate) fn metrics(&self, cluster: &str) -> SocketAddr {
+        self.gateways[cluster].addresses().metrics.parse().unwrap()
     }
 
     pub(crate) fn http(&self, cluster: &str) -> SocketAddr {
@@ -520,7 +541,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
 }
 
 /// A port below the range from which the kernel hands out ports, with free ones after it.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
     let first = 20_000 + u16::try_from(std::process::id() % 1_000).unwrap() * 10;
     loop {

@@ -8,6 +8,7 @@ use crate::{
     health::{self, HealthError, HealthReader},
     lifecycle,
     peer::Peering,
+    socket::canonical,
     ticker::now,
     transport::varint,
     tunnels::Core,
@@ -18,6 +19,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use quinn::ConnectionError;
 use std::{
     fmt,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -121,6 +123,15 @@ impl Conn {
     /// Which process of the peer this is, if it said so.
     pub(crate) fn incarnation(&self) -> Option<u64> {
         self.settings.borrow().as_ref().and_then(|settings| settings.mesh).map(|mesh| mesh.incarnation)
+    }
+
+    pub(crate) fn verdict(&self) -> watch::Receiver<Verdict> {
+        self.verdict.subscribe()
+    }
+
+    /// Where the peer is.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        canonical(self.quinn.remote_address())
     }
 
     pub(crate) fn current_verdict(&self) -> Verdict {

@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Closed,
     /// The connection in use is old.
     Aged,
+    /// The peer is to be found elsewhere than where the connection in use leads.
+    Moved,
     /// The tunnel is not wanted any more.
     Stopped,
 }
@@ -117,7 +119,7 @@ impl Lifecycle {
             }
             (_, Event::DialFailed) => self.is_failing = true,
             // Without a connection there is nothing that the others could be about.
-            (State::Dialing, Event::Verdict(_) | Event::GoingAway | Event::Closed | Event::Aged) => {}
+            (State::Dialing, Event::Verdict(_) | Event::GoingAway | Event::Closed | Event::Aged | Event::Moved) => {}
             (_, Event::Closed) => (self.state, self.need) = (State::Dead, Need::Replacement),
             (_, Event::Verdict(Verdict::Dead)) => {
                 self.state = State::Dead;
@@ -141,7 +143,7 @@ impl Lifecycle {
                     self.state = State::Draining;
                 }
             }
-            (_, Event::Aged) => self.need = Need::Replacement,
+            (_, Event::Aged | Event::Moved) => self.need = Need::Replacement,
         }
     }
 }
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
     use std::fmt::Write as _;
 
-    const EVENTS: [(&str, Event); 9] = [
+    const EVENTS: [(&str, Event); 10] = [
         ("connected", Event::Connected),
         ("dial failed", Event::DialFailed),
         ("heard", Event::Verdict(Verdict::Up)),
@@ -160,6 +162,7 @@ mod tests {
         ("going away", Event::GoingAway),
         ("closed", Event::Closed),
         ("aged", Event::Aged),
+        ("moved", Event::Moved),
         ("stopped", Event::Stopped),
     ];
 
@@ -236,6 +239,7 @@ dialing | silent | Dialing
 dialing | going away | Dialing
 dialing | closed | Dialing
 dialing | aged | Dialing
+dialing | moved | Dialing
 dialing | stopped | Stopped-
 up | connected | Up
 up | dial failed | Up
@@ -245,6 +249,7 @@ up | silent | Dead!+
 up | going away | Draining+
 up | closed | Dead!+
 up | aged | Up+
+up | moved | Up+
 up | stopped | Stopped
 up, renewing | connected | Up-
 up, renewing | dial failed | Up
@@ -254,6 +259,7 @@ up, renewing | silent | Dead!
 up, renewing | going away | Draining
 up, renewing | closed | Dead!
 up, renewing | aged | Up
+up, renewing | moved | Up
 up, renewing | stopped | Stopped-
 suspect | connected | Up
 suspect | dial failed | Suspect
@@ -263,6 +269,7 @@ suspect | silent | Dead!+
 suspect | going away | Draining+
 suspect | closed | Dead!+
 suspect | aged | Suspect+
+suspect | moved | Suspect+
 suspect | stopped | Stopped
 dead, silent | connected | Up-
 dead, silent | dial failed | Dead
@@ -272,6 +279,7 @@ dead, silent | silent | Dead
 dead, silent | going away | Dead
 dead, silent | closed | Dead
 dead, silent | aged | Dead
+dead, silent | moved | Dead
 dead, silent | stopped | Stopped-
 dead, closed | connected | Up-
 dead, closed | dial failed | Dead
@@ -281,6 +289,7 @@ dead, closed | silent | Dead
 dead, closed | going away | Dead
 dead, closed | closed | Dead
 dead, closed | aged | Dead
+dead, closed | moved | Dead
 dead, closed | stopped | Stopped-
 draining | connected | Up-
 draining | dial failed | Draining
@@ -290,6 +299,7 @@ draining | silent | Dead!
 draining | going away | Draining
 draining | closed | Dead!
 draining | aged | Draining
+draining | moved | Draining
 draining | stopped | Stopped-
 stopped | connected | Stopped
 stopped | dial failed | Stopped
@@ -299,6 +309,7 @@ stopped | silent | Stopped
 stopped | going away | Stopped
 stopped | closed | Stopped
 stopped | aged | Stopped
+stopped | moved | Stopped
 stopped | stopped | Stopped
 ";
 }

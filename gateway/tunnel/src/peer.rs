@@ -8,6 +8,7 @@ use crate::{
     error::TunnelError,
     health::{HealthReader, ServiceHealth},
     lifecycle::{Event, Lifecycle, Output},
+    socket::canonical,
     transport::{self, SERVER_NAME, varint},
     tunnels::Core,
 };
@@ -125,8 +126,14 @@ impl Peering {
         self.addresses.load_full()
     }
 
+    /// The peer is elsewhere now. What there is goes on until there is a connection to the new place, and there it is dialled at once.
     pub(crate) fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        let is_there = |conn: &Conn| addresses.iter().any(|address| canonical(*address) == conn.remote());
+        let moved = self.current.load().as_ref().is_some_and(|conn| !is_there(conn));
         self.addresses.store(Arc::new(addresses));
+        if moved {
+            self.handle(Event::Moved);
+        }
         self.redial.notify_one();
     }
 
@@ -159,6 +166,10 @@ impl Peering {
         let Some(reader) = self.health.load_full() else { return Vec::new() };
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader.table().get(service).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn has_said_health(&self) -> bool {
+        self.health.load().is_some()
     }
 
     /// What `reader` follows changed.
@@ -305,7 +316,14 @@ impl Peering {
         if let Some(before) = before {
             match (before.incarnation(), conn.incarnation()) {
                 // The process we talked to is gone: whoever waits for it should learn so now, not in three seconds.
-                (Some(old), Some(new)) if old != new => before.close(Code::NO_ERROR, "the peer restarted"),
+                (Some(old), Some(new)) if old != new && before.remote() == conn.remote() => {
+                    before.close(Code::NO_ERROR, "the peer restarted");
+                }
+                // Elsewhere is another process of the peer, beside which the one before may end what it has begun.
+                (Some(old), Some(new)) if old != new => {
+                    tokio::spawn(close_when_silent(Arc::clone(&before)));
+                    retire(before, self.core.config().limits.retire_timeout);
+                }
                 _ => retire(before, self.core.config().limits.retire_timeout),
             }
         }
@@ -383,6 +401,22 @@ fn retire(conn: Arc<Conn>, limit: Duration) {
     });
 }
 
+/// Closes the connection to a process that did not end what it had begun, but died: nobody else looks after what it carries.
+async fn close_when_silent(conn: Arc<Conn>) {
+    let mut verdict = conn.verdict();
+    loop {
+        tokio::select! {
+            dead = verdict.wait_for(|verdict| *verdict == Verdict::Dead) => if dead.is_err() { return },
+            _ = conn.quinn().closed() => return,
+        }
+        // A verdict may be wrong, and is then taken back within moments.
+        sleep(SILENCE_MAX).await;
+        if *verdict.borrow() == Verdict::Dead {
+            return conn.close(Code::NO_ERROR, "the peer that was replaced is silent");
+        }
+    }
+}
+
 fn age_of(credential: &Credential, now: SystemTime) -> Duration {
     let life = credential.not_after.duration_since(credential.not_before).unwrap_or_default();
     let left = credential.not_after.duration_since(now).unwrap_or_default();
@@ -395,6 +429,7 @@ const HINT_DELAY: Duration = Duration::from_millis(5);
 /// A handshake younger than this is left alone: two gateways that start together dial each other, and must not
 /// keep making each other begin anew.
 const HINT_PATIENCE: Duration = Duration::from_millis(600);
+const SILENCE_MAX: Duration = Duration::from_millis(500);
 const RETIRE_LINGER: Duration = Duration::from_millis(100);
 /// An SVID at its end, or a clock that jumped, must not make us dial in a loop.
 const CONNECTION_AGE_MIN: Duration = Duration::from_secs(5);

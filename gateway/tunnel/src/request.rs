@@ -77,6 +77,11 @@ impl PeerHandle {
         self.0.health(service)
     }
 
+    /// True once it has said what is ready behind it.
+    pub fn has_said_health(&self) -> bool {
+        self.0.has_said_health()
+    }
+
     /// Resolves when the peer is dead, at once if it is already; the time to replay elsewhere what may be replayed.
     pub async fn died(&self) {
         self.0.died().await;

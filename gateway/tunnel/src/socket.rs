@@ -106,7 +106,7 @@ impl AsyncUdpSocket for CutSocket {
 }
 
 /// A dual-stack socket shows IPv4 peers as mapped addresses.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), address.port()),
         IpAddr::V4(_) => address,

@@ -175,6 +175,87 @@ async fn a_killed_peer_is_noticed_and_returns() {
     victim.kill();
 }
 
+/// The same gateway as another process at another address, beside the one before.
+#[tokio::test]
+async fn a_peer_that_moves_is_followed_and_ends_in_peace_what_it_had_begun() {
+    let mut pair = Pair::start().await;
+    let (mut sender, body) = channel();
+    let mut echo = within("echo", pair.handle.request(post("/echo", body))).await.unwrap().into_body();
+    let (successor, incoming) = gateway(&pair.authority, "tokyo");
+    let (report, _events) = mpsc::channel(1000);
+    tokio::spawn(serve(incoming, report));
+    let moved = |to: &Tunnels| vec![peer(&pair.authority, "tokyo", to.local_addr())];
+    let died = pair.handle.clone();
+    let died = tokio::spawn(async move { died.died().await });
+
+    pair.paris.set_peers(moved(&successor));
+    within("the successor's tunnel", async {
+        while successor.stats().accepted == 0 {
+            // Until there is one, the one before serves.
+            within("between", pair.handle.request(get("/bytes/10"))).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let draining = pair.tokyo.clone();
+    let draining = tokio::spawn(async move { draining.drain(PATIENCE).await });
+    for _ in 0..20 {
+        within("after", pair.handle.request(get("/bytes/10"))).await.unwrap();
+        assert_eq!(pair.handle.state(), PeerState::Up);
+    }
+    sender.send_data("begun before".into()).await.unwrap();
+    assert_eq!(next_data(&mut echo).await, "begun before");
+    drop(sender);
+    assert!(within("end", echo.frame()).await.is_none());
+    within("drained", draining).await.unwrap();
+    within("after the end", pair.handle.request(get("/bytes/10"))).await.unwrap();
+    assert!(!died.is_finished(), "to its peers it was never gone");
+    assert_eq!((pair.paris.stats().deaths, pair.handle.state()), (0, PeerState::Up));
+    died.abort();
+
+    // Back where nobody is any more: the tunnel that there is goes on.
+    pair.paris.set_peers(moved(&pair.tokyo));
+    within("a failed dial", async {
+        while pair.handle.last_error().is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    within("without the new place", pair.handle.request(get("/bytes/10"))).await.unwrap();
+    assert_eq!(pair.handle.state(), PeerState::Up);
+    pair.events.close();
+}
+
+#[tokio::test]
+async fn a_process_that_dies_after_it_was_replaced_keeps_nobody_waiting() {
+    let authority = TestAuthority::new("archipelago.test");
+    let credential = authority.gateway("tokyo", "gw");
+    let victim = Victim::start(credential.clone(), localhost());
+    let (paris, _requests) = gateway(&authority, "paris");
+    paris.set_peers(vec![peer(&authority, "tokyo", victim.address)]);
+    let handle = paris.peer(&name("tokyo")).unwrap();
+    until_state(&paris, &handle, PeerState::Up).await;
+    let (_sender, body) = channel();
+    let mut echo = within("echo", handle.request(post("/echo", body))).await.unwrap().into_body();
+    let (successor, incoming) = gateway(&authority, "tokyo");
+    let (report, _events) = mpsc::channel(1000);
+    tokio::spawn(serve(incoming, report));
+    paris.set_peers(vec![peer(&authority, "tokyo", successor.local_addr())]);
+    within("the successor's tunnel", async {
+        while successor.stats().accepted == 0 || handle.addresses()[0] == victim.address {
+            within("between", handle.request(get("/bytes/10"))).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let began = std::time::Instant::now();
+    victim.kill();
+    let error = within("the old request ends", echo.frame()).await.unwrap().unwrap_err();
+    println!("noticed after {:?}", began.elapsed());
+    assert!(matches!(error, TunnelError::ConnectionLost { .. }), "{error}");
+    assert_eq!(handle.state(), PeerState::Up);
+}
+
 #[tokio::test]
 async fn renewal_drops_no_request() {
     let pair = Pair::start_with(|config| config.limits.connection_age_max = Some(Duration::from_millis(150))).await;
