@@ -142,6 +142,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_not_for_pods_is_not_offered_to_them() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: Args,
+        }
+        let line = ["gateway", "--cluster", "paris", "--name", "node-1", "--state-dir", "/state"];
+        let args = <Cli as clap::Parser>::try_parse_from(line).unwrap().args;
+        assert!(args.health.ip().is_loopback() && args.metrics.ip().is_loopback());
+        assert_eq!(args.capture_from, CaptureFrom::OwnNode);
+    }
+
+    #[test]
     fn a_range_of_ports_is_two_numbers_in_order() {
         assert_eq!(ports("17000-24999"), Ok(17_000..=24_999));
         assert_eq!(ports("5-5"), Ok(5..=5));

@@ -2,7 +2,7 @@
 //!
 //! | module | what | may block or lock |
 //! | --- | --- | --- |
-//! | [`authorize`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
+//! | [`authorize`], [`source`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`worker`], [`proxy`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`handover`] | one process of a gateway follows another | yes |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
@@ -27,6 +27,7 @@ mod gateway;
 mod handover;
 mod proxy;
 mod route;
+mod source;
 mod tcp;
 mod telemetry;
 mod worker;

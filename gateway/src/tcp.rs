@@ -17,17 +17,22 @@ use crate::authorize::{Asked, INGRESS_HOP, authorize};
 use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
 use crate::config::Service;
-use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_VERSION};
+use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_SOURCE, MESH_VERSION};
 use crate::proxy::record::Reporter;
 use crate::proxy::upstream::{Endpoint, UpstreamError};
+use crate::proxy::vouched;
+use crate::source::{Source, Workload};
 use crate::worker::Worker;
 use crate::worker::streams::{End, Stream};
 use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
-pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStream) {
+pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source, stream: TcpStream) {
     let _open = worker.metrics.tcp_connection(Reporter::Source);
     prepare(&stream);
+    let source = source.current(&worker.clients, worker.clients_seen.get()).cloned();
+    let from = source.as_ref().map_or("", |workload| workload.as_str());
+    tracing::debug!(%service, source = from, "a TCP connection of a client");
     let mut tried = Tried::default();
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
@@ -57,7 +62,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, stream: TcpStre
                 }
             },
             Target::Remote(remote) => {
-                let Some(request) = connect_request(config, version.as_deref()) else { break };
+                let Some(request) = connect_request(config, version.as_deref(), source.as_deref()) else { break };
                 let connected = remote.handle.connect(request);
                 let answered = tokio::select! {
                     biased;
@@ -108,6 +113,9 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
             return;
         }
     };
+    let source = worker.caller(&peer).ok().and_then(|caller| vouched(&caller, request.headers()));
+    let from = source.as_ref().map_or("", |workload| workload.as_str());
+    tracing::debug!(service = %authorized.service(), peer = %peer.spiffe_id, source = from, "a TCP connection of a peer");
     let _open = worker.metrics.tcp_connection(Reporter::Destination);
     let version = request.headers().get(MESH_VERSION).and_then(|v: &HeaderValue| v.to_str().ok()).map(Arc::from);
     let mut tried = Tried::default();
@@ -152,7 +160,7 @@ async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpS
     Ok(upstream)
 }
 
-fn connect_request(service: &Service, version: Option<&str>) -> Option<Request<()>> {
+fn connect_request(service: &Service, version: Option<&str>, source: Option<&Workload>) -> Option<Request<()>> {
     let host = service.hosts.first().map_or("service", String::as_str);
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
@@ -161,6 +169,9 @@ fn connect_request(service: &Service, version: Option<&str>) -> Option<Request<(
     headers.insert(MESH_SERVICE, HeaderValue::from_str(&service.service).ok()?);
     headers.insert(MESH_PORT, HeaderValue::from(service.port));
     headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
+    if let Some(workload) = source {
+        headers.insert(MESH_SOURCE, workload.id.clone());
+    }
     if let Some(version) = version {
         headers.insert(MESH_VERSION, HeaderValue::from_str(version).ok()?);
     }

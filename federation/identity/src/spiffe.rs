@@ -73,6 +73,13 @@ impl SpiffeId {
         Self { trust_domain: trust_domain.clone(), path: format!("/operator/{name}") }
     }
 
+    /// A workload of a cluster: whatever runs there under a Kubernetes ServiceAccount.
+    #[must_use]
+    pub fn workload(trust_domain: &TrustDomain, cluster: &str, namespace: &str, service_account: &str) -> Self {
+        let path = format!("/cluster/{cluster}/ns/{namespace}/sa/{service_account}");
+        Self { trust_domain: trust_domain.clone(), path }
+    }
+
     /// The trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -101,7 +108,8 @@ impl SpiffeId {
                 id.parse().ok().filter(|parsed: &u64| parsed.to_string() == id).map(|id| MeshRole::ControlPlane { id })
             }
             ["operator", name] => Some(MeshRole::Operator { name: name.to_owned() }),
-            ["ns", namespace, "sa", service_account] => Some(MeshRole::Workload {
+            ["cluster", cluster, "ns", namespace, "sa", service_account] => Some(MeshRole::Workload {
+                cluster: cluster.to_owned(),
                 namespace: namespace.to_owned(),
                 service_account: service_account.to_owned(),
             }),
@@ -171,8 +179,10 @@ pub enum MeshRole {
         /// Who.
         name: String,
     },
-    /// `/ns/<namespace>/sa/<service account>`
+    /// `/cluster/<cluster>/ns/<namespace>/sa/<service account>`
     Workload {
+        /// Cluster it runs in: namespaces of two clusters need not be the same people's.
+        cluster: String,
         /// Kubernetes namespace.
         namespace: String,
         /// Kubernetes service account.
@@ -252,8 +262,24 @@ mod tests {
         let gateway = SpiffeId::gateway(&domain, "paris", "gw-1");
         assert_eq!(gateway.role(), Some(MeshRole::Gateway { cluster: "paris".into(), name: "gw-1".into() }));
         assert_eq!(SpiffeId::control_plane(&domain, 3).role(), Some(MeshRole::ControlPlane { id: 3 }));
-        for meaningless in ["/control-plane/03", "/control-plane/x", "/cluster/paris", "/cluster/paris/gateway/a/b", ""]
-        {
+        let web = SpiffeId::workload(&domain, "paris", "shop", "web");
+        assert_eq!(web.to_string(), "spiffe://mesh.example/cluster/paris/ns/shop/sa/web");
+        assert_eq!(
+            web.role(),
+            Some(MeshRole::Workload {
+                cluster: "paris".into(),
+                namespace: "shop".into(),
+                service_account: "web".into()
+            })
+        );
+        for meaningless in [
+            "/ns/shop/sa/web",
+            "/control-plane/03",
+            "/control-plane/x",
+            "/cluster/paris",
+            "/cluster/paris/gateway/a/b",
+            "",
+        ] {
             assert_eq!(format!("spiffe://mesh.example{meaningless}").parse::<SpiffeId>().unwrap().role(), None);
         }
     }

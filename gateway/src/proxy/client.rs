@@ -1,7 +1,6 @@
 //! One client's connection: HTTP/2 if it opens with the preface, else HTTP/1.1 behind the [`super::guard`].
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use super::guard::RequestGuard;
 use crate::config::Capture;
 use crate::handover::{Phase, Turn};
+use crate::source::Source;
 use crate::worker::{LocalExecutor, Worker};
 
 /// How a client's connection came in.
 #[derive(Debug)]
 pub struct Entrance {
-    /// Its address.
-    pub peer: SocketAddr,
+    /// Who is at the other end.
+    pub source: Source,
     /// What the port it came to is for; `None`: the port where host names say it.
     pub capture: Option<Arc<Capture>>,
 }

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use super::body::{RequestBody, ResponseBody};
 use super::headers::{
     self, MESH_ATTEMPT, MESH_CLUSTER, MESH_DEADLINE_MS, MESH_FAILURE, MESH_HOP, MESH_PORT, MESH_SERVED_BY,
-    MESH_SERVICE, MESH_SOURCE, MESH_VERSION,
+    MESH_SERVICE, MESH_SOURCE, MESH_VERSION, XFCC,
 };
 use super::stack::{Call, Failure, Origin, Outcome};
 use super::upstream::Endpoint;
@@ -150,7 +150,13 @@ async fn send_local(
             arrival.attempt.saturating_add(attempt - 1),
         ),
     };
-    headers.insert(MESH_SOURCE, source);
+    match &call.source {
+        Some(workload) => {
+            headers.insert(MESH_SOURCE, workload.id.clone());
+            headers.insert(XFCC, workload.xfcc.clone());
+        }
+        None => drop(headers.insert(MESH_SOURCE, source)),
+    }
     headers.insert(MESH_CLUSTER, cluster);
     stamp(call, &mut headers, attempt);
     headers.insert(
@@ -215,6 +221,9 @@ async fn send_remote(
     headers.insert(MESH_PORT, HeaderValue::from(service.port));
     if let Some(version) = &decision.version {
         headers.insert(MESH_VERSION, value(version));
+    }
+    if let Some(workload) = &call.source {
+        headers.insert(MESH_SOURCE, workload.id.clone());
     }
     stamp(call, &mut headers, attempt);
     headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));

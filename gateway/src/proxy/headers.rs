@@ -1,4 +1,5 @@
-//! Which headers cross a gateway: hop-by-hop ones do not (RFC 9110 §7.6.1), `mesh-*` ones only between gateways.
+//! Which headers cross a gateway: hop-by-hop ones do not (RFC 9110 §7.6.1), `mesh-*` ones only between gateways, and who a client is
+//! says the gateway alone.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -104,9 +105,13 @@ pub fn strip_mesh(headers: &mut HeaderMap) {
     }
 }
 
-/// CGI, WSGI and their kin show `mesh_source` to an application under the name of `mesh-source`.
+/// CGI, WSGI and their kin show `mesh_source` to an application under the name of `mesh-source`; so it is with Envoy's header.
 fn is_mesh(name: &str) -> bool {
-    name.strip_prefix("mesh").is_some_and(|rest| rest.starts_with(['-', '_']))
+    let is_xfcc = || {
+        let names = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        name.len() == XFCC.as_str().len() && names.eq(XFCC.as_str().bytes())
+    };
+    name.strip_prefix("mesh").is_some_and(|rest| rest.starts_with(['-', '_'])) || is_xfcc()
 }
 
 /// `TE: trailers` for the next hop; HTTP/1.1 must also name it in Connection (RFC 9110 §10.1.4).
@@ -145,6 +150,8 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Identity of the caller as the ingress gateway vouches for it.
 pub const MESH_SOURCE: HeaderName = HeaderName::from_static("mesh-source");
+/// The same to backends, as Envoy tells it: `URI=<SPIFFE id>`; absent when the caller is not known.
+pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// Cluster at which the request entered.
 pub const MESH_CLUSTER: HeaderName = HeaderName::from_static("mesh-cluster");
 /// Counts from 1.
@@ -190,6 +197,9 @@ mod tests {
             ("mesh-anything", "1"),
             ("mesh_source", "spiffe://forged"),
             ("mesh_hop", "0"),
+            ("x-forwarded-client-cert", "URI=spiffe://forged"),
+            ("x_forwarded_client-cert", "URI=spiffe://forged"),
+            ("x-forwarded-client", "kept"),
             ("meshes", "kept"),
             ("host", "checkout.shop"),
             ("content-length", "0"),
@@ -202,7 +212,10 @@ mod tests {
         assert!(strip(&mut headers));
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["content-length", "host", "meshes", "traceparent", "tracestate", "trailer"]);
+        assert_eq!(
+            left,
+            ["content-length", "host", "meshes", "traceparent", "tracestate", "trailer", "x-forwarded-client"]
+        );
     }
 
     #[test]

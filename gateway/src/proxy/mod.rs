@@ -39,10 +39,11 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
 use tower::ServiceBuilder;
 
-use crate::worker::Worker;
+use crate::source::Workload;
+use crate::worker::{Caller, Worker};
 use body::{Replayable, ResponseBody};
 use client::Entrance;
-use headers::{MESH_ATTEMPT, MESH_VERSION};
+use headers::{MESH_ATTEMPT, MESH_SOURCE, MESH_VERSION};
 use record::{Record, Reporter, Text};
 use stack::{Arrival, Call, Failure, Last, Origin, Stack, layer};
 
@@ -79,10 +80,11 @@ pub async fn serve_client(
 ) -> Response<ResponseBody> {
     let now = Instant::now();
     let (parts, body) = request.into_parts();
+    let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
     let mut record = Record::new(Reporter::Source, worker.identity.cluster.clone(), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, None)));
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, source.as_deref(), None)));
     let mut call = call(&worker, parts, Replayable::client(body, now), Origin::Client, record);
-    call.capture = entrance.capture.clone();
+    (call.source, call.capture) = (source, entrance.capture.clone());
     match worker.ingress.run(call).await {
         Ok(response) => response,
         Err(failure) => layers::answer(failure),
@@ -103,14 +105,17 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
         }
     };
     let mut record = Record::new(Reporter::Destination, Arc::clone(caller.admitted.cluster()), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, Some(&peer.spiffe_id))));
+    let source = vouched(&caller, &parts.headers);
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&parts, source.as_deref(), Some(&peer.spiffe_id))));
     let number = |headers: &HeaderMap| headers.get(MESH_ATTEMPT)?.to_str().ok()?.parse().ok();
     let origin = Origin::Arrived(Arrival {
         version: parts.headers.get(MESH_VERSION).and_then(|v| v.to_str().ok()).map(Arc::from),
         attempt: number(&parts.headers).unwrap_or(1),
         caller,
     });
-    let outcome = worker.far_side.run(call(&worker, parts, Replayable::tunnel(body, now), origin, record));
+    let mut call = call(&worker, parts, Replayable::tunnel(body, now), origin, record);
+    call.source = source;
+    let outcome = worker.far_side.run(call);
     tokio::pin!(outcome);
     // The client went away at the other end: dropping the call cancels the backend's request.
     let outcome = tokio::select! {
@@ -137,6 +142,7 @@ fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Or
         parts,
         body,
         origin,
+        source: None,
         record: Rc::new(RefCell::new(record)),
         capture: None,
         target: None,
@@ -146,7 +152,19 @@ fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Or
     })
 }
 
-fn text(parts: &request::Parts, peer: Option<&SpiffeId>) -> Text {
+/// The workload for which a peer speaks; one for which it may not speak, or two, is nobody.
+pub fn vouched(caller: &Caller, headers: &HeaderMap) -> Option<Rc<Workload>> {
+    let mut sources = headers.get_all(MESH_SOURCE).iter();
+    let said = sources.next()?;
+    let workload = said.to_str().ok().and_then(|id| Workload::vouched(&caller.vouches, id));
+    if workload.is_none() || sources.next().is_some() {
+        tracing::debug!(cluster = %caller.admitted.cluster(), ?said, "a gateway spoke for somebody for whom it may not");
+        return None;
+    }
+    workload.map(Rc::new)
+}
+
+fn text(parts: &request::Parts, source: Option<&Workload>, peer: Option<&SpiffeId>) -> Text {
     let header =
         |name: &str| parts.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("").to_owned();
     Text {
@@ -157,6 +175,7 @@ fn text(parts: &request::Parts, peer: Option<&SpiffeId>) -> Text {
         request_id: header("x-request-id"),
         // traceparent = version-trace_id-parent_id-flags (W3C Trace Context §3.2)
         trace_id: header("traceparent").split('-').nth(1).unwrap_or("").to_owned(),
+        source: source.map(|workload| workload.as_str().to_owned()).unwrap_or_default(),
         peer_spiffe_id: peer.map(ToString::to_string).unwrap_or_default(),
         ..Text::default()
     }

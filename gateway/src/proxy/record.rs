@@ -71,6 +71,8 @@ pub struct Text {
     pub request_id: String,
     /// From `traceparent`.
     pub trace_id: String,
+    /// SPIFFE id of the workload that sent it, as far as that is known.
+    pub source: String,
     /// The gateway behind the tunnel, or empty.
     pub peer_spiffe_id: String,
     /// Detail of a failure.

@@ -15,6 +15,7 @@ use super::body::{Replayable, ResponseBody};
 use super::record::Record;
 use crate::authorize::{Authorized, Refusal};
 use crate::config::Capture;
+use crate::source::Workload;
 use crate::worker::{Caller, Worker};
 
 /// One request on its way through this gateway. Layers hand it on in a box: otherwise each of their futures would hold and move
@@ -29,6 +30,8 @@ pub struct Call {
     pub body: Replayable,
     /// Where it came from.
     pub origin: Origin,
+    /// The workload that it is from, if that is known.
+    pub source: Option<Rc<Workload>>,
     /// What is written down about it.
     pub record: Rc<RefCell<Record>>,
     /// What the port it came to is for, whatever host it names.

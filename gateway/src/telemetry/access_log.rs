@@ -95,6 +95,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     trace_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
+    source: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     peer_spiffe_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     failure: &'a str,
@@ -125,6 +127,7 @@ impl<'a> Line<'a> {
             attempt: record.attempts,
             x_request_id: of(|t| &t.request_id),
             trace_id: of(|t| &t.trace_id),
+            source: of(|t| &t.source),
             peer_spiffe_id: of(|t| &t.peer_spiffe_id),
             failure: of(|t| &t.failure),
         }

@@ -176,25 +176,26 @@ async fn take(
             crate::tcp::reset(&stream);
             continue;
         };
-        let entrance = Entrance { peer, capture: Some(Arc::clone(capture)) };
+        let capture = Arc::clone(capture);
         let leaving = (drain.clone(), turn.clone());
-        tokio::task::spawn_local(serve(Rc::clone(&worker), entrance, stream, from, leaving));
+        tokio::task::spawn_local(serve(Rc::clone(&worker), (peer, capture), stream, from, leaving));
     }
 }
 
 async fn serve(
     worker: Rc<Worker>,
-    entrance: Entrance,
+    (peer, capture): (SocketAddr, Arc<Capture>),
     stream: TcpStream,
     from: CaptureFrom,
     (drain, turn): (CancellationToken, Turn),
 ) {
-    if !may_enter(&worker, entrance.peer.ip(), from).await {
+    if !may_enter(&worker, peer.ip(), from).await {
         worker.metrics.capture_refused();
-        tracing::debug!(peer = %entrance.peer, "a client of another node is refused");
+        tracing::debug!(%peer, "a client of another node is refused");
         return crate::tcp::reset(&stream);
     }
-    let Some(capture) = &entrance.capture else { return };
+    // Only now: it may have become known while it waited.
+    let source = worker.source(peer.ip());
     // As the federation has it; as the cluster has it while the federation does not know it.
     let view = worker.view();
     let unit = view.snapshot.service_by_key(&capture.key).and_then(|index| view.snapshot.services.get(index));
@@ -210,8 +211,9 @@ async fn serve(
     let _open = Count::new(Rc::clone(&worker), counter);
     if is_tcp {
         let key = Arc::clone(&capture.key);
-        crate::tcp::serve_client(Rc::clone(&worker), key, stream).await;
+        crate::tcp::serve_client(Rc::clone(&worker), key, source, stream).await;
     } else {
+        let entrance = Entrance { source, capture: Some(capture) };
         client::serve(Rc::clone(&worker), stream, entrance, drain, turn).await;
     }
 }

@@ -26,7 +26,7 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
             continue;
         }
         let open = Count::new(Rc::clone(&worker), |w| &w.connections);
-        let entrance = Entrance { peer, capture: None };
+        let entrance = Entrance { source: worker.source(peer.ip()), capture: None };
         let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone(), turn.clone());
         tokio::task::spawn_local(async move {
             serve.await;
@@ -93,13 +93,14 @@ async fn tcp(
     mut turn: Turn,
 ) {
     loop {
-        let Some((stream, _)) = accept(&listener, &drain, &mut turn).await else { return };
+        let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
         if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
             worker.metrics.connection_refused();
             continue;
         }
         let open = Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
-        let serve = crate::tcp::serve_client(Rc::clone(&worker), Arc::clone(&service), stream);
+        let serve =
+            crate::tcp::serve_client(Rc::clone(&worker), Arc::clone(&service), worker.source(peer.ip()), stream);
         tokio::task::spawn_local(async move {
             serve.await;
             drop(open);

@@ -14,7 +14,7 @@ pub mod view;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +41,7 @@ use crate::proxy::body::RequestBody;
 use crate::proxy::layers::Slot;
 use crate::proxy::record::Done;
 use crate::proxy::stack::Stack;
+use crate::source::{Source, Vouches};
 use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
 use captures::{CaptureListeners, CapturePorts};
 use command::Command;
@@ -87,8 +88,10 @@ impl Identity {
 pub struct Caller {
     /// Proof that it may tunnel to us, by the current snapshot.
     pub admitted: AdmittedPeer,
-    /// `mesh-source`.
+    /// `mesh-source` of a client of whom it says nothing.
     pub source: HeaderValue,
+    /// Of whom it may say something.
+    pub vouches: Vouches,
     /// `mesh-cluster`.
     pub cluster_value: HeaderValue,
     /// One value per connection.
@@ -102,6 +105,7 @@ impl Caller {
         let value = |text: &str| HeaderValue::from_str(text).map_err(|_| Refusal::NotAGateway);
         Ok(Self {
             source: value(&peer.spiffe_id.to_string())?,
+            vouches: Vouches::new(peer.spiffe_id.trust_domain().as_str(), admitted.cluster()),
             cluster_value: value(admitted.cluster())?,
             admitted,
             certificate: Arc::clone(peer),
@@ -194,6 +198,8 @@ pub struct Worker {
     /// A successor serves: clients are asked to come again, to it.
     pub(crate) is_leaving: Cell<bool>,
     pub(crate) tcp_connections: Cell<usize>,
+    /// The newest picture of the node's clients that this worker has seen.
+    pub(crate) clients_seen: Cell<u64>,
     /// Clients of whom nothing is known yet.
     pub(crate) waiting: Cell<usize>,
     pub(crate) tunnels: Tunnels,
@@ -231,6 +237,7 @@ impl Worker {
             connections: Cell::new(0),
             is_leaving: Cell::new(false),
             tcp_connections: Cell::new(0),
+            clients_seen: Cell::new(0),
             waiting: Cell::new(0),
             tunnels,
             streams: Streams::default(),
@@ -274,6 +281,12 @@ impl Worker {
         }
         callers.push(Rc::clone(&caller));
         Ok(caller)
+    }
+
+    /// Who is at the other end of a client's connection that has just begun.
+    pub fn source(&self, ip: IpAddr) -> Source {
+        let trust_domain = self.identity.spiffe_id.trust_domain();
+        Source::of(ip, &self.clients, self.clients_seen.get(), trust_domain, &self.identity.cluster)
     }
 
     /// An admission slot, if one is free.
@@ -474,6 +487,7 @@ async fn run(
         tokio::task::spawn_local(command::answer(Rc::clone(&worker), commands)),
         tokio::task::spawn_local(serve_tunnels(Rc::clone(&worker), incoming)),
         tokio::task::spawn_local(keep_house(Rc::clone(&worker))),
+        tokio::task::spawn_local(note_clients(Rc::clone(&worker))),
         tokio::task::spawn_local(note_successors(Rc::clone(&worker), shared.turn.clone())),
     ];
     let mut accepting = tokio::task::JoinSet::new();
@@ -545,6 +559,17 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
             });
         } else {
             tokio::task::spawn_local(crate::proxy::serve_peer(worker, request));
+        }
+    }
+}
+
+/// A number of the worker's own, so that a request does not look at one that all workers share.
+async fn note_clients(worker: Rc<Worker>) {
+    let mut changes = worker.clients.changes();
+    loop {
+        worker.clients_seen.set(*changes.borrow_and_update());
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }
