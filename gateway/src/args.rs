@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use archipelago_rpc::enrol::JoinToken;
+use archipelago_rpc::enrol::{JoinConfig, JoinToken, Joining, ServiceAccount};
 
 use crate::callers::CaptureFrom;
 use crate::gateway::Settings;
@@ -30,6 +30,14 @@ pub struct Args {
     /// File with a join token, for the first start.
     #[arg(long)]
     pub token_file: Option<PathBuf>,
+    /// JSON file with what everybody may know of the federation: control plane, trust domain, cluster, hash of the root. In
+    /// Kubernetes, key join.json of the ConfigMap archipelago.
+    #[arg(long, requires = "service_account_token", conflicts_with = "token_file")]
+    pub join_config: Option<PathBuf>,
+    /// File with a token of the ServiceAccount that this gateway runs as, projected for the audience
+    /// archipelago/TRUST-DOMAIN/CLUSTER; with --join-config, in the place of a join token.
+    #[arg(long, requires = "join_config")]
+    pub service_account_token: Option<PathBuf>,
     /// The cluster's agent, host:port.
     #[arg(long)]
     pub agent: Option<String>,
@@ -84,11 +92,12 @@ pub struct Args {
 impl Args {
     /// The settings they amount to.
     pub fn settings(&self) -> anyhow::Result<Settings> {
-        let token = self.token()?;
-        let control_plane = if self.control_plane.is_empty() {
-            token.map(|t| t.control_plane).unwrap_or_default()
-        } else {
-            self.control_plane.clone()
+        let control_plane = match self.joining()? {
+            Some(joining) if self.control_plane.is_empty() => match joining {
+                Joining::Token(token) => token.control_plane,
+                Joining::ServiceAccount(account) => account.config.control_plane,
+            },
+            _ => self.control_plane.clone(),
         };
         Ok(Settings {
             cluster: self.cluster.clone(),
@@ -117,8 +126,30 @@ impl Args {
         })
     }
 
+    /// How it gets in without an identity, if something of the kind was given.
+    ///
+    /// # Errors
+    /// A file cannot be used, or is for another cluster.
+    pub fn joining(&self) -> anyhow::Result<Option<Joining>> {
+        let (Some(path), Some(token_file)) = (&self.join_config, &self.service_account_token) else {
+            return Ok(self.token()?.map(Joining::Token));
+        };
+        let config = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read --join-config {}: mount the ConfigMap there", path.display()))?;
+        let config: JoinConfig = config.parse().with_context(|| path.display().to_string())?;
+        anyhow::ensure!(
+            config.cluster == self.cluster,
+            "{} is for cluster {}, but --cluster says {}: one of the two is wrong",
+            path.display(),
+            config.cluster,
+            self.cluster
+        );
+        let account = ServiceAccount { config, token_file: token_file.clone(), gateway: self.name.clone() };
+        Ok(Some(Joining::ServiceAccount(account)))
+    }
+
     /// The join token, if a file of it was named and is still there.
-    pub fn token(&self) -> anyhow::Result<Option<JoinToken>> {
+    fn token(&self) -> anyhow::Result<Option<JoinToken>> {
         let Some(path) = &self.token_file else { return Ok(None) };
         match std::fs::read_to_string(path) {
             // Used tokens are often deleted; the credential on disk is what counts then.
@@ -141,15 +172,50 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_not_for_pods_is_not_offered_to_them() {
+    fn parsed(more: &[&str]) -> Result<Args, String> {
         #[derive(clap::Parser)]
         struct Cli {
             #[command(flatten)]
             args: Args,
         }
         let line = ["gateway", "--cluster", "paris", "--name", "node-1", "--state-dir", "/state"];
-        let args = <Cli as clap::Parser>::try_parse_from(line).unwrap().args;
+        let cli = <Cli as clap::Parser>::try_parse_from(line.iter().chain(more));
+        cli.map(|cli| cli.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_service_account_is_a_way_in_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("join.json");
+        let config = path.to_str().unwrap();
+        let args = parsed(&["--join-config", config, "--service-account-token", "/token"]).unwrap();
+        assert!(args.settings().unwrap_err().to_string().contains("mount the ConfigMap there"));
+        let write = |cluster: &str| {
+            let ca = "A".repeat(43);
+            let members = r#"["cp-0.example:7400","cp-1.example:7400"]"#;
+            let text = format!(
+                r#"{{"controlPlane":{members},"trustDomain":"mesh.test","cluster":"{cluster}","caSha256":"{ca}"}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+        };
+        write("tokyo");
+        assert!(args.settings().unwrap_err().to_string().contains("is for cluster tokyo, but --cluster says paris"));
+        write("paris");
+        assert_eq!(args.settings().unwrap().control_plane, ["cp-0.example:7400", "cp-1.example:7400"]);
+        let Some(Joining::ServiceAccount(account)) = args.joining().unwrap() else { panic!("not by ServiceAccount") };
+        assert_eq!((account.gateway.as_str(), account.token_file.to_str()), ("node-1", Some("/token")));
+        let own = ["--join-config", config, "--service-account-token", "/token", "--control-plane", "10.0.0.1:7400"];
+        assert_eq!(parsed(&own).unwrap().settings().unwrap().control_plane, ["10.0.0.1:7400"], "what is said counts");
+        for half in [&["--join-config", config][..], &["--service-account-token", "/token"]] {
+            assert!(parsed(half).unwrap_err().contains("required"), "{half:?}");
+        }
+        let both = ["--join-config", config, "--service-account-token", "/token", "--token-file", "/other"];
+        assert!(parsed(&both).unwrap_err().contains("cannot be used with"));
+    }
+
+    #[test]
+    fn what_is_not_for_pods_is_not_offered_to_them() {
+        let args = parsed(&[]).unwrap();
         assert!(args.health.ip().is_loopback() && args.metrics.ip().is_loopback());
         assert_eq!(args.capture_from, CaptureFrom::OwnNode);
     }

@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let shutdown = Shutdown::install()?;
         let _lock = DirLock::acquire(&settings.state_dir)?;
         let dir = CredentialDir::new(settings.state_dir.join("identity"));
-        let joining = args.token()?.map(Joining::Token);
+        let joining = args.joining()?;
         let Some(credential) = enrol(&dir, joining.as_ref(), &shutdown).await? else { return Ok(()) };
         let id = credential.current().spiffe_id.clone();
         let expected = MeshRole::Gateway { cluster: settings.cluster.clone(), name: settings.name.clone() };
