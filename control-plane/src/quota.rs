@@ -22,6 +22,7 @@ pub(crate) struct Quotas {
 #[derive(Debug, Clone, Copy)]
 struct Buckets {
     writes: Bucket,
+    policies: Bucket,
     bytes: Bucket,
 }
 
@@ -31,25 +32,30 @@ impl Quotas {
     /// # Errors
     /// How long to wait until there is enough in them. Nothing was taken.
     pub(crate) fn take(&mut self, sender: &str, action: &Action, now: Instant) -> Result<(), Duration> {
-        let (rate, bytes) = match action {
-            Action::ReportExports(report) => (REPORTS, report.encoded_len()),
-            Action::RegisterGateway(register) => (REGISTRATIONS, register.encoded_len()),
+        let (rate, is_policy, bytes) = match action {
+            Action::ReportExports(report) => (REPORTS, false, report.encoded_len()),
+            Action::RegisterGateway(register) => (REGISTRATIONS, false, register.encoded_len()),
+            // Written in a cluster and sent by its agent; operators are people.
+            Action::ApplyResources(apply) if !apply.origin.is_empty() => (REPORTS, true, apply.encoded_len()),
             _ => return Ok(()),
         };
         if self.senders.len() >= SENDERS_MAX {
             self.senders.retain(|_, buckets| !buckets.is_full(now));
         }
-        let buckets = self
-            .senders
-            .entry(sender.to_owned())
-            .or_insert_with(|| Buckets { writes: Bucket::full(rate, now), bytes: Bucket::full(BYTES, now) });
+        let buckets = self.senders.entry(sender.to_owned()).or_insert_with(|| Buckets {
+            writes: Bucket::full(rate, now),
+            policies: Bucket::full(POLICIES, now),
+            bytes: Bucket::full(BYTES, now),
+        });
+        // An agent that writes policies all the time may still say what its cluster offers.
+        let writes = if is_policy { &mut buckets.policies } else { &mut buckets.writes };
         // As floats: a report is far below 2^53 bytes.
         let costs = (1.0, bytes as f64);
-        let wait = buckets.writes.wait(costs.0, now).max(buckets.bytes.wait(costs.1, now));
+        let wait = writes.wait(costs.0, now).max(buckets.bytes.wait(costs.1, now));
         if wait > Duration::ZERO {
             return Err(wait);
         }
-        buckets.writes.take(costs.0, now);
+        writes.take(costs.0, now);
         buckets.bytes.take(costs.1, now);
         Ok(())
     }
@@ -57,7 +63,7 @@ impl Quotas {
 
 impl Buckets {
     fn is_full(&self, now: Instant) -> bool {
-        self.writes.level(now) >= self.writes.rate.burst && self.bytes.level(now) >= self.bytes.rate.burst
+        [self.writes, self.policies, self.bytes].iter().all(|bucket| bucket.level(now) >= bucket.rate.burst)
     }
 }
 
@@ -101,6 +107,8 @@ impl Bucket {
 const REPORTS: Rate = Rate { burst: 30.0, per_second: 1.0 };
 /// A gateway registers when its addresses change: at a start.
 const REGISTRATIONS: Rate = Rate { burst: 10.0, per_second: 0.2 };
+/// A rollout step by step writes one every few seconds; GitOps brings many at once, and in one write.
+const POLICIES: Rate = Rate { burst: 60.0, per_second: 2.0 };
 /// The largest report twice, and then a tenth of a slow disk.
 const BYTES: Rate = Rate { burst: 8.0 * 1024.0 * 1024.0, per_second: 256.0 * 1024.0 };
 /// Above the gateways of a large federation; full buckets are forgotten beyond it.
@@ -109,7 +117,7 @@ const SENDERS_MAX: usize = 20_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::command::{RegisterGateway, ReportExports, ReportedService, TokenConsume};
+    use crate::machine::command::{ApplyResources, RegisterGateway, ReportExports, ReportedService, TokenConsume};
 
     fn report(bytes: usize) -> Action {
         let service = ReportedService { name: "x".repeat(bytes), ..ReportedService::default() };
@@ -127,6 +135,14 @@ mod tests {
         quotas.take("tokyo", &report(10), begun).expect("another's quota is its own");
         quotas.take("paris", &report(10), begun + wait).unwrap();
         assert!(quotas.take("paris", &report(10), begun + wait).is_err());
+        let policies = |origin: &str| {
+            Action::ApplyResources(ApplyResources { origin: origin.into(), ..ApplyResources::default() })
+        };
+        for _ in 0..60 {
+            quotas.take("paris", &policies("paris"), begun + wait).expect("policies have a bucket of their own");
+        }
+        assert_eq!(quotas.take("paris", &policies("paris"), begun + wait), Err(Duration::from_millis(500)));
+        quotas.take("paris", &policies(""), begun + wait).expect("what an operator writes is not counted");
         let token = Action::TokenConsume(TokenConsume::default());
         quotas.take("paris", &token, begun + wait).expect("only what comes by itself is counted");
     }

@@ -4,7 +4,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{
     consensus::CommitError,
-    machine::command::{Answer, Conflict, Outcome, RefusalCode, Refused, ResourceKey},
+    machine::command::{Answer, Conflict, Outcome, OwnedResource, RefusalCode, Refused, ResourceKey},
 };
 
 /// A refusal as the status that tells the caller what to do next.
@@ -16,12 +16,14 @@ pub(crate) fn status(refused: &Refused) -> Status {
         RefusalCode::AdmissionStale | RefusalCode::Precondition => Code::Aborted,
         RefusalCode::TokenUnknown => Code::Unauthenticated,
         RefusalCode::TokenUsed | RefusalCode::TokenExpired => Code::PermissionDenied,
+        RefusalCode::OtherOrigin => Code::FailedPrecondition,
         RefusalCode::ResourcesFull
         | RefusalCode::ServicesFull
         | RefusalCode::GatewaysFull
         | RefusalCode::TokensFull
         | RefusalCode::ReportTooLarge
         | RefusalCode::RegistrationTooLarge
+        | RefusalCode::PoliciesFull
         | RefusalCode::RevocationsFull => Code::ResourceExhausted,
     };
     let word = refused.code().as_str_name();
@@ -45,7 +47,7 @@ pub(crate) fn answer(outcome: Outcome) -> Result<(u64, Answer), Status> {
 
 /// A refusal as lines for an operator.
 pub(crate) fn text(refused: &Refused) -> String {
-    let Refused { subject, bound, at_unix_ms, conflicts, missing, .. } = refused;
+    let Refused { subject, bound, at_unix_ms, conflicts, missing, owned, .. } = refused;
     let at = utc(*at_unix_ms);
     match refused.code() {
         RefusalCode::Unspecified => "refused for a reason that this version does not know".to_owned(),
@@ -68,6 +70,8 @@ pub(crate) fn text(refused: &Refused) -> String {
         RefusalCode::TokensFull => format!("at most {bound} tokens are kept"),
         RefusalCode::ReportTooLarge => format!("the report of cluster {subject} is larger than {bound} bytes"),
         RefusalCode::RevocationsFull => format!("at most {bound} revoked identities are kept"),
+        RefusalCode::PoliciesFull => format!("cluster {subject} has {bound} policies, which is the most it may have"),
+        RefusalCode::OtherOrigin => lines(owned.iter().map(owner)),
         RefusalCode::RegistrationTooLarge => {
             format!("what gateway {subject} says of itself is larger than {bound} bytes")
         }
@@ -79,6 +83,15 @@ fn conflict(conflict: &Conflict) -> String {
     match conflict.current_revision {
         0 => format!("{key} does not exist any more"),
         revision => format!("{key} was changed by somebody else, at revision {revision}"),
+    }
+}
+
+/// Who wrote a resource, and what to do about it.
+pub(crate) fn owner(owned: &OwnedResource) -> String {
+    let key = owned.key.as_ref().map(name).unwrap_or_default();
+    match owned.origin.as_str() {
+        "" => format!("{key} was written by an operator: change it with meshctl, or delete it there first"),
+        cluster => format!("{key} was written in cluster {cluster}: change it there, or delete it there first"),
     }
 }
 

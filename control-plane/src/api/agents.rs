@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     machine::{
+        State,
         command::{Action, Answer, ReportExports, ReportedService},
-        convert, same_report,
+        convert, format, same_report,
     },
     refusal,
     sessions::{AgentGuard, door},
@@ -99,7 +100,7 @@ impl Session {
 
     fn differs(&self, services: &[ReportedService]) -> bool {
         self.context.consensus.read(|state| match state.reports().get(&self.cluster) {
-            Some(known) => !same_report(known, services),
+            Some(known) => !same_report(known, &format::fitting(state.format_version(), services)),
             None => !services.is_empty() && !state.is_deleted_cluster(&self.cluster),
         })
     }
@@ -107,8 +108,10 @@ impl Session {
     /// Proposes a report beside the session, which goes on meanwhile.
     fn write(&self, services: &[ReportedService]) -> oneshot::Receiver<bool> {
         let (done, receiver) = oneshot::channel();
-        let action =
-            Action::ReportExports(ReportExports { cluster: self.cluster.clone(), services: services.to_vec() });
+        // A format that knows no more ports is no reason to lose the first.
+        let agreed = self.context.consensus.read(State::format_version);
+        let services = format::fitting(agreed, services).into_owned();
+        let action = Action::ReportExports(ReportExports { cluster: self.cluster.clone(), services });
         let (context, cluster, actor) = (Arc::clone(&self.context), self.cluster.clone(), self.actor.clone());
         tokio::spawn(async move {
             let committed = match context.consensus.commit("", &actor, action).await {

@@ -33,7 +33,7 @@ use crate::{
             Action, Answer, ApplyResources, Conflict, Expect, Outcome, Precondition, RaiseRestoreEpoch, RefusalCode,
             Refused, ResourceWrite,
         },
-        convert,
+        convert, format,
     },
     refusal,
 };
@@ -64,7 +64,8 @@ impl Resources for ResourcesService {
                         key: Some(convert::resource_key_of(resource.key())),
                         canonical: resource.to_json().into(),
                     });
-                    ApplyResources { upserts: upserts.collect(), ..ApplyResources::default() }
+                    let resources_format = format::of_resources(&resources);
+                    ApplyResources { upserts: upserts.collect(), resources_format, ..ApplyResources::default() }
                 }))
             }
         };
@@ -149,7 +150,7 @@ impl Resources for ResourcesService {
                 json: String::from_utf8_lossy(&stored.canonical).into_owned(),
                 created_revision: stored.created_revision,
                 modified_revision: stored.modified_revision,
-                origin: String::new(),
+                origin: stored.origin.clone(),
             })
             .collect();
         let last = resources.last().filter(|_| page.is_full());
@@ -228,6 +229,11 @@ impl Write<'_> {
         }
         let response = match judged(documents, self.consensus.resources(&state), reports(&state)).await? {
             Ok(Judged { resources, warnings }) => {
+                let keys: Vec<Key> = resources.iter().map(|resource| Key::from(&resource.key())).collect();
+                let problems: Vec<String> = state.others(&keys, "").iter().map(refusal::owner).collect();
+                if !problems.is_empty() {
+                    return Ok(self.response(&state, ApplyResponse { problems, ..ApplyResponse::default() }));
+                }
                 let changes = resources.iter().map(|resource| change(&state, resource)).collect();
                 ApplyResponse { changes, warnings, ..ApplyResponse::default() }
             }
@@ -249,7 +255,7 @@ impl Write<'_> {
             }
             Some(Answer::Refused(refused)) => match refused.code() {
                 // What the operator must change in his files comes back as problems.
-                RefusalCode::ResourceNotFound | RefusalCode::ResourcesFull => {
+                RefusalCode::ResourceNotFound | RefusalCode::ResourcesFull | RefusalCode::OtherOrigin => {
                     response.problems = refusal::text(&refused).lines().map(str::to_owned).collect();
                 }
                 RefusalCode::Precondition => {

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use archipelago_model::{
     compile::{self, FederationState, Index, Meaning},
     delta::Shared,
+    export::MergedPort,
     id::ServiceKey,
     resource::{Resource, TrafficSplitSpec},
 };
 use archipelago_proto::v1::{
-    AgentSession, Disagreement, Protocol, ServiceClusterStatus, ServiceReport, ServiceStatus, TcpAddress,
+    AgentSession, Disagreement, PortStatus, Protocol, ServiceClusterStatus, ServiceReport, ServiceStatus, TcpAddress,
 };
 
 use crate::sessions::GatewayView;
@@ -25,7 +26,7 @@ pub(super) struct Overview<'a> {
     reported: HashMap<(&'a str, &'a str, &'a str), &'a ServiceReport>,
     /// What agents say right now; a cluster without a session is not in it.
     live: HashMap<&'a str, HashMap<(&'a str, &'a str), &'a ServiceReport>>,
-    tcp_slots: &'a BTreeMap<(String, String), u32>,
+    tcp_slots: &'a BTreeMap<(String, String, u32), u32>,
     gateways: &'a BTreeMap<String, GatewayView>,
 }
 
@@ -81,18 +82,36 @@ impl<'a> Overview<'a> {
     fn one(&self, key: &ServiceKey) -> Option<ServiceStatus> {
         let meaning = compile::meaning(&self.index, key)?;
         let (namespace, name) = (&*key.namespace, &*key.name);
-        let tcp_slot = self.tcp_slots.get(&(namespace.to_owned(), name.to_owned())).copied();
-        let tcp_addresses = match tcp_slot.filter(|_| meaning.protocol == Protocol::Tcp) {
-            Some(slot) => self.gateways.values().filter_map(|view| tcp_address(view, slot)).collect(),
-            None => Vec::new(),
+        let first_tcp = meaning.ports.iter().find(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
+        let slot_of = |port: &MergedPort| {
+            let slot = |number: u32| self.tcp_slots.get(&(namespace.to_owned(), name.to_owned(), number)).copied();
+            // Without a number until the federation's log has several ports.
+            let tcp = port.protocol == Protocol::Tcp;
+            tcp.then(|| slot(port.port).or_else(|| slot(0).filter(|_| first_tcp == Some(port.port)))).flatten()
         };
+        let ports: Vec<PortStatus> = meaning
+            .ports
+            .iter()
+            .map(|port| PortStatus {
+                name: port.name.clone(),
+                port: port.port,
+                protocol: port.protocol.into(),
+                tcp_slot: slot_of(port),
+                exporters: port.exporters.clone(),
+            })
+            .collect();
+        let tcp_addresses = ports
+            .iter()
+            .filter_map(|port| Some((port.port, port.tcp_slot?)))
+            .flat_map(|(port, slot)| self.gateways.values().filter_map(move |view| tcp_address(view, port, slot)))
+            .collect();
         Some(ServiceStatus {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             hosts: compile::hosts(namespace, name),
             protocol: meaning.protocol.into(),
             port: meaning.port,
-            tcp_slot: tcp_slot.unwrap_or(0),
+            tcp_slot: ports.first().and_then(|port| port.tcp_slot).unwrap_or(0),
             clusters: meaning
                 .exporters
                 .iter()
@@ -101,6 +120,8 @@ impl<'a> Overview<'a> {
             tcp_addresses,
             disagreements: disagreements(&meaning),
             said_by: meaning.said_by.to_string(),
+            ports,
+            headless: meaning.headless,
         })
     }
 
@@ -159,7 +180,7 @@ fn share(split: &TrafficSplitSpec, cluster: &str) -> Option<f64> {
     (total > 0).then(|| own as f64 * 100.0 / total as f64)
 }
 
-fn tcp_address(view: &GatewayView, slot: u32) -> Option<TcpAddress> {
+fn tcp_address(view: &GatewayView, service_port: u32, slot: u32) -> Option<TcpAddress> {
     let base = &view.session.hello.as_ref()?.addresses.as_ref()?.tcp_base;
     let (host, port) = base.rsplit_once(':')?;
     let port = port.parse::<u16>().ok()?.checked_add(u16::try_from(slot).ok()?)?;
@@ -167,6 +188,7 @@ fn tcp_address(view: &GatewayView, slot: u32) -> Option<TcpAddress> {
         gateway: view.session.gateway.clone(),
         cluster: view.session.cluster.clone(),
         address: format!("{host}:{port}"),
+        port: service_port,
     })
 }
 
@@ -212,7 +234,7 @@ mod tests {
         for cluster in ["bern", "lima", "oslo", "paris", "tokyo"] {
             federation.reports.insert(cluster.to_owned(), vec![service(0)]);
         }
-        federation.tcp_slots.insert(("shop".to_owned(), "ledger".to_owned()), 7);
+        federation.tcp_slots.insert(("shop".to_owned(), "ledger".to_owned(), 9_000), 7);
         federation
     }
 
@@ -253,7 +275,7 @@ mod tests {
                 ("tokyo", "drained", 2, Some(25.0)),
             ]
         );
-        assert_eq!(ledger.tcp_addresses[0].address, "[::1]:16007");
+        assert_eq!((&*ledger.tcp_addresses[0].address, ledger.tcp_addresses[0].port), ("[::1]:16007", 9_000));
         assert_eq!(ledger.hosts, ["ledger.shop.svc.clusterset.local", "ledger.shop"]);
 
         let none_ready = BTreeMap::from([agent("paris", 0)]);

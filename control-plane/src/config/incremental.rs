@@ -23,7 +23,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Incremental {
     last: State,
-    tcp_offsets: BTreeMap<ServiceKey, u32>,
+    /// By service and port.
+    tcp_offsets: BTreeMap<(ServiceKey, u32), u32>,
     index: Index,
     compiled: BTreeMap<String, Arc<Compiled>>,
 }
@@ -114,15 +115,17 @@ impl Incremental {
             });
             changed.merge(index.set_gateway(&GatewayId::new(cluster.as_str(), name.as_str()), record.as_ref()));
         }
-        let offsets: BTreeMap<ServiceKey, u32> = state
+        let offsets: BTreeMap<(ServiceKey, u32), u32> = state
             .tcp_slots()
-            .map(|((namespace, name), offset)| (ServiceKey::new(namespace.as_str(), name.as_str()), offset))
+            .map(|((namespace, name, port), offset)| {
+                ((ServiceKey::new(namespace.as_str(), name.as_str()), *port), offset)
+            })
             .collect();
-        for gone in self.tcp_offsets.keys().filter(|key| !offsets.contains_key(key)) {
-            changed.merge(index.set_tcp_offset(gone, None));
+        for (key, port) in self.tcp_offsets.keys().filter(|name| !offsets.contains_key(name)) {
+            changed.merge(index.set_tcp_offset(key, *port, None));
         }
-        for (key, offset) in &offsets {
-            changed.merge(index.set_tcp_offset(key, Some(*offset)));
+        for ((key, port), offset) in &offsets {
+            changed.merge(index.set_tcp_offset(key, *port, Some(*offset)));
         }
         self.tcp_offsets = offsets;
         changed
@@ -165,8 +168,8 @@ mod tests {
         machine::{
             Machine, Stored,
             command::{
-                Action, ApplyResources, Command, GatewayAddresses, Protocol, RegisterGateway, ReportExports,
-                ReportedService, ResourceKey, ResourceWrite,
+                Action, ApplyResources, Command, ExportFacts, GatewayAddresses, Protocol, RegisterGateway,
+                ReportExports, ReportedPort, ReportedService, ResourceKey, ResourceWrite,
             },
             format,
         },
@@ -235,7 +238,20 @@ mod tests {
                     port: 80 + c % 2,
                     exported: !c.is_multiple_of(5),
                     versions: vec![format!("v{}", c % 4)],
-                    since: 0,
+                    more_ports: (0..c >> (12 + n) & 3)
+                        .map(|port| ReportedPort {
+                            name: format!("p{port}"),
+                            port: 8_080 + port,
+                            protocol: if c >> (16 + n) & 1 == 1 { Protocol::Tcp } else { Protocol::H2c }.into(),
+                            ..ReportedPort::default()
+                        })
+                        .collect(),
+                    export: c.is_multiple_of(7).then(|| ExportFacts {
+                        created_unix_ms: i64::from(c % 3),
+                        r#type: i32::from(c.is_multiple_of(21)) + 1,
+                        ..ExportFacts::default()
+                    }),
+                    ..ReportedService::default()
                 });
                 Action::ReportExports(ReportExports { cluster: cluster.into(), services: services.collect() })
             }

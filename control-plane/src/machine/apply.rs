@@ -9,7 +9,7 @@ use prost::Message;
 use super::{
     command::{
         Action, Answer, Applied, ApplyResources, CaInit, Change, ChangeKind, Command, Conflict, Done, Expect, Outcome,
-        Precondition, RaiseFormat, RefusalCode, Refused,
+        OwnedResource, Precondition, RaiseFormat, RefusalCode, Refused,
     },
     dedup::{Remembered, RequestKey},
     format,
@@ -79,7 +79,7 @@ impl State {
             Action::TokenCreate(token) => self.token_create(token, now_unix_ms),
             Action::TokenConsume(token) => self.token_consume(&token, now_unix_ms),
             Action::RecordIssued(records) => Ok(self.record_issued(records)),
-            Action::RaiseFormat(raise) => Ok(self.raise_format(raise)),
+            Action::RaiseFormat(raise) => Ok(self.raise_format(raise, now_unix_ms)),
             Action::RaiseRestoreEpoch(_) => Ok(self.raise_restore_epoch()),
             Action::RevokeIdentity(revoke) => self.revoke_identity(revoke, now_unix_ms),
         };
@@ -103,7 +103,7 @@ impl State {
     }
 
     fn apply_resources(&mut self, apply: ApplyResources, now_unix_ms: i64) -> Result<Answer, Refusal> {
-        let ApplyResources { upserts, deletes, admitted_revision, preconditions } = apply;
+        let ApplyResources { upserts, deletes, admitted_revision, preconditions, origin, takes_over, .. } = apply;
         self.refuse_conflicts(&preconditions)?;
         if admitted_revision.is_some_and(|seen| self.policy_revision > seen) {
             return Err(Refusal::of(RefusalCode::AdmissionStale));
@@ -130,8 +130,17 @@ impl State {
             refusal.0.missing = missing;
             return Err(refusal);
         }
+        if !takes_over {
+            self.refuse_others(upserted.iter().map(|(key, _)| key).chain(&deleted), &origin)?;
+        }
         if self.resources.len() + new.len() > RESOURCES_MAX + deleted.len() {
             return Err(Refusal::full(RefusalCode::ResourcesFull, RESOURCES_MAX));
+        }
+        if !origin.is_empty() && !new.is_empty() {
+            let own = self.resources.values().filter(|stored| stored.origin == origin).count();
+            if own + new.len() > POLICIES_PER_CLUSTER_MAX + deleted.len() {
+                return Err(Refusal::full(RefusalCode::PoliciesFull, POLICIES_PER_CLUSTER_MAX).about(&origin));
+            }
         }
 
         let next = self.revision + 1;
@@ -140,7 +149,7 @@ impl State {
             let before = self.resources.get(&key);
             let kind = match before {
                 None => ChangeKind::Created,
-                Some(stored) if stored.canonical == canonical => ChangeKind::Unchanged,
+                Some(stored) if stored.canonical == canonical && stored.origin == origin => ChangeKind::Unchanged,
                 Some(_) => ChangeKind::Updated,
             };
             changes.push(Change { key: Some(key.clone().into()), kind: kind.into() });
@@ -151,7 +160,9 @@ impl State {
             if kind == ChangeKind::Created {
                 self.resource_created(&key, now_unix_ms);
             }
-            self.resources.insert(key, Arc::new(Stored { canonical, created_revision, modified_revision: next }));
+            let origin = origin.clone();
+            let stored = Stored { canonical, created_revision, modified_revision: next, origin };
+            self.resources.insert(key, Arc::new(stored));
         }
         for key in deleted {
             self.resources.remove(&key);
@@ -163,6 +174,26 @@ impl State {
             self.policy_revision = next;
         }
         Ok(Answer::Applied(Applied { changes }))
+    }
+
+    /// Which of `keys` were written by somebody else than `origin`: a cluster's users, or an operator where it is empty.
+    #[must_use]
+    pub fn others<'k>(&self, keys: impl IntoIterator<Item = &'k Key>, origin: &str) -> Vec<OwnedResource> {
+        keys.into_iter()
+            .filter_map(|key| Some((key, self.resources.get(key)?)))
+            .filter(|(_, stored)| stored.origin != origin)
+            .map(|(key, stored)| OwnedResource { key: Some(key.clone().into()), origin: stored.origin.clone() })
+            .collect()
+    }
+
+    fn refuse_others<'k>(&self, keys: impl IntoIterator<Item = &'k Key>, origin: &str) -> Result<(), Refusal> {
+        let owned = self.others(keys, origin);
+        if owned.is_empty() {
+            return Ok(());
+        }
+        let mut refusal = Refusal::of(RefusalCode::OtherOrigin);
+        refusal.0.owned = owned;
+        Err(refusal)
     }
 
     /// Which of `preconditions` do not hold.
@@ -228,11 +259,14 @@ impl State {
         }
     }
 
-    fn raise_format(&mut self, raise: RaiseFormat) -> Answer {
+    fn raise_format(&mut self, raise: RaiseFormat, now_unix_ms: i64) -> Answer {
         let before = self.format_version;
         self.format_version = before.max(raise.format_version);
         if before < format::REVOCATIONS && self.format_version >= format::REVOCATIONS {
             self.begin_operators();
+        }
+        if before < format::PORTS && self.format_version >= format::PORTS {
+            self.begin_ports(now_unix_ms);
         }
         Answer::Done(Done {})
     }
@@ -283,3 +317,5 @@ pub(super) const CLUSTER: &str = "Cluster";
 pub(super) const SERVICE_EXPORT: &str = "ServiceExport";
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 100_000;
+/// One of each kind for half the services that a cluster may report: no cluster can fill the federation for the others.
+const POLICIES_PER_CLUSTER_MAX: usize = 10_000;

@@ -6,7 +6,10 @@
 use archipelago_model::resource::ResourceKey;
 use archipelago_proto::v1;
 
-use super::command::{self, ChangeKind, GatewayAddresses, Protocol, ReportedService, Role};
+use super::command::{
+    self, ChangeKind, ExportFacts, ExportType, GatewayAddresses, Protocol, ReportedPort, ReportedService, Role,
+    UncarriedPort,
+};
 
 /// What is replicated of an agent's report: without counts, sorted, each service once.
 #[must_use]
@@ -26,36 +29,154 @@ fn reported_service(service: v1::ServiceReport) -> ReportedService {
         port,
         exported,
         mut versions,
+        ports,
+        export,
         protocol: _,
         ready: _,
         total: _,
         unknown: _,
         last_failure: _,
-        ports: _,
-        export: _,
     } = service;
     versions.sort();
     versions.dedup();
-    ReportedService { namespace, name, protocol: protocol.into(), port, exported, versions, since: 0 }
+    let mut ports = ports.into_iter();
+    // The first stands in the service's own fields.
+    let first = ports.next().unwrap_or_default();
+    ReportedService {
+        namespace,
+        name,
+        protocol: protocol.into(),
+        port,
+        exported,
+        versions,
+        since: 0,
+        port_name: first.name,
+        app_protocol: first.app_protocol,
+        more_ports: ports.map(port_of).collect(),
+        export: export.map(facts_of),
+    }
 }
 
 /// A replicated service as agents report it, with counts of zero.
 #[must_use]
 pub fn service_report(service: &ReportedService) -> v1::ServiceReport {
-    let ReportedService { namespace, name, protocol: _, port, exported, versions, since: _ } = service;
+    let ReportedService {
+        namespace,
+        name,
+        protocol: _,
+        port: number,
+        exported,
+        versions,
+        since: _,
+        port_name,
+        app_protocol,
+        more_ports,
+        export,
+    } = service;
+    let protocol = protocol(service.protocol()).into();
+    let mut ports = Vec::new();
+    if !(port_name.is_empty() && app_protocol.is_empty() && more_ports.is_empty()) {
+        let (name, app_protocol) = (port_name.clone(), app_protocol.clone());
+        ports.push(v1::ReportedPort { name, port: *number, protocol, app_protocol });
+        ports.extend(more_ports.iter().map(port));
+    }
     v1::ServiceReport {
         namespace: namespace.clone(),
         name: name.clone(),
-        protocol: protocol(service.protocol()).into(),
-        port: *port,
+        protocol,
+        port: *number,
         exported: *exported,
         versions: versions.clone(),
         ready: 0,
         total: 0,
         unknown: 0,
         last_failure: None,
-        ports: Vec::new(),
-        export: None,
+        ports,
+        export: export.as_ref().map(facts),
+    }
+}
+
+fn port_of(port: v1::ReportedPort) -> ReportedPort {
+    let protocol = protocol_of(port.protocol()).into();
+    let v1::ReportedPort { name, port, protocol: _, app_protocol } = port;
+    ReportedPort { name, port, protocol, app_protocol }
+}
+
+fn port(port: &ReportedPort) -> v1::ReportedPort {
+    let protocol = protocol(port.protocol()).into();
+    let ReportedPort { name, port, protocol: _, app_protocol } = port.clone();
+    v1::ReportedPort { name, port, protocol, app_protocol }
+}
+
+fn facts_of(facts: v1::ExportFacts) -> ExportFacts {
+    let r#type = match facts.r#type() {
+        v1::ExportType::Unspecified => ExportType::Unspecified,
+        v1::ExportType::ClusterSetIp => ExportType::ClusterSetIp,
+        v1::ExportType::Headless => ExportType::Headless,
+    };
+    let v1::ExportFacts {
+        created_unix_ms,
+        r#type: _,
+        session_affinity,
+        session_affinity_seconds,
+        internal_traffic_policy,
+        traffic_distribution,
+        ip_families,
+        labels,
+        annotations,
+        uncarried_ports,
+    } = facts;
+    let uncarried = |port: v1::UncarriedPort| {
+        let v1::UncarriedPort { name, port, transport, app_protocol } = port;
+        UncarriedPort { name, port, transport, app_protocol }
+    };
+    ExportFacts {
+        created_unix_ms,
+        r#type: r#type.into(),
+        session_affinity,
+        session_affinity_seconds,
+        internal_traffic_policy,
+        traffic_distribution,
+        ip_families,
+        labels,
+        annotations,
+        uncarried_ports: uncarried_ports.into_iter().map(uncarried).collect(),
+    }
+}
+
+fn facts(facts: &ExportFacts) -> v1::ExportFacts {
+    let r#type = match facts.r#type() {
+        ExportType::Unspecified => v1::ExportType::Unspecified,
+        ExportType::ClusterSetIp => v1::ExportType::ClusterSetIp,
+        ExportType::Headless => v1::ExportType::Headless,
+    };
+    let ExportFacts {
+        created_unix_ms,
+        r#type: _,
+        session_affinity,
+        session_affinity_seconds,
+        internal_traffic_policy,
+        traffic_distribution,
+        ip_families,
+        labels,
+        annotations,
+        uncarried_ports,
+    } = facts.clone();
+    let uncarried = |port: UncarriedPort| {
+        let UncarriedPort { name, port, transport, app_protocol } = port;
+        v1::UncarriedPort { name, port, transport, app_protocol }
+    };
+    v1::ExportFacts {
+        created_unix_ms,
+        r#type: r#type.into(),
+        session_affinity,
+        session_affinity_seconds,
+        internal_traffic_policy,
+        traffic_distribution,
+        ip_families,
+        labels,
+        annotations,
+        uncarried_ports: uncarried_ports.into_iter().map(uncarried).collect(),
     }
 }
 

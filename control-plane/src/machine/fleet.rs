@@ -7,8 +7,8 @@ use prost::Message;
 use super::{
     apply::Refusal,
     command::{Answer, Done, Protocol, RefusalCode, RegisterGateway, ReportExports, ReportedService},
-    slots,
-    state::{DeletedCluster, Gateway, State},
+    format, image, slots,
+    state::{DeletedCluster, Gateway, State, Stored},
 };
 
 impl State {
@@ -56,8 +56,9 @@ impl State {
         }
         let known = before.as_deref().map(Vec::as_slice).unwrap_or_default();
         stamp(&mut services, known, self.fleet + 1);
-        let tcp_before = before.as_deref().map(|services| tcp_services(services)).unwrap_or_default();
-        self.slots.report(&cluster, &tcp_before, &tcp_services(&services), now_unix_ms);
+        let format = self.format_version;
+        let tcp_before = before.as_deref().map(|services| tcp_ports(services, format)).unwrap_or_default();
+        self.slots.report(&cluster, &tcp_before, &tcp_ports(&services, format), now_unix_ms);
         self.reports.insert(cluster, Arc::new(services));
         self.fleet_moved();
         Ok(Answer::Done(Done {}))
@@ -83,8 +84,10 @@ impl State {
             self.gateways.remove(&key);
         }
         if let Some(services) = self.reports.remove(cluster) {
-            self.slots.report(cluster, &tcp_services(&services), &BTreeMap::new(), now_unix_ms);
+            let before = tcp_ports(&services, self.format_version);
+            self.slots.report(cluster, &before, &BTreeMap::new(), now_unix_ms);
         }
+        self.disown_policies(cluster);
         self.forget_unspent_tokens(cluster);
         let horizon = now_unix_ms.saturating_sub(DELETION_RETENTION_MS);
         self.deleted_clusters = self
@@ -95,6 +98,40 @@ impl State {
             .collect();
         let deleted = DeletedCluster { deleted_unix_ms: now_unix_ms, recreated: false };
         self.deleted_clusters.insert(cluster.to_owned(), deleted);
+    }
+
+    /// Nobody is left who could take back what the users of a deleted cluster wrote: it becomes the operators'.
+    fn disown_policies(&mut self, cluster: &str) {
+        let owned: Vec<_> = self
+            .resources
+            .iter()
+            .filter(|(_, stored)| stored.origin == cluster)
+            .map(|(key, stored)| (key.clone(), Stored { origin: String::new(), ..Stored::clone(stored) }))
+            .collect();
+        for (key, stored) in owned {
+            self.resources.insert(key, Arc::new(stored));
+        }
+    }
+
+    /// From format 4 on a slot is for a port and not for a service. Those of before are for the port that their services
+    /// have now.
+    pub(super) fn begin_ports(&mut self, now_unix_ms: i64) {
+        let held: Vec<_> = self.slots.held().map(|(name, slot)| (name.clone(), slot.clone())).collect();
+        let numbered = held.into_iter().map(|((namespace, name, port), slot)| {
+            let number = self.oldest_tcp_port(&namespace, &name);
+            ((namespace, name, number.unwrap_or(port)), slot)
+        });
+        self.slots = image::slots(numbered.collect::<Vec<_>>(), self);
+        self.slots.settle(now_unix_ms);
+    }
+
+    /// The port of a service that has one, as the cluster says that has reported it longest.
+    fn oldest_tcp_port(&self, namespace: &str, name: &str) -> Option<u32> {
+        let of = |services: &Arc<Vec<ReportedService>>| {
+            let found = services.iter().find(|service| (&*service.namespace, &*service.name) == (namespace, name));
+            found.filter(|service| service.protocol() == Protocol::Tcp).map(|service| (service.since, service.port))
+        };
+        self.reports.values().filter_map(of).min_by_key(|(since, _)| *since).map(|(_, port)| port)
     }
 
     /// A Cluster resource of this name exists from now on.
@@ -126,31 +163,58 @@ impl State {
 #[must_use]
 pub fn same_report(one: &[ReportedService], other: &[ReportedService]) -> bool {
     fn says(service: &ReportedService) -> impl PartialEq + '_ {
-        let ReportedService { namespace, name, protocol, port, exported, versions, since: _ } = service;
-        (namespace, name, protocol, port, exported, versions)
+        let ReportedService {
+            namespace,
+            name,
+            protocol,
+            port,
+            exported,
+            versions,
+            port_name,
+            app_protocol,
+            more_ports,
+            export,
+            since: _,
+        } = service;
+        let first = (protocol, port, port_name, app_protocol);
+        (namespace, name, first, exported, versions, more_ports, export)
     }
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| says(one) == says(other))
 }
 
 /// Writes down since when each service is reported as it is: from `now` on, unless it was so before. Age decides which of
-/// clusters that disagree on protocol or port is believed.
+/// clusters that disagree on a protocol is believed.
 fn stamp(services: &mut [ReportedService], before: &[ReportedService], now: u64) {
     let before: BTreeMap<(&str, &str), &ReportedService> =
         before.iter().map(|known| ((known.namespace.as_str(), known.name.as_str()), known)).collect();
     for service in services {
         let known = before.get(&(service.namespace.as_str(), service.name.as_str()));
-        let known = known.filter(|known| (known.protocol, known.port) == (service.protocol, service.port));
+        let known = known.filter(|known| {
+            (known.protocol, known.port) == (service.protocol, service.port)
+                && known.more_ports.iter().all(|port| {
+                    // One that came or went contradicts nobody.
+                    let now = service.more_ports.iter().find(|now| now.port == port.port);
+                    now.is_none_or(|now| now.protocol == port.protocol)
+                })
+        });
         service.since = known.map_or(now, |known| known.since);
     }
 }
 
-/// Name → whether its cluster exports it.
-pub(super) fn tcp_services(services: &[ReportedService]) -> BTreeMap<slots::Name, bool> {
-    services
-        .iter()
-        .filter(|service| service.protocol() == Protocol::Tcp)
-        .map(|service| ((service.namespace.clone(), service.name.clone()), service.exported))
-        .collect()
+/// TCP port → whether its cluster exports the service, by what this format of the log tells apart.
+pub(super) fn tcp_ports(services: &[ReportedService], format: u32) -> BTreeMap<slots::Name, bool> {
+    let first = |service: &ReportedService| {
+        let number = if format < format::PORTS { slots::ANY_PORT } else { service.port };
+        (service.protocol() == Protocol::Tcp).then_some(number)
+    };
+    let mut ports = BTreeMap::new();
+    for service in services {
+        let more = service.more_ports.iter().filter(|port| port.protocol() == Protocol::Tcp).map(|port| port.port);
+        for port in first(service).into_iter().chain(more) {
+            ports.insert((service.namespace.clone(), service.name.clone(), port), service.exported);
+        }
+    }
+    ports
 }
 
 const SERVICES_PER_CLUSTER_MAX: usize = 10_000;

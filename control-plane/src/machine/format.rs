@@ -3,7 +3,11 @@
 //! The state holds the format that the federation has agreed on, and only entries up to it may be proposed. It rises when
 //! every member supports more ([`Action::RaiseFormat`]), so that an upgrade can go member by member and back again until then.
 
-use super::command::{Action, ApplyResources, CaInit, RaiseFormat};
+use std::borrow::Cow;
+
+use archipelago_model::resource::Resource;
+
+use super::command::{Action, ApplyResources, CaInit, RaiseFormat, ReportedService};
 
 /// What every log begins with.
 pub const BASE: u32 = 1;
@@ -11,8 +15,11 @@ pub const BASE: u32 = 1;
 pub const PRECONDITIONS: u32 = 2;
 /// Brings revoked identities, and the list of operators.
 pub const REVOCATIONS: u32 = 3;
+/// Brings several ports of a service, what the Multi-Cluster Services API says of exports, policies that are written in a
+/// cluster, and clusters that may.
+pub const PORTS: u32 = 4;
 /// The newest format that this version knows.
-pub const CURRENT: u32 = REVOCATIONS;
+pub const CURRENT: u32 = PORTS;
 /// What [`CURRENT`] was one version ago; see `--compatibility`.
 pub const PREVIOUS: u32 = BASE;
 
@@ -20,20 +27,58 @@ pub const PREVIOUS: u32 = BASE;
 #[must_use]
 pub fn required(action: &Action) -> u32 {
     match action {
-        Action::ApplyResources(ApplyResources { preconditions, .. }) if !preconditions.is_empty() => PRECONDITIONS,
+        Action::ApplyResources(ApplyResources { preconditions, origin, takes_over, resources_format, .. }) => {
+            let base = if preconditions.is_empty() { BASE } else { PRECONDITIONS };
+            let ownership = if origin.is_empty() && !takes_over { BASE } else { PORTS };
+            // Even to say that a format is needed is a word of format 4.
+            let content = if *resources_format == 0 { BASE } else { PORTS.max(*resources_format) };
+            base.max(ownership).max(content)
+        }
+        Action::ReportExports(report) if report.services.iter().any(is_of_ports) => PORTS,
         Action::RaiseRestoreEpoch(_) => PRECONDITIONS,
         Action::RevokeIdentity(_) => REVOCATIONS,
         // An older member must stop at it.
         Action::RaiseFormat(RaiseFormat { format_version }) => (*format_version).max(BASE),
         Action::CaInit(CaInit { founded_format, .. }) => (*founded_format).max(BASE),
-        // A kind of resource that older members do not know must name its format here.
-        Action::ApplyResources(_)
-        | Action::ReportExports(_)
+        Action::ReportExports(_)
         | Action::RegisterGateway(_)
         | Action::TokenCreate(_)
         | Action::TokenConsume(_)
         | Action::RecordIssued(_) => BASE,
     }
+}
+
+/// What goes into [`ApplyResources::resources_format`]: the lowest format whose members can read `resources`, 0 when all can.
+/// A kind or a field that older members do not know must be named here.
+pub fn of_resources<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> u32 {
+    let of = |resource: &Resource| match resource {
+        Resource::Cluster(cluster) if cluster.spec.policies => PORTS,
+        Resource::Cluster(_) | Resource::ServiceExport(_) | Resource::TrafficSplit(_) | Resource::FailoverPolicy(_) => {
+            0
+        }
+    };
+    resources.into_iter().map(of).max().unwrap_or(0)
+}
+
+/// As much of a report as the agreed format can hold: before several ports, the first one of each service.
+#[must_use]
+pub fn fitting(agreed: u32, services: &[ReportedService]) -> Cow<'_, [ReportedService]> {
+    if agreed >= PORTS || !services.iter().any(is_of_ports) {
+        return Cow::Borrowed(services);
+    }
+    let fit = |service: &ReportedService| ReportedService {
+        port_name: String::new(),
+        app_protocol: String::new(),
+        more_ports: Vec::new(),
+        export: None,
+        ..service.clone()
+    };
+    Cow::Owned(services.iter().map(fit).collect())
+}
+
+fn is_of_ports(service: &ReportedService) -> bool {
+    let ReportedService { port_name, app_protocol, more_ports, export, .. } = service;
+    !port_name.is_empty() || !app_protocol.is_empty() || !more_ports.is_empty() || export.is_some()
 }
 
 /// Whether `action` may be proposed while the federation's format is `agreed`: it raises it, or needs no more.
@@ -46,6 +91,12 @@ pub fn permits(agreed: u32, action: &Action) -> bool {
 #[must_use]
 pub fn feature(action: &Action) -> &'static str {
     match action {
+        Action::ApplyResources(ApplyResources { resources_format, .. }) if *resources_format > 0 => {
+            "a Cluster that may write policies (`policies: true`)"
+        }
+        Action::ApplyResources(ApplyResources { origin, takes_over, .. }) if !origin.is_empty() || *takes_over => {
+            "a policy that is written in a cluster"
+        }
         Action::ApplyResources(ApplyResources { preconditions, .. }) if !preconditions.is_empty() => {
             "a write with preconditions"
         }

@@ -11,9 +11,9 @@ use super::{
     apply::SERVICE_EXPORT,
     command::{RegisterGateway, ReportExports},
     dedup::{Dedup, Remembered, RequestKey},
-    fleet::tcp_services,
+    fleet::tcp_ports,
     format,
-    slots::{Slot, Slots, WantChange},
+    slots::{Name, Slot, Slots, WantChange},
     state::{DeletedCluster, Gateway, Revocation, State, Stored, Token},
     tokens::Tokens,
 };
@@ -108,6 +108,7 @@ fn image(state: &State) -> Image {
                 canonical: stored.canonical.clone(),
                 created_revision: stored.created_revision,
                 modified_revision: stored.modified_revision,
+                origin: stored.origin.clone(),
             })
             .collect(),
         deleted_clusters: deleted_clusters
@@ -134,12 +135,13 @@ fn image(state: &State) -> Image {
             .collect(),
         tcp_slots: slots
             .held()
-            .map(|((namespace, name), slot)| TcpSlot {
+            .map(|((namespace, name, port), slot)| TcpSlot {
                 namespace: namespace.clone(),
                 name: name.clone(),
                 slot: slot.slot,
                 cluster: slot.cluster.clone(),
                 freed_unix_ms: slot.freed_unix_ms,
+                port: *port,
             })
             .collect(),
         ca: ca.as_deref().cloned(),
@@ -191,9 +193,10 @@ fn state(image: Image) -> Result<State, ImageError> {
         ..State::default()
     };
     for stored in image.resources {
-        let StoredResource { key, canonical, created_revision, modified_revision } = stored;
+        let StoredResource { key, canonical, created_revision, modified_revision, origin } = stored;
         let key = key.ok_or(ImageError::Invalid("a resource without a key"))?;
-        state.resources.insert(key.into(), Arc::new(Stored { canonical, created_revision, modified_revision }));
+        let stored = Stored { canonical, created_revision, modified_revision, origin };
+        state.resources.insert(key.into(), Arc::new(stored));
     }
     for deleted in image.deleted_clusters {
         let log::DeletedCluster { cluster, deleted_unix_ms, recreated } = deleted;
@@ -211,23 +214,29 @@ fn state(image: Image) -> Result<State, ImageError> {
         let StoredRevocation { spiffe_id, issued_before_unix, reason, by } = revocation;
         state.revocations.insert(spiffe_id, Arc::new(Revocation { issued_before_unix, reason, by }));
     }
-    state.slots = slots(image.tcp_slots, &state);
+    let held = image.tcp_slots.into_iter().map(|stored| {
+        let TcpSlot { namespace, name, slot, cluster, freed_unix_ms, port } = stored;
+        ((namespace, name, port), Slot { slot, cluster, freed_unix_ms })
+    });
+    state.slots = slots(held, &state);
     state.tokens = tokens(image.tokens)?;
     state.dedup = outcomes(image.outcomes)?;
     Ok(state)
 }
 
-fn slots(held: Vec<TcpSlot>, state: &State) -> Slots {
+/// The index over these slots that follows from the rest of the state.
+pub(super) fn slots(held: impl IntoIterator<Item = (Name, Slot)>, state: &State) -> Slots {
     let mut slots = Slots::default();
-    for TcpSlot { namespace, name, slot, cluster, freed_unix_ms } in held {
-        slots.restore_held((namespace, name), Slot { slot, cluster, freed_unix_ms });
+    for (name, slot) in held {
+        slots.restore_held(name, slot);
     }
     for key in state.resources.keys().filter(|key| key.kind == SERVICE_EXPORT) {
-        slots.restore_want(&(key.namespace.clone(), key.name.clone()), WantChange::Operator);
+        let service = (key.namespace.clone(), key.name.clone());
+        slots.restore_want(WantChange::Operator { service });
     }
     for (cluster, services) in &state.reports {
-        for (name, exported) in tcp_services(services) {
-            slots.restore_want(&name, WantChange::Reported { cluster, exported });
+        for (name, exported) in tcp_ports(services, state.format_version) {
+            slots.restore_want(WantChange::Reported { name, cluster, exported });
         }
     }
     slots

@@ -1,8 +1,11 @@
-//! Ports of TCP services: who wants one, who has one, and when one may go to another service.
+//! The gateways' ports for TCP ports of services: who wants one, who has one, and when one may go to another service.
 //!
-//! A service wants a port while a cluster reports it as TCP and it is exported: by that cluster, or by an operator's
-//! ServiceExport of its name. A port given up stays its service's for [`GRACE_MS`], so that a client that kept the address
-//! does not reach another service; ports never used come first, and then the one that was given up longest ago.
+//! A TCP port of a service wants one while a cluster reports it and the service is exported: by that cluster, or by an
+//! operator's ServiceExport of its name. One that is given up stays its service's for [`GRACE_MS`], so that a client that kept
+//! the address does not reach another service; those never used come first, and then the one that was given up longest ago.
+//!
+//! Until format 4 a service had one port, whose number did not matter: [`ANY_PORT`] stands in its place. The state's way into
+//! format 4 gives those slots the numbers that they are for.
 //!
 //! Only `held` is part of the state; the rest is an index that follows from it and from the reports and resources.
 
@@ -10,13 +13,18 @@ use std::collections::BTreeMap;
 
 use imbl::{OrdMap, OrdSet};
 
-/// Namespace and name.
-pub(super) type Name = (String, String);
+/// Namespace and name of a service, and its port.
+pub(super) type Name = (String, String, u32);
+
+/// The port of a service that has one, whatever its number.
+pub(super) const ANY_PORT: u32 = 0;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Slots {
     held: OrdMap<Name, Slot>,
     wants: OrdMap<Name, Want>,
+    /// Services for which a ServiceExport exists.
+    operators: OrdSet<(String, String)>,
     /// Wanted and not held.
     waiting: OrdSet<Name>,
     /// Given up: since when, and by whom.
@@ -37,22 +45,11 @@ pub(super) struct Slot {
     pub(super) freed_unix_ms: Option<i64>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Want {
-    /// Cluster that reports it as TCP → whether that cluster exports it.
-    reporters: BTreeMap<String, bool>,
-    /// A ServiceExport of this name exists.
-    operator: bool,
-}
-
-impl Want {
-    fn is_wanted(&self) -> bool {
-        !self.reporters.is_empty() && (self.operator || self.reporters.values().any(|exported| *exported))
-    }
-}
+/// Cluster that reports it as TCP → whether that cluster exports it.
+type Want = BTreeMap<String, bool>;
 
 impl Slots {
-    /// Services and their slots, given up or not.
+    /// Ports of services and their slots, given up or not.
     pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Slot)> {
         self.held.iter()
     }
@@ -67,20 +64,32 @@ impl Slots {
     ) {
         for name in before.keys().filter(|name| !now.contains_key(*name)) {
             self.change(name, unix_ms, |want| {
-                want.reporters.remove(cluster);
+                want.remove(cluster);
             });
         }
         for (name, exported) in now.iter().filter(|(name, exported)| before.get(*name) != Some(exported)) {
             self.change(name, unix_ms, |want| {
-                want.reporters.insert(cluster.to_owned(), *exported);
+                want.insert(cluster.to_owned(), *exported);
             });
         }
         self.settle(unix_ms);
     }
 
     /// A ServiceExport of this name was created or deleted.
-    pub(super) fn operator_exports(&mut self, name: &Name, exists: bool, unix_ms: i64) {
-        self.change(name, unix_ms, |want| want.operator = exists);
+    pub(super) fn operator_exports(&mut self, service: &(String, String), exists: bool, unix_ms: i64) {
+        match exists {
+            true => self.operators.insert(service.clone()),
+            false => self.operators.remove(service),
+        };
+        let (namespace, name) = service.clone();
+        let ports: Vec<Name> = self
+            .wants
+            .range((namespace.clone(), name.clone(), 0)..=(namespace, name, u32::MAX))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in ports {
+            self.change(&name, unix_ms, |_| {});
+        }
         self.settle(unix_ms);
     }
 
@@ -89,26 +98,33 @@ impl Slots {
         self.hold(name, slot);
     }
 
-    /// Puts back a want, without giving out anything: what waits was waiting when the image was made.
-    pub(super) fn restore_want(&mut self, name: &Name, change: WantChange<'_>) {
-        let mut want = self.wants.get(name).cloned().unwrap_or_default();
+    /// Puts back a want, without giving out anything: what waits was waiting when the image was made. Operators' exports come
+    /// first.
+    pub(super) fn restore_want(&mut self, change: WantChange<'_>) {
         match change {
-            WantChange::Reported { cluster, exported } => {
-                want.reporters.insert(cluster.to_owned(), exported);
+            WantChange::Operator { service } => drop(self.operators.insert(service)),
+            WantChange::Reported { name, cluster, exported } => {
+                let mut want = self.wants.get(&name).cloned().unwrap_or_default();
+                want.insert(cluster.to_owned(), exported);
+                if self.is_wanted(&name, &want) && !self.held.contains_key(&name) {
+                    self.waiting.insert(name.clone());
+                }
+                self.wants.insert(name, want);
             }
-            WantChange::Operator => want.operator = true,
         }
-        if want.is_wanted() && !self.held.contains_key(name) {
-            self.waiting.insert(name.clone());
-        }
-        self.wants.insert(name.clone(), want);
+    }
+
+    fn is_wanted(&self, name: &Name, want: &Want) -> bool {
+        let (namespace, service, _) = name;
+        let by_operator = || self.operators.contains(&(namespace.clone(), service.clone()));
+        !want.is_empty() && (want.values().any(|exported| *exported) || by_operator())
     }
 
     fn change(&mut self, name: &Name, unix_ms: i64, change: impl FnOnce(&mut Want)) {
         let mut want = self.wants.get(name).cloned().unwrap_or_default();
         change(&mut want);
-        let wanted = want.is_wanted();
-        if want == Want::default() {
+        let wanted = self.is_wanted(name, &want);
+        if want.is_empty() {
             self.wants.remove(name);
         } else {
             self.wants.insert(name.clone(), want);
@@ -133,11 +149,10 @@ impl Slots {
     }
 
     /// Gives slots to those who wait, in the order of their names.
-    fn settle(&mut self, unix_ms: i64) {
+    pub(super) fn settle(&mut self, unix_ms: i64) {
         for name in self.waiting.clone() {
             let Some(want) = self.wants.get(&name) else { continue };
-            let taken =
-                want.reporters.keys().find_map(|cluster| Some((cluster.clone(), self.free_slot(cluster, unix_ms)?)));
+            let taken = want.keys().find_map(|cluster| Some((cluster.clone(), self.free_slot(cluster, unix_ms)?)));
             if let Some((cluster, slot)) = taken {
                 if let FreeSlot::Reused { from, .. } = &slot {
                     self.release(from);
@@ -190,10 +205,10 @@ impl Slots {
 
 /// See [`Slots::restore_want`].
 pub(super) enum WantChange<'a> {
-    /// This cluster reports the service as TCP.
-    Reported { cluster: &'a str, exported: bool },
+    /// This cluster reports the service's port as TCP.
+    Reported { name: Name, cluster: &'a str, exported: bool },
     /// A ServiceExport of its name exists.
-    Operator,
+    Operator { service: (String, String) },
 }
 
 enum FreeSlot {

@@ -58,6 +58,8 @@ pub struct Stored {
     pub created_revision: u64,
     /// Revision that changed it last.
     pub modified_revision: u64,
+    /// Cluster whose users wrote it there; empty: an operator.
+    pub origin: String,
 }
 
 /// A cluster whose `Cluster` resource was deleted.
@@ -161,8 +163,9 @@ impl State {
         &self.deleted_clusters
     }
 
-    /// Ports of TCP services that are exported now, by (namespace, name).
-    pub fn tcp_slots(&self) -> impl Iterator<Item = (&(String, String), u32)> {
+    /// The gateways' ports for TCP ports of services that are exported now, by (namespace, name, port); the port is 0 where
+    /// the service has one and the federation's format none for it.
+    pub fn tcp_slots(&self) -> impl Iterator<Item = (&(String, String, u32), u32)> {
         self.slots.held().filter(|(_, slot)| slot.freed_unix_ms.is_none()).map(|(name, slot)| (name, slot.slot))
     }
 

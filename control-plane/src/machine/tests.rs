@@ -1,5 +1,8 @@
 //! Golden outcomes, and properties that hold for any sequence of commands.
 
+mod origins;
+mod ports;
+
 use std::collections::BTreeMap;
 
 use archipelago_raft::StateMachine;
@@ -83,7 +86,7 @@ fn service(name: &str, protocol: Protocol, exported: bool) -> ReportedService {
         port: 80,
         exported,
         versions: vec!["v1".into()],
-        since: 0,
+        ..ReportedService::default()
     }
 }
 
@@ -128,7 +131,7 @@ fn refused(outcome: &Outcome) -> &Refused {
 }
 
 fn slots(machine: &Machine) -> BTreeMap<&str, u32> {
-    machine.state().tcp_slots().map(|((_, name), slot)| (name.as_str(), slot)).collect()
+    machine.state().tcp_slots().map(|((_, name, _), slot)| (name.as_str(), slot)).collect()
 }
 
 /// One line per command: version, and what it answered.
@@ -229,7 +232,7 @@ fn what_this_version_does_not_know_is_never_applied() {
     // An entry of the format before: its first field was a text.
     let before = b"\x0a\x01a\x12\x05actor".to_vec();
     for (bytes, says) in [
-        (later_format.encode_to_vec(), "format 4, this version knows formats up to 3"),
+        (later_format.encode_to_vec(), "format 5, this version knows formats up to 4"),
         (unknown_field, "a field that this version does not know"),
         (nested, "a field that this version does not know"),
         (unknown_action, "an action that this version does not know"),

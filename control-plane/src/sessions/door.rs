@@ -3,6 +3,8 @@
 //! Pure. A bad entry is left out alone and named; the rest is used. What passes here can be compiled into the configuration of
 //! others without hurting them, so the rules are those that a gateway applies to what it is sent.
 
+mod export;
+
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use archipelago_proto::v1::{GatewayHello, Problem, Protocol, ServiceReport};
@@ -13,6 +15,7 @@ use crate::machine::label_problem;
 pub(crate) fn admit_report(services: Vec<ServiceReport>) -> (Vec<ServiceReport>, Vec<Problem>) {
     let mut problems = Problems::default();
     let mut seen = BTreeSet::new();
+    let mut words = export::Words::default();
     let mut admitted = Vec::with_capacity(services.len().min(SERVICES_MAX));
     for mut service in services {
         let refused = service_problem(&service).or_else(|| {
@@ -27,6 +30,7 @@ pub(crate) fn admit_report(services: Vec<ServiceReport>) -> (Vec<ServiceReport>,
             None => {
                 // Counts are for people to read.
                 service.ready = service.ready.min(service.total);
+                export::admit(&mut service, &mut words, &mut problems);
                 admitted.push(service);
             }
         }
@@ -46,19 +50,31 @@ fn service_problem(service: &ServiceReport) -> Option<String> {
     if let Some(problem) = label {
         return Some(problem);
     }
-    match Protocol::try_from(service.protocol) {
-        Ok(Protocol::Unspecified) => return Some("has no protocol".to_owned()),
-        Err(_) => return Some(format!("protocol {} is unknown to this control plane", service.protocol)),
-        Ok(Protocol::Http1 | Protocol::H2c | Protocol::Tcp) => {}
+    let port = protocol_problem(service.protocol).or_else(|| number_problem(service.port));
+    if let Some(problem) = port {
+        return Some(problem);
     }
-    if service.port == 0 || service.port > u32::from(u16::MAX) {
-        return Some(format!("port {} is not between 1 and 65535", service.port));
+    let first = service.ports.first();
+    if first.is_some_and(|first| (first.port, first.protocol) != (service.port, service.protocol)) {
+        return Some(format!("port {} is not the first of its list of ports", service.port));
     }
     if service.versions.len() > VERSIONS_MAX {
         return Some(format!("has {} versions, at most {VERSIONS_MAX} are kept", service.versions.len()));
     }
     let bad = service.versions.iter().find(|version| !is_version(version));
     bad.map(|version| format!("version {:?} is not of letters, digits, '.', '_' and '-', at most 63", cut(version)))
+}
+
+fn protocol_problem(protocol: i32) -> Option<String> {
+    match Protocol::try_from(protocol) {
+        Ok(Protocol::Unspecified) => Some("has no protocol".to_owned()),
+        Err(_) => Some(format!("protocol {protocol} is unknown to this control plane")),
+        Ok(Protocol::Http1 | Protocol::H2c | Protocol::Tcp) => None,
+    }
+}
+
+fn number_problem(port: u32) -> Option<String> {
+    (port == 0 || port > u32::from(u16::MAX)).then(|| format!("port {port} is not between 1 and 65535"))
 }
 
 /// A version may be empty: endpoints that name none.

@@ -216,7 +216,7 @@ fn clusters_of(topology: &Topology) -> Resources {
         .map(|cluster| {
             let resource = Resource::Cluster(Cluster {
                 metadata: Metadata { name: cluster.name.clone(), ..Metadata::default() },
-                spec: ClusterSpec { region: cluster.region.clone(), drained: false },
+                spec: ClusterSpec { region: cluster.region.clone(), drained: false, policies: false },
             });
             (resource.key(), resource)
         })

@@ -25,6 +25,7 @@ use prost::Message;
 
 pub use self::index::{Changed, Index};
 use crate::{
+    export::MergedPort,
     feature,
     id::{ClusterId, ServiceKey},
     resource::{Resource, ResourceKey},
@@ -41,13 +42,14 @@ pub struct FederationState {
     pub resources: BTreeMap<ResourceKey, Resource>,
     /// Cluster → what its agent last reported. Kept while the agent is away: silence is not absence.
     pub reports: BTreeMap<String, Vec<ServiceReport>>,
-    /// Service → cluster → fleet version at which the cluster began to report it with today's protocol and port.
+    /// Service → cluster → fleet version at which the cluster began to report it with today's protocols and ports.
     /// A cluster that is not in it counts as having reported it always.
     pub reported_since: BTreeMap<ServiceKey, BTreeMap<ClusterId, u64>>,
     /// (cluster, gateway) → where it is.
     pub gateways: BTreeMap<(String, String), GatewayRecord>,
-    /// (namespace, service) → port offset of a TCP service.
-    pub tcp_slots: BTreeMap<(String, String), u32>,
+    /// (namespace, service, port) → port offset of a TCP port; the port is 0 where the service's first TCP port is meant,
+    /// whatever its number.
+    pub tcp_slots: BTreeMap<(String, String, u32), u32>,
     /// Certificates that are refused although they are genuine and in date.
     pub revocations: Vec<Revocation>,
 }
@@ -64,7 +66,11 @@ pub struct GatewayRecord {
 /// Compiles what every gateway of `cluster` runs, by resource name.
 ///
 /// - Reports and gateways of a cluster without a `Cluster` resource count for nothing.
-/// - A service appears once a cluster reports it and it is exported from there; a TCP service also needs its port.
+/// - A service appears once a cluster reports it and it is exported from there; a TCP port also needs its offset.
+/// - The ports of all exporters are united ([`crate::export`]); policies are for the whole service, and so are their rules the
+///   same for every port, as far as a cluster has it.
+/// - A **headless** service does not appear: its clients dial its pods by their own addresses, which lead nowhere in another
+///   cluster. That its oldest export is headless makes it so.
 /// - A service whose residency allows no cluster at all does not appear: nobody may serve it.
 #[must_use]
 pub fn compile(state: &FederationState, cluster: &str) -> BTreeMap<String, ConfigResource> {
@@ -128,28 +134,33 @@ pub fn hosts(namespace: &str, name: &str) -> Vec<String> {
     vec![format!("{name}.{namespace}.svc.clusterset.local"), format!("{name}.{namespace}")]
 }
 
-/// What a service is to the federation when its clusters have had their say.
+/// What a service is to the federation when its clusters have had their say; see [`crate::export`].
 ///
-/// The cluster that reported it first says protocol and port, and is believed for as long as it exports the service;
-/// clusters that speak another protocol do not serve it, because no request could be carried over to them.
+/// Of clusters that contradict each other the oldest export is believed, for as long as it is there. A cluster that speaks
+/// another protocol on a port does not serve it, because no request could be carried over to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meaning {
-    /// What its endpoints speak.
+    /// What the endpoints of the first port speak.
     pub protocol: Protocol,
-    /// Under which clients know it.
+    /// The first port: under which clients know it who know of one.
     pub port: u32,
-    /// Who said so first.
+    /// All ports that are carried, the first included.
+    pub ports: Vec<MergedPort>,
+    /// It is listed, and not carried.
+    pub headless: bool,
+    /// Whose word counts.
     pub said_by: ClusterId,
-    /// Clusters that export it, sorted, whatever their health.
+    /// Clusters that export any port of it, sorted, whatever their health.
     pub exporters: Vec<ClusterId>,
-    /// Clusters that say something else, with what they say; those of another protocol are no exporters.
+    /// Clusters that contradict it, with the port about which and what they speak there; those that serve no port at all are
+    /// no exporters.
     pub disagreeing: Vec<(ClusterId, Protocol, u32)>,
 }
 
 /// What `key` means; `None` when no cluster exports it.
 #[must_use]
 pub fn meaning(index: &Index, key: &ServiceKey) -> Option<Meaning> {
-    service::offer(index, key).map(|offer| offer.meaning())
+    service::offer(index, key)?.meaning()
 }
 
 /// Clusters that export a service, sorted, whatever their health.

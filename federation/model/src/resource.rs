@@ -2,7 +2,7 @@
 //!
 //! | kind | namespaced | says |
 //! | --- | --- | --- |
-//! | [`Cluster`] | no | a cluster belongs to the federation, in which region, and whether it is drained |
+//! | [`Cluster`] | no | a cluster belongs to the federation, in which region, whether it is drained, and whether its users may write policies |
 //! | [`ServiceExport`] | yes | other clusters may use this service |
 //! | [`TrafficSplit`] | yes | which share of which requests goes where |
 //! | [`FailoverPolicy`] | yes | where requests go when that fails, and where they never may |

@@ -18,7 +18,7 @@ use archipelago_model::{
     },
 };
 use archipelago_proto::v1::{
-    Backend as CompiledBackend, ConfigResource, GatewayAddresses, Match, NamedMatch, Protocol, RouteRule,
+    Backend as CompiledBackend, ConfigResource, GatewayAddresses, Match, NamedMatch, Protocol, ReportedPort, RouteRule,
     ServiceConfig, ServicePort, ServiceReport, Tier, config_resource::Body, r#match::On, named_match::How,
     service_port::Listener,
 };
@@ -132,7 +132,7 @@ fn the_resources_of_a_gateway() {
         assert_eq!(resource.version.len(), 16);
     }
     let mut state = federation();
-    state.tcp_slots.insert(("shop".into(), "ledger".into()), 3);
+    state.tcp_slots.insert(("shop".into(), "ledger".into(), 0), 3);
     let config = compile(&state, "paris");
     let (ledger, at) = (service(&config, "ledger"), port(&config, "ledger"));
     assert!(matches!(&at.listener, Some(Listener::Tcp(tcp)) if tcp.port_offset == 3));
@@ -241,7 +241,7 @@ fn of_clusters_that_disagree_the_first_to_report_is_believed() {
     for (protocol, name) in [(Protocol::Tcp, "frankfurt"), (Protocol::H2c, "lyon")] {
         state.reports.insert(name.into(), vec![report("checkout", protocol, &["v1"])]);
     }
-    state.tcp_slots.insert(("shop".into(), "checkout".into()), 3);
+    state.tcp_slots.insert(("shop".into(), "checkout".into(), 80), 3);
     for (first, protocol, exporters) in [
         ("paris", Protocol::Http1, &["paris", "tokyo"][..]),
         ("frankfurt", Protocol::Tcp, &["frankfurt"][..]),
@@ -293,7 +293,7 @@ fn a_drained_cluster_stays_listed_and_is_marked() {
 #[test]
 fn a_change_touches_only_what_it_is_about() {
     let mut state = federation();
-    state.tcp_slots.insert(("shop".into(), "ledger".into()), 0);
+    state.tcp_slots.insert(("shop".into(), "ledger".into(), 80), 0);
     let before = compile(&state, "paris");
     with(
         &mut state,
@@ -366,7 +366,7 @@ fn some_state() -> impl Strategy<Value = FederationState> {
         for (name, region) in CLUSTERS.iter().zip(&regions) {
             add(Resource::Cluster(Cluster {
                 metadata: metadata(name, false),
-                spec: ClusterSpec { region: (*region).into(), drained: false },
+                spec: ClusterSpec { region: (*region).into(), drained: false, policies: false },
             }));
         }
         for ((service, split), policy) in SERVICES.iter().zip(splits).zip(policies) {
@@ -398,15 +398,27 @@ fn some_state() -> impl Strategy<Value = FederationState> {
             let present = SERVICES.iter().zip(services).filter(|(_, (present, ..))| *present);
             let reports = present.map(|(service, (_, ready, versions))| ServiceReport {
                 ready,
+                // Some have a second port, which not all clusters have.
+                ports: if ready == 1 { second_port(80 + versions as u32) } else { Vec::new() },
                 ..report(service, if ready == 3 { Protocol::Tcp } else { Protocol::Http1 }, &VERSIONS[..versions])
             });
             state.reports.insert((*cluster).into(), reports.collect());
         }
         for (offset, service) in (0u32..).zip(SERVICES) {
-            state.tcp_slots.insert(("shop".into(), service.into()), offset);
+            state.tcp_slots.insert(("shop".into(), service.into(), offset % 2 * 80), offset);
         }
         state
     })
+}
+
+fn second_port(number: u32) -> Vec<ReportedPort> {
+    let port = |name: &str, port: u32, protocol: Protocol| ReportedPort {
+        name: name.into(),
+        port,
+        protocol: protocol.into(),
+        app_protocol: String::new(),
+    };
+    vec![port("http", 80, Protocol::Http1), port("second", number + 1, Protocol::H2c)]
 }
 
 /// Tells an index everything that is different.
@@ -428,9 +440,10 @@ fn update(index: &mut Index, before: &FederationState, after: &FederationState) 
         let id = GatewayId::new(cluster.as_str(), name.as_str());
         changed.merge(index.set_gateway(&id, after.gateways.get(&(cluster.clone(), name.clone()))));
     }
-    for (namespace, name) in before.tcp_slots.keys().chain(after.tcp_slots.keys()) {
+    for slot in before.tcp_slots.keys().chain(after.tcp_slots.keys()) {
+        let (namespace, name, port) = slot;
         let key = ServiceKey::new(namespace.as_str(), name.as_str());
-        changed.merge(index.set_tcp_offset(&key, after.tcp_slots.get(&(namespace.clone(), name.clone())).copied()));
+        changed.merge(index.set_tcp_offset(&key, *port, after.tcp_slots.get(slot).copied()));
     }
     changed
 }
@@ -478,8 +491,7 @@ proptest! {
                     _ => None,
                 }).unwrap();
                 prop_assert!(!compiled.residency_clusters.is_empty());
-                let port = &compiled.ports[0];
-                for rule in &port.rules {
+                for (port, rule) in compiled.ports.iter().flat_map(|port| port.rules.iter().map(move |rule| (port, rule))) {
                     for used in clusters_of(port, rule) {
                         prop_assert!(residency.allows(&used, &region(&used)), "{} in {:?}", used, rule);
                         prop_assert!(compiled.residency_clusters.contains(&used));
@@ -498,10 +510,11 @@ proptest! {
                     Resource::FailoverPolicy(policy) if policy.spec.service == service.name => Some(policy.spec.clone()),
                     _ => None,
                 });
-                prop_assert!(!service.exporters.is_empty());
-                let port = &service.ports[0];
-                prop_assert!(port.rules.last().unwrap().matches.is_empty());
-                for rule in &port.rules {
+                prop_assert!(!service.exporters.is_empty() && !service.ports.is_empty());
+                let default = policy.is_none_or(|policy| policy.order.is_empty() && policy.residency.is_none());
+                let mut reached = BTreeSet::new();
+                for (port, rule) in service.ports.iter().flat_map(|port| port.rules.iter().map(move |rule| (port, rule))) {
+                    prop_assert!(port.rules.last().unwrap().matches.is_empty());
                     let mut seen = BTreeSet::new();
                     for tier in tiers_of(port, rule) {
                         let here: BTreeSet<&String> = tier.backends.iter().map(|backend| &backend.cluster).collect();
@@ -510,13 +523,13 @@ proptest! {
                         prop_assert!(here.iter().all(|cluster| seen.insert((*cluster).clone())), "twice in {:?}", rule);
                         prop_assert!(tier.backends.iter().all(|backend| backend.weight > 0));
                     }
-                    if policy.as_ref().is_none_or(|policy| policy.order.is_empty() && policy.residency.is_none()) {
-                        prop_assert_eq!(seen.into_iter().collect::<Vec<_>>(), service.exporters.clone());
-                        if service.exporters.iter().any(|exporter| exporter == cluster) {
-                            prop_assert!(tiers_of(port, rule)[0].backends.iter().all(|backend| backend.cluster == cluster));
-                        }
+                    if default && seen.contains(cluster) {
+                        prop_assert!(tiers_of(port, rule)[0].backends.iter().all(|backend| backend.cluster == cluster));
                     }
+                    reached.extend(seen);
                 }
+                // By one port or another.
+                prop_assert!(!default || reached.into_iter().collect::<Vec<_>>() == service.exporters);
             }
         }
     }

@@ -15,6 +15,12 @@ pub(crate) struct ServiceView {
     pub(crate) hosts: Vec<String>,
     pub(crate) protocol: &'static str,
     pub(crate) port: u32,
+    /// All of them, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<PortView>,
+    /// It is listed, and not carried between clusters.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) headless: bool,
     pub(crate) clusters: Vec<ServiceClusterView>,
     /// TCP services: where to connect, at each gateway.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -22,6 +28,16 @@ pub(crate) struct ServiceView {
     /// Clusters that say something else of it than the one that said it first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) disagreements: Vec<DisagreementView>,
+}
+
+/// `services`: one port of a service that has several.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PortView {
+    pub(crate) name: String,
+    pub(crate) port: u32,
+    pub(crate) protocol: &'static str,
+    /// Who has it.
+    pub(crate) clusters: Vec<String>,
 }
 
 /// `services`: a cluster that speaks of a service as of something else.
@@ -60,6 +76,9 @@ pub(crate) struct TcpView {
     pub(crate) gateway: String,
     pub(crate) cluster: String,
     pub(crate) address: String,
+    /// Port of the service, where it has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<u32>,
 }
 
 impl ServiceView {
@@ -68,15 +87,24 @@ impl ServiceView {
         let meant = (protocol(service.protocol()), service.port);
         let disagreements = service.disagreements.iter().map(|said| {
             let (cluster, protocol, port) = (said.cluster.clone(), protocol(said.protocol()), said.port);
-            let effect = if said.ignored { "nothing is sent there" } else { "its port is not used" };
+            let effect = if said.ignored { "nothing is sent there" } else { "that port is not used" };
             let why = format!(
                 "{cluster} reports {protocol} on port {port}, {} reported {} on port {} first: {effect}",
                 service.said_by, meant.0, meant.1
             );
             DisagreementView { cluster, protocol, port, ignored: said.ignored, why }
         });
+        let several = service.ports.len() > 1;
+        let port = |port: &v1::PortStatus| PortView {
+            name: port.name.clone(),
+            port: port.port,
+            protocol: protocol(port.protocol()),
+            clusters: port.exporters.clone(),
+        };
         Self {
             name: format!("{}/{}", service.namespace, service.name),
+            ports: if several { service.ports.iter().map(port).collect() } else { Vec::new() },
+            headless: service.headless,
             disagreements: disagreements.collect(),
             protocol: meant.0,
             hosts: service.hosts,
@@ -98,8 +126,24 @@ impl ServiceView {
             tcp: service
                 .tcp_addresses
                 .into_iter()
-                .map(|tcp| TcpView { gateway: tcp.gateway, cluster: tcp.cluster, address: tcp.address })
+                .map(|tcp| TcpView {
+                    gateway: tcp.gateway,
+                    cluster: tcp.cluster,
+                    address: tcp.address,
+                    port: several.then_some(tcp.port),
+                })
                 .collect(),
+        }
+    }
+}
+
+impl ServiceView {
+    /// What it speaks, and where when that is not one.
+    fn spoken(&self) -> String {
+        match self.ports.as_slice() {
+            _ if self.headless => "headless".to_owned(),
+            [] => self.protocol.to_owned(),
+            ports => ports.iter().map(|port| format!("{}:{}", port.protocol, port.port)).collect::<Vec<_>>().join(","),
         }
     }
 }
@@ -119,7 +163,7 @@ pub(crate) fn service_text(services: &[ServiceView], wide: bool) -> Text {
             let once = |text: &str| Cell::from(if first { text } else { "" });
             let mut cells = vec![
                 once(&service.name),
-                once(service.protocol),
+                once(&service.spoken()),
                 cluster.name.clone().into(),
                 format!("{}/{}", cluster.ready, cluster.total).into(),
                 cluster.weight.map_or_else(|| "-".to_owned(), percent).into(),
@@ -138,7 +182,7 @@ pub(crate) fn service_text(services: &[ServiceView], wide: bool) -> Text {
     for service in services {
         for address in &service.tcp {
             tcp.row([
-                service.name.clone().into(),
+                address.port.map_or_else(|| service.name.clone(), |port| format!("{}:{port}", service.name)).into(),
                 qualified(&address.cluster, &address.gateway).into(),
                 address.address.clone().into(),
             ]);

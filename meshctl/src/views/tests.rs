@@ -203,6 +203,7 @@ fn services_json_and_table() {
             gateway: "gw-1".into(),
             cluster: "paris".into(),
             address: "127.0.0.1:7522".into(),
+            port: 9000,
         }],
         disagreements: vec![v1::Disagreement {
             cluster: "lima".into(),
@@ -211,6 +212,14 @@ fn services_json_and_table() {
             ignored: true,
         }],
         said_by: "paris".into(),
+        ports: vec![v1::PortStatus {
+            port: 9000,
+            protocol: v1::Protocol::Tcp.into(),
+            tcp_slot: Some(0),
+            exporters: vec!["paris".into(), "tokyo".into()],
+            ..Default::default()
+        }],
+        headless: false,
     });
     assert_eq!(
         serde_json::to_value(&ledger).unwrap(),
@@ -237,6 +246,45 @@ shop/ledger   paris/gw-1   127.0.0.1:7522
 shop/ledger: lima reports http on port 80, paris reported tcp on port 9000 first: nothing is sent there
 ";
     assert_eq!(service_text(&[ledger], false).render(false), expected);
+}
+
+#[test]
+fn a_service_with_several_ports_names_them_and_a_headless_one_says_so() {
+    let port = |name: &str, port: u32, protocol: v1::Protocol| v1::PortStatus {
+        name: name.into(),
+        port,
+        protocol: protocol.into(),
+        exporters: vec!["paris".into()],
+        ..Default::default()
+    };
+    let service = |headless: bool| {
+        ServiceView::new(v1::ServiceStatus {
+            namespace: "shop".into(),
+            name: "db".into(),
+            protocol: v1::Protocol::Http1.into(),
+            port: 80,
+            clusters: vec![v1::ServiceClusterStatus {
+                cluster: "paris".into(),
+                state: "ready".into(),
+                ..Default::default()
+            }],
+            tcp_addresses: vec![v1::TcpAddress {
+                gateway: "gw-1".into(),
+                cluster: "paris".into(),
+                address: "127.0.0.1:7522".into(),
+                port: 5_432,
+            }],
+            ports: vec![port("web", 80, v1::Protocol::Http1), port("pg", 5_432, v1::Protocol::Tcp)],
+            headless,
+            ..Default::default()
+        })
+    };
+    let json = serde_json::to_value(service(false)).unwrap();
+    assert_eq!(json["ports"][1], json!({ "name": "pg", "port": 5_432, "protocol": "tcp", "clusters": ["paris"] }));
+    assert_eq!((&json["tcp"][0]["port"], json.get("headless")), (&json!(5_432), None));
+    let text = service_text(&[service(false)], false).render(false);
+    assert!(text.contains("http:80,tcp:5432") && text.contains("shop/db:5432"), "{text}");
+    assert!(service_text(&[service(true)], false).render(false).contains("headless"));
 }
 
 #[test]

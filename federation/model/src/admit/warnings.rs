@@ -7,6 +7,7 @@ use archipelago_proto::v1::{Protocol, ServiceReport};
 use super::{Finding, PROBLEMS_MAX, Resources, residency};
 use crate::{
     document::{suggest, tree::shorten},
+    export,
     resource::{
         Cluster, FailoverPolicySpec, FailoverTier, LOCAL, Resource, ResourceKey, ServiceExportSpec, TrafficSplitSpec,
     },
@@ -144,7 +145,8 @@ fn traffic_split(key: &ResourceKey, spec: &TrafficSplitSpec, fleet: &Fleet<'_>, 
         }
     }
     let Some(runs) = fleet.runs(service, "spec.service", notes) else { return };
-    if runs.values().all(|report| report.protocol() == Protocol::Tcp) {
+    let mut ports = runs.values().flat_map(|report| export::ports_of(report));
+    if ports.all(|port| port.protocol() == Protocol::Tcp) {
         if !spec.routes.is_empty() {
             notes.add(
                 "spec.routes",

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use archipelago_proto::v1::{Protocol, Revocation, ServiceReport};
+use archipelago_proto::v1::{Exporter, Revocation, ServiceReport};
 
 use super::{FederationState, GatewayRecord};
 use crate::{
+    export,
     id::{ClusterId, GatewayId, ServiceKey},
     resource::{ClusterSpec, FailoverPolicySpec, Kind, Resource, ResourceKey, ServiceExportSpec, TrafficSplitSpec},
 };
@@ -35,18 +36,29 @@ pub(super) struct Facts {
     /// As `splits`.
     pub(super) policies: BTreeMap<String, FailoverPolicySpec>,
     pub(super) reports: BTreeMap<ClusterId, Report>,
-    pub(super) tcp_offset: Option<u32>,
+    /// Port → offset; 0 stands for the first TCP port.
+    pub(super) tcp_offsets: BTreeMap<u32, u32>,
 }
 
 /// What a cluster says of a service, as far as configuration depends on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Report {
-    pub(super) protocol: Protocol,
-    pub(super) port: u32,
     pub(super) exported: bool,
     pub(super) versions: Vec<String>,
-    /// Fleet version at which it began to say so; 0: always.
-    pub(super) since: u64,
+    /// Its ports and its age.
+    pub(super) says: Exporter,
+}
+
+impl Report {
+    fn of(cluster: &ClusterId, report: &ServiceReport, since: u64) -> Self {
+        let mut says = export::exporter(cluster.as_str(), report, since);
+        // What only imports have a use for.
+        if let Some(facts) = &mut says.facts {
+            facts.labels.clear();
+            facts.annotations.clear();
+        }
+        Self { exported: report.exported, versions: report.versions.clone(), says }
+    }
 }
 
 /// Which results a change may have touched.
@@ -102,8 +114,8 @@ impl Index {
         for ((cluster, name), record) in &state.gateways {
             index.set_gateway(&GatewayId::new(cluster.as_str(), name.as_str()), Some(record));
         }
-        for ((namespace, name), offset) in &state.tcp_slots {
-            index.set_tcp_offset(&ServiceKey::new(namespace.as_str(), name.as_str()), Some(*offset));
+        for ((namespace, name, port), offset) in &state.tcp_slots {
+            index.set_tcp_offset(&ServiceKey::new(namespace.as_str(), name.as_str()), *port, Some(*offset));
         }
         index
     }
@@ -186,13 +198,7 @@ impl Index {
         let mut changed = Changed::default();
         for report in reports {
             let key = ServiceKey::new(report.namespace.as_str(), report.name.as_str());
-            let report = Report {
-                protocol: report.protocol(),
-                port: report.port,
-                exported: report.exported,
-                versions: report.versions.clone(),
-                since: since(&key),
-            };
+            let report = Report::of(cluster, report, since(&key));
             gone.remove(&key);
             let before = self.facts.get(&key).and_then(|facts| facts.reports.get(cluster));
             if before != Some(&report) {
@@ -216,12 +222,17 @@ impl Index {
         Changed::shared(set(&mut self.gateways, id, record))
     }
 
-    /// Sets, or with `None` takes back, the port offset of a TCP service.
-    pub fn set_tcp_offset(&mut self, service: &ServiceKey, offset: Option<u32>) -> Changed {
-        if self.facts.get(service).and_then(|facts| facts.tcp_offset) == offset {
+    /// Sets, or with `None` takes back, the port offset of a TCP port; 0 stands for the first one of the service.
+    pub fn set_tcp_offset(&mut self, service: &ServiceKey, port: u32, offset: Option<u32>) -> Changed {
+        if self.facts.get(service).and_then(|facts| facts.tcp_offsets.get(&port).copied()) == offset {
             return Changed::default();
         }
-        self.edit(service, |facts| facts.tcp_offset = offset);
+        self.edit(service, |facts| {
+            match offset {
+                Some(offset) => facts.tcp_offsets.insert(port, offset),
+                None => facts.tcp_offsets.remove(&port),
+            };
+        });
         Changed::service(service.clone())
     }
 

@@ -3,79 +3,106 @@
 use std::collections::BTreeMap;
 
 use archipelago_proto::v1::{
-    self as proto, HttpListener, Match, NamedMatch, PathMatch, Protocol, RouteRule, ServiceConfig, ServicePort,
-    TcpListener, r#match::On, named_match, path_match, service_port::Listener, sticky,
+    self as proto, ExportType, Exporter, FailoverChain, HttpListener, Match, NamedMatch, PathMatch, Protocol,
+    ReportedPort, RouteRule, ServiceConfig, ServicePort, TcpListener, r#match::On, named_match, path_match,
+    service_port::Listener, sticky,
 };
 
 use super::{
     Index, Meaning, hosts,
-    index::Report,
+    index::{Facts, Report},
     tiers::{self, Chains},
 };
 use crate::{
+    export::{self, MergedPort, Transport},
     id::{ClusterId, ServiceKey},
     resource::{Backend, Failback, FailbackMode, Route, RouteMatch, Sticky},
 };
 
 /// What the clusters together offer under one name.
 pub(super) struct Offer<'i> {
-    first: (&'i ClusterId, &'i Report),
-    /// Cluster → versions it reports.
-    pub(super) exporters: BTreeMap<&'i ClusterId, &'i [String]>,
-    disagreeing: Vec<(&'i ClusterId, &'i Report)>,
+    /// Whose word counts for the first port.
+    said_by: &'i str,
+    headless: bool,
+    /// What is carried; never empty.
+    ports: Vec<MergedPort>,
+    /// Cluster that serves any port → what it reports.
+    exporters: BTreeMap<&'i ClusterId, &'i Report>,
+    disagreeing: Vec<(&'i ClusterId, Protocol, u32)>,
 }
 
 impl Offer<'_> {
-    pub(super) fn meaning(&self) -> Meaning {
-        let (said_by, said) = self.first;
-        Meaning {
-            protocol: said.protocol,
-            port: said.port,
-            said_by: said_by.clone(),
+    pub(super) fn meaning(&self) -> Option<Meaning> {
+        let first = self.ports.first()?;
+        let owned = |(cluster, protocol, port): &(&ClusterId, Protocol, u32)| ((*cluster).clone(), *protocol, *port);
+        Some(Meaning {
+            protocol: first.protocol,
+            port: first.port,
+            ports: self.ports.clone(),
+            headless: self.headless,
+            said_by: ClusterId::new(self.said_by),
             exporters: self.exporters.keys().map(|cluster| (*cluster).clone()).collect(),
-            disagreeing: self.disagreeing.iter().map(|(at, says)| ((*at).clone(), says.protocol, says.port)).collect(),
-        }
+            disagreeing: self.disagreeing.iter().map(owned).collect(),
+        })
+    }
+
+    /// Cluster that serves this port → versions that it reports.
+    fn versions(&self, port: &MergedPort) -> Versions<'_> {
+        let serves = |(cluster, _): &(&&ClusterId, &&Report)| is_exporter(port, cluster);
+        self.exporters.iter().filter(serves).map(|(cluster, report)| (*cluster, report.versions.as_slice())).collect()
     }
 }
 
-/// Merges the reports of a service, see [`Meaning`].
+/// Cluster → versions that it reports, of those that serve a port.
+pub(super) type Versions<'a> = BTreeMap<&'a ClusterId, &'a [String]>;
+
+/// Merges what is reported of a service.
 ///
 /// Age decides, and it is in the replicated state: the result is the same after a restart, on every member, and when
-/// another cluster joins. Of clusters as old as each other the first by name is believed.
+/// another cluster joins.
 pub(super) fn offer<'i>(index: &'i Index, key: &ServiceKey) -> Option<Offer<'i>> {
     let facts = index.facts.get(key)?;
-    let exported = || {
-        facts.reports.iter().filter(|(cluster, report)| {
-            index.clusters.contains_key(*cluster)
-                && report.protocol != Protocol::Unspecified
-                && facts.exports(cluster, report)
-        })
+    let exported: Vec<(&ClusterId, &Report)> = facts
+        .reports
+        .iter()
+        .filter(|(cluster, report)| index.clusters.contains_key(*cluster) && facts.exports(cluster, report))
+        .collect();
+    let merged = export::merge(exported.iter().map(|(_, report)| &report.says));
+    let ports: Vec<MergedPort> = merged.ports.into_iter().filter(|port| port.transport == Transport::Tcp).collect();
+    let first = ports.first()?;
+    let has_first = |exporter: &&&Exporter| {
+        exporter.ports.iter().any(|own| (own.port, own.protocol()) == (first.port, first.protocol))
     };
-    let first = exported().min_by_key(|(_, report)| report.since)?;
-    let (_, said) = first;
+    let by_age = export::oldest_first(exported.iter().map(|(_, report)| &report.says));
+    let said_by = by_age.iter().find(has_first)?.cluster.as_str();
+    let exporters = exported.iter().copied().filter(|(cluster, _)| ports.iter().any(|port| is_exporter(port, cluster)));
+    let disagreeing = exported.iter().flat_map(|(cluster, report)| {
+        let contradicts = |own: &&ReportedPort| {
+            let known = own.protocol() != Protocol::Unspecified;
+            known && !ports.iter().any(|port| (port.port, port.protocol) == (own.port, own.protocol()))
+        };
+        report.says.ports.iter().filter(contradicts).map(|own| (*cluster, own.protocol(), own.port))
+    });
     Some(Offer {
-        first,
-        exporters: exported()
-            .filter(|(_, report)| report.protocol == said.protocol)
-            .map(|(cluster, report)| (cluster, report.versions.as_slice()))
-            .collect(),
-        disagreeing: exported()
-            .filter(|(_, report)| (report.protocol, report.port) != (said.protocol, said.port))
-            .collect(),
+        said_by,
+        headless: merged.kind == ExportType::Headless,
+        exporters: exporters.collect(),
+        disagreeing: disagreeing.collect(),
+        ports,
     })
+}
+
+fn is_exporter(port: &MergedPort, cluster: &ClusterId) -> bool {
+    port.exporters.iter().any(|name| *cluster == **name)
 }
 
 /// The configuration of one service for the gateways of `cluster`; `None` while nobody may or can serve it.
 pub(super) fn compile(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> Option<ServiceConfig> {
     let offer = offer(index, key)?;
+    if offer.headless {
+        return None;
+    }
     let facts = index.facts.get(key)?;
-    let (_, said) = offer.first;
-    let hosts = hosts(&key.namespace, &key.name);
-    let listener = match said.protocol {
-        Protocol::Tcp => Listener::Tcp(TcpListener { port_offset: facts.tcp_offset? }),
-        Protocol::Http1 | Protocol::H2c => Listener::Http(HttpListener { hosts: hosts.clone() }),
-        Protocol::Unspecified => return None,
-    };
     let policy = facts.policy();
     let residency = policy.and_then(|policy| policy.residency.as_ref());
     let allowed = |cluster: &str| {
@@ -91,14 +118,79 @@ pub(super) fn compile(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> O
         return None;
     }
 
-    let order = tiers::order(index, &offer, policy.map_or(&[], |policy| &policy.order), cluster, &allowed);
-    let mut chains = Chains::new(&order, &offer);
-    let mut rule = |name: String, matches: Vec<Match>, backends: &[Backend]| RouteRule {
-        name,
-        matches,
-        backends: backends.iter().filter(|backend| allowed(&backend.cluster)).map(weighted).collect(),
-        chain: chains.of(backends),
-        ..RouteRule::default()
+    let hosts = hosts(&key.namespace, &key.name);
+    let first_tcp = offer.ports.iter().find(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
+    let mut ports = Vec::with_capacity(offer.ports.len());
+    for port in &offer.ports {
+        let listener = match port.protocol {
+            Protocol::Tcp => {
+                let of_first = || facts.tcp_offsets.get(&ANY_PORT).filter(|_| first_tcp == Some(port.port));
+                // Until it has one nobody could connect to it.
+                let Some(offset) = facts.tcp_offsets.get(&port.port).or_else(of_first) else { continue };
+                Listener::Tcp(TcpListener { port_offset: *offset })
+            }
+            Protocol::Http1 | Protocol::H2c => Listener::Http(HttpListener { hosts: hosts.clone() }),
+            Protocol::Unspecified => continue,
+        };
+        let (rules, chains) = rules(index, facts, &offer, port, cluster, &allowed);
+        ports.push(ServicePort {
+            name: port.name.clone(),
+            port: port.port,
+            protocol: port.protocol.into(),
+            listener: Some(listener),
+            sticky: facts.split().and_then(|split| split.sticky.as_ref()).map(sticky_key),
+            rules,
+            chains,
+        });
+    }
+    match ports.as_mut_slice() {
+        [] => return None,
+        [only] => only.name.clear(),
+        _ => {}
+    }
+
+    let mut avoid_clusters = policy.map_or_else(Vec::new, |policy| policy.avoid.clone());
+    avoid_clusters.sort();
+    avoid_clusters.dedup();
+    Some(ServiceConfig {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        hosts,
+        ports,
+        failback: Some(failback(policy.map_or_else(Failback::default, |policy| policy.failback.clone()))),
+        residency_clusters,
+        exporters: offer.exporters.keys().map(ToString::to_string).collect(),
+        avoid_clusters,
+        backend_settings: None,
+    })
+}
+
+/// The rules of one port. A split or an order is for the whole service: what it says of a cluster that exports other ports and
+/// not this one does not count here.
+fn rules(
+    index: &Index,
+    facts: &Facts,
+    offer: &Offer<'_>,
+    port: &MergedPort,
+    cluster: &ClusterId,
+    allowed: &impl Fn(&str) -> bool,
+) -> (Vec<RouteRule>, Vec<FailoverChain>) {
+    let versions = offer.versions(port);
+    let order = tiers::order(index, &versions, facts.policy().map_or(&[], |policy| &policy.order), cluster, allowed);
+    let mut chains = Chains::new(&order, &versions);
+    let elsewhere = |cluster: &str| {
+        let cluster = ClusterId::new(cluster);
+        offer.exporters.contains_key(&cluster) && !versions.contains_key(&cluster)
+    };
+    let mut rule = |name: String, matches: Vec<Match>, backends: &[Backend]| {
+        let usable = |backend: &&Backend| allowed(&backend.cluster) && !elsewhere(&backend.cluster);
+        RouteRule {
+            name,
+            matches,
+            backends: backends.iter().filter(usable).map(weighted).collect(),
+            chain: chains.of(backends),
+            ..RouteRule::default()
+        }
     };
     let split = facts.split();
     let (routes, backends): (&[Route], &[Backend]) = split.map_or((&[], &[]), |split| (&split.routes, &split.backends));
@@ -109,29 +201,7 @@ pub(super) fn compile(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> O
         .collect();
     let last = if backends.is_empty() { "default" } else { "backends" };
     rules.push(rule(last.to_owned(), Vec::new(), backends));
-
-    let mut avoid_clusters = policy.map_or_else(Vec::new, |policy| policy.avoid.clone());
-    avoid_clusters.sort();
-    avoid_clusters.dedup();
-    Some(ServiceConfig {
-        namespace: key.namespace.to_string(),
-        name: key.name.to_string(),
-        hosts,
-        ports: vec![ServicePort {
-            name: String::new(),
-            port: said.port,
-            protocol: said.protocol.into(),
-            listener: Some(listener),
-            sticky: split.and_then(|split| split.sticky.as_ref()).map(sticky_key),
-            rules,
-            chains: chains.into_vec(),
-        }],
-        failback: Some(failback(policy.map_or_else(Failback::default, |policy| policy.failback.clone()))),
-        residency_clusters,
-        exporters: offer.exporters.keys().map(ToString::to_string).collect(),
-        avoid_clusters,
-        backend_settings: None,
-    })
+    (rules, chains.into_vec())
 }
 
 fn weighted(backend: &Backend) -> proto::Backend {
@@ -173,3 +243,6 @@ fn failback(failback: Failback) -> proto::Failback {
         automatic: failback.mode == FailbackMode::Auto,
     }
 }
+
+/// Stands for the first TCP port of a service, whatever its number: until several ports, the number did not matter.
+const ANY_PORT: u32 = 0;

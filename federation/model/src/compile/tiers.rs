@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_proto::v1::{self as proto, FailoverChain, Tier};
 
-use super::{Index, service::Offer};
+use super::{Index, service::Versions};
 use crate::{
     id::ClusterId,
     resource::{Backend, FailoverTier, LOCAL, SAME},
@@ -17,7 +17,7 @@ use crate::{
 /// Drained and avoided clusters stay: whether to use them is decided with what the gateway knows of the others.
 pub(super) fn order<'i>(
     index: &Index,
-    offer: &Offer<'i>,
+    exporters: &Versions<'i>,
     order: &[FailoverTier],
     local: &ClusterId,
     allowed: &impl Fn(&str) -> bool,
@@ -34,8 +34,7 @@ pub(super) fn order<'i>(
             wanted.is_some() && region_of(cluster) == wanted
         }),
     };
-    let mut left: Vec<&'i ClusterId> =
-        offer.exporters.keys().copied().filter(|cluster| allowed(cluster.as_str())).collect();
+    let mut left: Vec<&'i ClusterId> = exporters.keys().copied().filter(|cluster| allowed(cluster.as_str())).collect();
     let mut tiers = Vec::new();
     let mut take = |belongs: &dyn Fn(&str) -> bool| {
         let (tier, rest): (Vec<_>, Vec<_>) = left.iter().partition(|cluster| belongs(cluster.as_str()));
@@ -65,15 +64,15 @@ pub(super) fn order<'i>(
 /// All clusters of a tier weigh the same.
 pub(super) struct Chains<'a> {
     order: &'a [Vec<&'a ClusterId>],
-    offer: &'a Offer<'a>,
+    exporters: &'a Versions<'a>,
     /// By what is wanted: the index into `chains`.
     known: BTreeMap<BTreeMap<String, u64>, u32>,
     chains: Vec<FailoverChain>,
 }
 
 impl<'a> Chains<'a> {
-    pub(super) fn new(order: &'a [Vec<&'a ClusterId>], offer: &'a Offer<'a>) -> Self {
-        Self { order, offer, known: BTreeMap::new(), chains: Vec::new() }
+    pub(super) fn new(order: &'a [Vec<&'a ClusterId>], exporters: &'a Versions<'a>) -> Self {
+        Self { order, exporters, known: BTreeMap::new(), chains: Vec::new() }
     }
 
     /// The chain of a rule with these backends; `None` when no cluster is left to try.
@@ -86,7 +85,7 @@ impl<'a> Chains<'a> {
             return Some(*known);
         }
         let next = u32::try_from(self.chains.len()).ok()?;
-        self.chains.push(FailoverChain { tiers: versioned(self.order, self.offer, &wanted) });
+        self.chains.push(FailoverChain { tiers: versioned(self.order, self.exporters, &wanted) });
         self.known.insert(wanted, next);
         Some(next)
     }
@@ -96,14 +95,13 @@ impl<'a> Chains<'a> {
     }
 }
 
-fn versioned(order: &[Vec<&ClusterId>], offer: &Offer<'_>, wanted: &BTreeMap<String, u64>) -> Vec<Tier> {
+fn versioned(order: &[Vec<&ClusterId>], exporters: &Versions<'_>, wanted: &BTreeMap<String, u64>) -> Vec<Tier> {
     let total: u64 = wanted.values().sum::<u64>().max(1);
     order
         .iter()
         .map(|clusters| {
             let backends = clusters.iter().flat_map(|cluster| {
-                let reported: BTreeSet<&str> = offer
-                    .exporters
+                let reported: BTreeSet<&str> = exporters
                     .get(cluster)
                     .into_iter()
                     .flat_map(|versions| versions.iter().map(String::as_str))

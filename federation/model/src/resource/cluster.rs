@@ -14,6 +14,9 @@ pub struct ClusterSpec {
     /// Takes no new requests while another cluster can; `meshctl cluster drain`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Its users may write policies there, which then count in the whole federation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policies: bool,
 }
 
 impl Spec for ClusterSpec {
@@ -24,7 +27,8 @@ impl Spec for ClusterSpec {
         };
         let region = fields.text("region", out);
         let drained = fields.optional("drained").is_some_and(|cursor| cursor.boolean(out));
+        let policies = fields.optional("policies").is_some_and(|cursor| cursor.boolean(out));
         fields.finish(out);
-        Some(Self { region, drained })
+        Some(Self { region, drained, policies })
     }
 }
