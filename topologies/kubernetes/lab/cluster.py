@@ -224,9 +224,10 @@ class Cluster:
             tasks = {line.split()[0]: line.split()[1] for line in self.ctr(number, "tasks", "list").stdout.splitlines()[1:]}
             wanted = f'labels."io.kubernetes.pod.namespace"=={namespace},labels."io.kubernetes.pod.name"=={pod}'
             for container in self.ctr(number, "containers", "list", "-q", wanted).stdout.split():
-                pid = tasks.get(container, "0")
-                if pid != "0" and pathlib.Path(f"/proc/{pid}/comm").read_text().startswith(program[:15]):
-                    return int(pid)
+                comm = pathlib.Path(f"/proc/{tasks.get(container, '0')}/comm")
+                # One that has just ended is still listed.
+                if comm.exists() and comm.read_text().startswith(program[:15]):
+                    return int(comm.parent.name)
         raise LabError(f"no running pod {namespace}/{pod} in {self.name}")
 
     def kill_pod(self, namespace, pod):

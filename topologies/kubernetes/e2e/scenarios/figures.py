@@ -1,0 +1,128 @@
+"""Measured, never asserted: how fast a change is seen, and what a large cluster costs."""
+
+import statistics
+import time
+
+import apps
+from world import SYSTEM, wait_until
+
+from . import scenario
+from .joining import URL
+
+
+@scenario("figures: pod readiness change until the remote gateway uses it")
+def readiness(world, report):
+    """One pod with a readiness gate; its condition is patched, and a caller in another cluster asks until it sees it."""
+    world.apply("tokyo", gated(world))
+    world.apply("tokyo", apps.export("gate"))
+    pod = wait_until("the pod", lambda: running(world), 60)
+    address = world.import_address("paris", "shop/gate")
+    pid = world["paris"].pod_process(apps.WEB, "client-1")
+    seen = []
+    try:
+        for turn in range(2 * world.rounds):
+            ready = turn % 2 == 0
+            began = time.monotonic()
+            set_ready(world, pod, ready)
+            patched = time.monotonic()
+            wait_until("the change", lambda: answers(world, pid, address) == ready, 30, 0)
+            seen.append((time.monotonic() - patched, time.monotonic() - began))
+        after = sorted(each[0] * 1000 for each in seen)
+        report.figure("readiness condition written until a remote caller sees it, p50", round(statistics.median(after)), "ms")
+        report.figure("…, p99", round(after[min(len(after) - 1, int(len(after) * 0.99))]), "ms")
+        report.figure("…, changes measured", len(after), "changes")
+    finally:
+        for kind in ("deployment", "service", "serviceexports.multicluster.x-k8s.io"):
+            world.kubectl("tokyo", "delete", kind, "gate", "-n", apps.SHOP, "--ignore-not-found")
+
+
+def gated(world):
+    """A backend whose readiness is ours to say."""
+    objects = apps.backend(world.image_name, "tokyo", name="gate", replicas=1)
+    objects["items"][0]["spec"]["template"]["spec"]["readinessGates"] = [{"conditionType": "lab.test/gate"}]
+    return objects
+
+
+def running(world):
+    """The one pod, once it runs."""
+    pods = (world.get("tokyo", "pods", "-n", apps.SHOP, "-l", "app=gate") or {"items": []})["items"]
+    return next((pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Running"), None)
+
+
+def set_ready(world, pod, ready):
+    """Writes the gate's condition; the kubelet derives the pod's readiness from it."""
+    status = f'{{"status":{{"conditions":[{{"type":"lab.test/gate","status":"{ready}"}}]}}}}'
+    world.kubectl("tokyo", "-n", apps.SHOP, "patch", "pod", pod, "--subresource=status", "-p", status)
+
+
+def answers(world, pid, address):
+    """Whether a request from the client's network is answered with 200."""
+    host = "Host: gate.shop.svc.clusterset.local"
+    ask = ["curl", "-s", "-o", "/dev/null", "-m", "2", "-w", "%{http_code}", "-H", host, f"http://{address}/"]
+    return world.run("nsenter", f"--net=/proc/{pid}/ns/net", *ask, check=False).strip() == "200"
+
+
+@scenario("figures: 2,000 services with 20,000 endpoints in one cluster", clusters=2)
+def large(world, report):
+    """Objects on the real API server, endpoints by hand: what counts is what agent and gateway hold of them."""
+    before = memory(world)
+    count = world.large_services
+    namespaces = [apps.namespace(f"large-{number}") for number in range(10)]
+    world.apply("tokyo", apps.text(*namespaces))
+    for number in range(10):
+        items = [each for index in range(number, count, 10) for each in service_with_endpoints(f"large-{number}", index)]
+        world.kubectl("tokyo", "create", "-f", "-", stdin=apps.text(*items), timeout=600)
+    wait_until("the agents to know them", lambda: known(world) >= count, 120, 1)
+    after = memory(world)
+    for component in after:
+        report.figure(f"memory of the largest {component} in tokyo before", round(before[component]), "MB")
+        report.figure(f"memory of the largest {component} in tokyo with {count} services × 10 endpoints", round(after[component]), "MB")
+    status, _ = world.curl("paris", "client-1", URL)
+    report.check(status == 200, "traffic goes on")
+    world.kubectl("tokyo", "delete", "namespace", *(f"large-{number}" for number in range(10)), "--wait=false")
+
+
+def service_with_endpoints(namespace, index):
+    """A Service without a selector and a slice with ten addresses that nobody has."""
+    name = f"service-{index}"
+    labels = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "lab.test"}
+    addresses = [f"10.250.{(index * 10 + n) // 250}.{(index * 10 + n) % 250 + 1}" for n in range(10)]
+    yield {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+    }
+    yield {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-a", "namespace": namespace, "labels": labels},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    }
+
+
+def memory(world, cluster="tokyo"):
+    """Resident megabytes of the largest agent and the largest gateway of a cluster."""
+    largest = {}
+    for component in ("agent", "gateway"):
+        selector = f"app.kubernetes.io/component={component}"
+        for pod in world.get(cluster, "pods", "-n", SYSTEM, "-l", selector)["items"]:
+            pid = world[cluster].pod_process(SYSTEM, pod["metadata"]["name"], f"archipelago-{component}")
+            status = open(f"/proc/{pid}/status", encoding="utf-8").read()
+            kilobytes = int(status.split("VmRSS:")[1].split()[0])
+            largest[component] = max(largest.get(component, 0), kilobytes / 1000)
+    return largest
+
+
+def known(world, cluster="tokyo"):
+    """Services that the leading agent holds, by its metrics."""
+    most = 0
+    for pod in world.get(cluster, "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=agent")["items"]:
+        name = pod["metadata"]["name"]
+        text = world.kubectl(cluster, "get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{name}:7491/proxy/metrics", check=False)
+        for line in text.splitlines():
+            if line.startswith("mesh_agent_services"):
+                most = max(most, int(float(line.split()[-1])))
+    return most
