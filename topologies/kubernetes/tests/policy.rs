@@ -127,7 +127,7 @@ const USED: &[(&str, &str, &str, &[&str])] = &[
     ("", "multicluster.x-k8s.io", "serviceexports/status", &["patch"]),
     ("", "", "services", &["create", "patch", "delete"]),
     ("", "discovery.k8s.io", "endpointslices", &["create", "patch", "delete"]),
-    ("", "about.k8s.io", "clusterproperties", &["list", "watch", "create", "patch", "delete"]),
+    ("", "about.k8s.io", "clusterproperties", &["create", "patch"]),
     // federation/kubernetes/src/policy: policies that users wrote.
     ("", "archipelago.dev", "trafficsplits", &["list", "watch"]),
     ("", "archipelago.dev", "failoverpolicies", &["list", "watch"]),
