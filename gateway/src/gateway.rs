@@ -376,8 +376,8 @@ impl ControlTasks {
                 if drain.is_cancelled() {
                     return Err("draining".to_owned());
                 }
-                if turn.phase() == Phase::Waiting {
-                    return Err("the gateway before has not handed over yet".to_owned());
+                if let Some(reason) = turn.phase().unready() {
+                    return Err(reason.to_owned());
                 }
                 if published.load().revision == 0 { Err("no configuration yet".to_owned()) } else { Ok(()) }
             });
@@ -387,7 +387,7 @@ impl ControlTasks {
             .with_context(|| format!("cannot open the admin socket {}", admin_socket.display()))?;
         let reports = Arc::new(Notify::new());
         let mut tasks = tokio::task::JoinSet::new();
-        for (listener, holds) in self.listeners.into_iter().zip([Phase::tells_health, Phase::accepts]) {
+        for listener in self.listeners {
             let (registry, ready) = (Arc::clone(&self.registry), Arc::clone(&ready));
             let serve = move || {
                 let serve =
@@ -402,7 +402,7 @@ impl ControlTasks {
                     }
                 }
             };
-            tasks.spawn(self.turn.clone().whenever(holds, serve));
+            tasks.spawn(self.turn.clone().whenever(Phase::accepts, serve));
         }
         let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
         tasks.spawn(admin::serve(listener, self.admin));

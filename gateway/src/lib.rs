@@ -68,6 +68,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(async move {
         let shutdown = Shutdown::install()?;
         let _lock = DirLock::acquire(&settings.state_dir)?;
+        // First of all: until then whoever asks about us hears of the gateway before us, which is ready.
+        let (cluster, gateway, http) = (settings.cluster.clone(), settings.name.clone(), settings.http);
+        let handover = handover::inherit(Hello { cluster, gateway, http }).await?;
+        let mut turn = handover.turn();
         let dir = CredentialDir::new(settings.state_dir.join("identity"));
         let joining = args.joining()?;
         let Some(credential) = enrol(&dir, joining.as_ref(), &shutdown).await? else { return Ok(()) };
@@ -82,14 +86,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
         let members = settings.control_plane.clone();
         let renewal = enrol::keep_renewed(credential.clone(), dir, members, joining, shutdown.clone());
-        let handover = handover::inherit(Hello {
-            trust_domain: id.trust_domain().to_string(),
-            cluster: settings.cluster.clone(),
-            gateway: settings.name.clone(),
-            http: settings.http,
-        })
-        .await?;
-        let mut turn = handover.turn();
         let gateway = Gateway::start_in(handover.seat(), settings, credential)?;
         tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
         {

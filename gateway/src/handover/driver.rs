@@ -284,7 +284,7 @@ impl Hello {
     }
 
     fn full_name(&self) -> String {
-        format!("{}/{} of {} at {}", self.cluster, self.gateway, self.trust_domain, self.http)
+        format!("{}/{} at {}", self.cluster, self.gateway, self.http)
     }
 }
 

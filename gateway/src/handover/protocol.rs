@@ -4,12 +4,15 @@
 //! newcomer                         the one before
 //!    ── Hello ───────────────────▶    is it me, only newer?
 //!    ◀─ Sockets… (descriptors) ──
-//!    ◀─ Offered ─────────────────    leaves health to the newcomer, begins no session with the control plane
-//!    … gets a configuration, opens its tunnels …
+//!    ◀─ Offered ─────────────────    is not ready any more, begins no session with the control plane
+//!    … joins, gets a configuration, opens its tunnels …
 //!    ── Ready ───────────────────▶    stops accepting
 //!    ◀─ Sockets… (opened since) ─
 //!    ◀─ Yielded ─────────────────    goes on with what it has begun, until SIGTERM
 //! ```
+//!
+//! Both are asked for their health at one address, and what is meant is the newcomer's: a supervisor that heard of a ready gateway
+//! there would end the one before. So that one says from the offer on that it is not ready, though it serves.
 //!
 //! The connection stays open. When it ends before the one before has been told otherwise, the newcomer is dead, and the one before
 //! goes on as if nothing had happened; what waits in the queues of the sockets is lost in neither case. Both ends are of
@@ -45,7 +48,7 @@ impl Phase {
         }
     }
 
-    /// Connections are accepted and metrics are given.
+    /// Connections are accepted; health and metrics are told.
     pub fn accepts(self) -> bool {
         matches!(self, Self::Serving | Self::Offered)
     }
@@ -55,9 +58,14 @@ impl Phase {
         self != Self::Waiting
     }
 
-    /// Health is told: whether the newcomer is ready is what counts from the beginning.
-    pub fn tells_health(self) -> bool {
-        matches!(self, Self::Waiting | Self::Serving)
+    /// Why the gateway is not ready in this phase, if so.
+    pub fn unready(self) -> Option<&'static str> {
+        match self {
+            Self::Serving => None,
+            Self::Waiting => Some("the gateway before has not handed over yet"),
+            Self::Offered => Some("a successor is preparing itself"),
+            Self::Yielded => Some("a successor serves"),
+        }
     }
 
     /// Sessions with the control plane are begun. One that is there ends when the newcomer's replaces it.
@@ -93,8 +101,6 @@ pub enum Message {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hello {
-    /// Trust domain.
-    pub trust_domain: String,
     /// Cluster.
     pub cluster: String,
     /// Gateway.
@@ -246,12 +252,13 @@ mod tests {
         let all = [Waiting, Serving, Offered, Yielded];
         assert_eq!(all.map(Phase::accepts), [false, true, true, false]);
         assert_eq!(all.map(Phase::answers), [false, true, true, true]);
-        assert_eq!(all.map(Phase::tells_health), [true, true, false, false]);
+        assert_eq!(all.map(|phase| phase.unready().is_none()), [false, true, false, false]);
         assert_eq!(all.map(Phase::begins_sessions), [true, true, false, false]);
-        // A newcomer and the one before it, at each step: exactly one accepts, exactly one tells of health.
+        // A newcomer and the one before it, at each step: exactly one accepts, and says whether the newcomer serves.
         for (newcomer, before) in [(Waiting, Offered), (Serving, Yielded)] {
             assert!(newcomer.accepts() ^ before.accepts());
-            assert!(newcomer.tells_health() ^ before.tells_health());
+            let told = if newcomer.accepts() { newcomer } else { before };
+            assert_eq!(told.unready().is_none(), newcomer == Serving);
         }
     }
 
