@@ -196,15 +196,13 @@ impl Load {
             (3, tokyo, metrics, "paris", "/delay/700"),
         ];
         for (kind, entry, metrics, cluster, path) in through_tunnels {
-            let deaths = Arc::new(AtomicUsize::new(0));
+            let convictions = Convictions::watch(metrics);
             load.repeat(kind, move || {
-                let deaths = Arc::clone(&deaths);
+                let convictions = convictions.clone();
                 async move {
-                    let known = deaths.load(Ordering::Relaxed);
-                    let outcome = expect_ok(get(entry, CHECKOUT, path, &[("x-only", cluster)]).await).await;
-                    // A machine that gives a process nothing to run on for 40 ms has it convicted, whoever is replaced by whom.
-                    match outcome {
-                        Err(error) if !convicted(metrics, known, &deaths).await => Err(error),
+                    let began = Instant::now();
+                    match expect_ok(get(entry, CHECKOUT, path, &[("x-only", cluster)]).await).await {
+                        Err(error) if !convictions.around(began).await => Err(error),
                         _ => Ok(()),
                     }
                 }
@@ -262,20 +260,52 @@ impl Load {
 const KINDS: usize = 8;
 const DEATHS: &str = "mesh_gateway_detector_verdicts_total{state=\"dead\"}";
 
-/// Whether the failure detector behind `metrics` has found peers dead another number of times than `known`. Its counters are a moment old,
-/// and those of a successor begin anew.
-async fn convicted(metrics: SocketAddr, known: usize, deaths: &AtomicUsize) -> bool {
-    for _ in 0..100 {
-        let text = text(get(metrics, "metrics", "/metrics", &[]).await.unwrap()).await;
-        let line = text.lines().find(|line| line.starts_with(DEATHS));
-        let now = line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0);
-        if now > 0 && now != known {
-            deaths.store(now, Ordering::Relaxed);
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+/// When the failure detector behind a metrics port last found a peer dead: a machine that gives a process nothing to run on for 40 ms
+/// has it convicted, whoever is replaced by whom, and there is only one gateway to turn to here.
+#[derive(Clone, Default)]
+struct Convictions(Arc<Mutex<(usize, Option<Instant>)>>);
+
+impl Convictions {
+    fn watch(metrics: SocketAddr) -> Self {
+        let convictions = Self::default();
+        let last = Arc::downgrade(&convictions.0);
+        tokio::spawn(async move {
+            while let Some(last) = last.upgrade() {
+                let request = request("GET", "metrics", "/metrics", &[], empty());
+                if let Ok(stream) = TcpStream::connect(metrics).await
+                    && let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await
+                {
+                    tokio::spawn(connection);
+                    if let Ok(response) = sender.send_request(request).await
+                        && let Ok(body) = response.into_body().collect().await
+                    {
+                        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+                        let line = text.lines().find(|line| line.starts_with(DEATHS));
+                        let now = line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0);
+                        let mut last = last.lock().unwrap();
+                        if now != last.0 {
+                            *last = (now, Some(Instant::now()));
+                        }
+                    }
+                }
+                drop(last);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        convictions
     }
-    false
+
+    /// Whether there was one shortly before `began` or since.
+    async fn around(&self, began: Instant) -> bool {
+        for _ in 0..100 {
+            let at = self.0.lock().unwrap().1;
+            if at.is_some_and(|at| at + Duration::from_secs(1) > began) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
 }
 
 async fn expect_ok(response: Result<hyper::Response<hyper::body::Incoming>, hyper::Error>) -> Result<(), String> {

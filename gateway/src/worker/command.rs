@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelStatus};
-use archipelago_tunnel::{Cut, PeerState};
+use archipelago_tunnel::{Cut, PeerHandle, PeerState};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -70,6 +70,18 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
+/// Whether requests find what the peers have said.
+fn is_settled(worker: &Worker) -> bool {
+    let has_said = |peer: &PeerHandle| match peer.state() {
+        PeerState::Dialing => peer.last_error().is_some(),
+        PeerState::Up => peer.has_said_health(),
+        PeerState::Suspect | PeerState::Dead | PeerState::Draining => true,
+    };
+    let changes = worker.tunnels.changes();
+    let is_in_view = *changes.borrow() == worker.tunnels_seen.get();
+    is_in_view && worker.tunnels.peers().iter().all(has_said)
+}
+
 fn report(worker: &Worker) -> Report {
     let tunnels = worker.tunnels.peers().into_iter().map(|peer| {
         let name = peer.name();
@@ -90,11 +102,7 @@ fn report(worker: &Worker) -> Report {
         requests: worker.requests.get(),
         connections: worker.connections.get(),
         tcp_connections: worker.tcp_connections.get(),
-        is_settled: worker.tunnels.peers().iter().all(|peer| match peer.state() {
-            PeerState::Dialing => peer.last_error().is_some(),
-            PeerState::Up => peer.has_said_health(),
-            PeerState::Suspect | PeerState::Dead | PeerState::Draining => true,
-        }),
+        is_settled: is_settled(worker),
         tunnels: tunnels.collect(),
     }
 }

@@ -203,6 +203,8 @@ pub struct Worker {
     /// Clients of whom nothing is known yet.
     pub(crate) waiting: Cell<usize>,
     pub(crate) tunnels: Tunnels,
+    /// Changes of the tunnels that the view knows of.
+    pub(crate) tunnels_seen: Cell<u64>,
     pub(crate) streams: Streams,
     credential: LiveCredential,
     view: RefCell<Rc<View>>,
@@ -240,6 +242,7 @@ impl Worker {
             clients_seen: Cell::new(0),
             waiting: Cell::new(0),
             tunnels,
+            tunnels_seen: Cell::new(0),
             streams: Streams::default(),
             credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View { snapshot: Arc::new(Snapshot::empty()), services: Vec::new() })),
@@ -525,9 +528,10 @@ async fn follow(worker: Rc<Worker>, shared: Shared) {
     let mut captures = CaptureListeners::new(ports, from, shared.drain.clone(), shared.turn.clone());
     loop {
         let generation = *generations.borrow_and_update();
-        changes.mark_unchanged();
+        let seen = *changes.borrow_and_update();
         let snapshot = shared.published.load();
         worker.refresh(&snapshot);
+        worker.tunnels_seen.set(seen);
         let listening = listeners.follow(&worker, &snapshot) & captures.follow(&worker, &snapshot);
         shared.published.worker_reached(worker.index, generation);
         shared.tunnels_changed.notify_one();
