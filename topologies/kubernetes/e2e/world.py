@@ -57,7 +57,9 @@ class World:
 
     def up(self):
         """Starts the clusters, with the image on every node and nothing of ours running."""
-        self.end_processes()
+        # An earlier run may have been told to keep its own.
+        self.down()
+        self.clusters = {name: lab.Cluster(name) for name in self.clusters}
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "bin").mkdir(parents=True)
         for name in ("meshctl", "archipelago-control-plane"):
