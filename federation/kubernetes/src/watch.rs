@@ -183,8 +183,17 @@ impl<K: Kind> Driver<K> {
         query.push(("resourceVersion", version.to_owned()));
         let began = Instant::now();
         let mut lines = client::lines(&self.client, self.request(query)?).await?;
-        self.heard();
-        while let Some(line) = lines.next().await? {
+        // Who is too far behind is told so at once; nothing said for a moment means that nothing was missed.
+        let mut first = timeout(SETTLE_TIME, lines.next()).await.ok().transpose()?;
+        if first.is_none() {
+            self.heard();
+        }
+        loop {
+            let next = match first.take() {
+                Some(line) => line,
+                None => lines.next().await?,
+            };
+            let Some(line) = next else { break };
             let mut next = Some(line);
             let mut changed = false;
             // What came at once is one change: a rollout is hundreds of events.
@@ -278,6 +287,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 const LIST_TIME_MAX: Duration = Duration::from_secs(70);
 /// What client-go asks for at least.
 const WATCH_SECONDS: u32 = 290;
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 const WATCH_TIME_MIN: Duration = Duration::from_secs(1);
 /// Somebody who asks for more does not know that clusters change.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);

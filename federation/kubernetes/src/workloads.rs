@@ -4,7 +4,8 @@
 //! may be given to the next one before the API server hears of its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    iter,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -24,8 +25,8 @@ pub struct Roster {
     pods: Objects<Pod>,
     nodes: Objects<Node>,
     fresh: bool,
-    /// Living pods by address; more than one: nobody's.
-    claims: HashMap<IpAddr, Vec<Key>>,
+    /// Living pods by address: one, and others; with others it is nobody's.
+    claims: HashMap<IpAddr, (Key, Vec<Key>)>,
     /// Living pods by node.
     by_node: BTreeMap<Arc<str>, BTreeSet<Key>>,
     lists: Nodes,
@@ -72,7 +73,12 @@ impl Roster {
         changed.insert(node.clone());
         for ip in &pod.ips {
             self.rivals(*ip, changed);
-            self.claims.entry(*ip).or_default().push(key.clone());
+            match self.claims.entry(*ip) {
+                Entry::Vacant(entry) => {
+                    entry.insert((key.clone(), Vec::new()));
+                }
+                Entry::Occupied(mut entry) => entry.get_mut().1.push(key.clone()),
+            }
         }
     }
 
@@ -85,10 +91,16 @@ impl Roster {
         }
         changed.insert(node.clone());
         for ip in &pod.ips {
-            if let Some(claims) = self.claims.get_mut(ip) {
-                claims.retain(|claim| claim != key);
-                if claims.is_empty() {
-                    self.claims.remove(ip);
+            if let Entry::Occupied(mut entry) = self.claims.entry(*ip) {
+                let (first, others) = entry.get_mut();
+                others.retain(|claim| claim != key);
+                if first == key {
+                    match others.pop() {
+                        Some(other) => *first = other,
+                        None => {
+                            entry.remove();
+                        }
+                    }
                 }
             }
             self.rivals(*ip, changed);
@@ -97,8 +109,8 @@ impl Roster {
 
     /// Whoever else has `ip` gains or loses it.
     fn rivals(&self, ip: IpAddr, changed: &mut HashSet<Arc<str>>) {
-        let rivals = self.claims.get(&ip).into_iter().flatten().filter_map(|key| self.pods.get(key));
-        changed.extend(rivals.filter_map(|pod| pod.node.clone()));
+        let claims = self.claims.get(&ip).into_iter().flat_map(|(first, others)| iter::once(first).chain(others));
+        changed.extend(claims.filter_map(|key| self.pods.get(key)?.node.clone()));
     }
 
     /// `None`: there is no such node, and nobody on it.
@@ -111,7 +123,7 @@ impl Roster {
         let mut workloads = Vec::new();
         for key in pods.into_iter().flatten() {
             let Some(pod) = self.pods.get(key) else { continue };
-            for ip in pod.ips.iter().filter(|ip| self.claims.get(ip).is_some_and(|claims| claims.len() == 1)) {
+            for ip in pod.ips.iter().filter(|ip| self.claims.get(ip).is_some_and(|(_, others)| others.is_empty())) {
                 workloads.push(v1::Workload {
                     ip: ip.to_string(),
                     namespace: key.namespace.to_string(),
