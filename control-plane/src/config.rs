@@ -23,6 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use self::incremental::ImportTable;
 use self::incremental::Incremental;
 use crate::consensus::Consensus;
 
@@ -32,6 +33,13 @@ pub(crate) struct Suited {
     pub(crate) compiled: Arc<Compiled>,
     /// Resources that are not in it as they are, because those gateways lack a feature.
     pub(crate) lacks: Arc<Vec<Lack>>,
+}
+
+/// What the federation exports, as of a version.
+#[derive(Debug, Clone)]
+pub(crate) struct Imports {
+    pub(crate) version: Version,
+    pub(crate) table: ImportTable,
 }
 
 /// Compiles for whoever subscribes. Ends its task when dropped.
@@ -45,6 +53,7 @@ pub(crate) struct Compiler {
 struct Shared {
     consensus: Arc<Consensus>,
     wanted: Mutex<BTreeMap<Wanted, watch::Sender<Option<Suited>>>>,
+    imports: watch::Sender<Option<Imports>>,
     /// Somebody wants what nobody wanted before.
     more: Notify,
     /// Begin of the last round trip in which a majority confirmed that this member is current.
@@ -65,6 +74,7 @@ impl Compiler {
         let shared = Arc::new(Shared {
             consensus,
             wanted: Mutex::default(),
+            imports: watch::Sender::new(None),
             more: Notify::new(),
             confirmed: tokio::sync::Mutex::default(),
             federation: Mutex::default(),
@@ -78,6 +88,15 @@ impl Compiler {
     pub(crate) fn subscribe(&self, cluster: &str, features: BTreeSet<String>) -> watch::Receiver<Option<Suited>> {
         let wanted = Wanted { cluster: cluster.to_owned(), features };
         let receiver = self.shared.lock().entry(wanted).or_insert_with(|| watch::Sender::new(None)).subscribe();
+        if receiver.borrow().is_none() {
+            self.shared.more.notify_one();
+        }
+        receiver
+    }
+
+    /// What the federation exports, from now on; `None` until it was looked at first.
+    pub(crate) fn imports(&self) -> watch::Receiver<Option<Imports>> {
+        let receiver = self.shared.imports.subscribe();
         if receiver.borrow().is_none() {
             self.shared.more.notify_one();
         }
@@ -140,11 +159,16 @@ async fn work(shared: Arc<Shared>, stop: CancellationToken) {
             wanted.retain(|_, sender| sender.receiver_count() > 0);
             wanted.keys().cloned().collect()
         };
-        if !wanted.is_empty() {
+        let imports_wanted = !shared.imports.is_closed();
+        if !imports_wanted {
+            shared.imports.send_replace(None);
+        }
+        if !wanted.is_empty() || imports_wanted {
             let consensus = Arc::clone(&shared.consensus);
             let round = tokio::task::spawn_blocking(move || {
                 let clusters = wanted.iter().map(|wanted| wanted.cluster.as_str()).collect();
-                incremental.follow(&consensus.state(), &clusters);
+                let state = consensus.state();
+                incremental.follow(&state, &clusters, imports_wanted);
                 let suited: Vec<(Wanted, Suited)> = wanted
                     .into_iter()
                     .filter_map(|wanted| {
@@ -152,12 +176,12 @@ async fn work(shared: Arc<Shared>, stop: CancellationToken) {
                     })
                     .map(|(suited, wanted)| (wanted, suited))
                     .collect();
-                (incremental, suited)
+                (incremental, suited, state.version())
             });
-            let suited = match round.await {
-                Ok((next, suited)) => {
+            let (suited, version) = match round.await {
+                Ok((next, suited, version)) => {
                     incremental = next;
-                    suited
+                    (suited, version)
                 }
                 Err(error) => {
                     // Begins anew: what was half done is gone with the thread.
@@ -167,6 +191,9 @@ async fn work(shared: Arc<Shared>, stop: CancellationToken) {
                     continue;
                 }
             };
+            if let Some(table) = incremental.imports() {
+                shared.imports.send_replace(Some(Imports { version, table: table.clone() }));
+            }
             let senders = shared.lock();
             for (wanted, suited) in suited {
                 if let Some(sender) = senders.get(&wanted) {

@@ -63,27 +63,32 @@ impl Quotas {
 
 impl Buckets {
     fn is_full(&self, now: Instant) -> bool {
-        [self.writes, self.policies, self.bytes].iter().all(|bucket| bucket.level(now) >= bucket.rate.burst)
+        [self.writes, self.policies, self.bytes].iter().all(|bucket| bucket.is_full(now))
     }
 }
 
 /// What a bucket holds, and how fast it fills.
 #[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
+pub(crate) struct Rate {
+    pub(crate) burst: f64,
+    pub(crate) per_second: f64,
 }
 
+/// Fills with time; what is taken must be in it.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+pub(crate) struct Bucket {
     rate: Rate,
     level: f64,
     at: Instant,
 }
 
 impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
+    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
         Self { rate, level: rate.burst, at: now }
+    }
+
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
+        self.level(now) >= self.rate.burst
     }
 
     fn level(&self, now: Instant) -> f64 {
@@ -91,13 +96,14 @@ impl Bucket {
         (self.level + filled).min(self.rate.burst)
     }
 
-    fn wait(&self, cost: f64, now: Instant) -> Duration {
+    /// How long until `cost` is in it.
+    pub(crate) fn wait(&self, cost: f64, now: Instant) -> Duration {
         // What is larger than the bucket goes when it is full, and leaves it below nothing.
         let missing = cost.min(self.rate.burst) - self.level(now);
         if missing <= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.rate.per_second) }
     }
 
-    fn take(&mut self, cost: f64, now: Instant) {
+    pub(crate) fn take(&mut self, cost: f64, now: Instant) {
         self.level = self.level(now) - cost;
         self.at = now;
     }

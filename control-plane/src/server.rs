@@ -187,6 +187,7 @@ impl Starting {
             addresses: federation.members.iter().map(|member| member.client.clone()).collect(),
             svid_ttl: args.svid_ttl,
             joins: Semaphore::new(api::JOINS_MAX),
+            attestations: api::attest::Attestations::default(),
             recovery_grace: args.recovery_grace,
             clocks: api::identity::Clocks::default(),
             stopping: draining.clone(),

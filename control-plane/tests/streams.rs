@@ -333,7 +333,10 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
     let agent = control_plane.join("paris", JoinRole::Agent, "").await;
     let (reports, mut directives) = agent_stream(&control_plane, 2, &agent, "paris").await.unwrap();
     let welcome = directives.message().await.unwrap().unwrap();
-    assert_eq!(welcome.body, Some(agent_directive::Body::Welcome(AgentWelcome { member: 2, ..Default::default() })));
+    assert_eq!(
+        welcome.body,
+        Some(agent_directive::Body::Welcome(AgentWelcome { member: 2, trust_domain: "mesh.example".into() }))
+    );
     let service = |name: &str, protocol: Protocol, ready: u32| ServiceReport {
         namespace: "shop".into(),
         name: name.into(),

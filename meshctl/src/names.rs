@@ -114,7 +114,8 @@ impl FromStr for Source {
             Some((cluster, gateway)) => (cluster, Some(gateway)),
             None => (text, None),
         };
-        for part in std::iter::once(cluster).chain(gateway) {
+        // A gateway may be named after its node, which may have dots.
+        for part in std::iter::once(cluster).chain(gateway.into_iter().flat_map(|name| name.split('.'))) {
             label(part).map_err(|why| format!("`{part}` {why}; write paris, or paris/gw-1 for one gateway"))?;
         }
         Ok(Self { cluster: cluster.to_owned(), gateway: gateway.map(ToOwned::to_owned) })
@@ -177,7 +178,8 @@ mod tests {
     #[test]
     fn a_source_is_a_cluster_or_one_gateway() {
         assert_eq!("paris/gw-1".parse::<Source>().unwrap().gateway.as_deref(), Some("gw-1"));
+        assert_eq!("paris/node-1.example".parse::<Source>().unwrap().gateway.as_deref(), Some("node-1.example"));
         assert_eq!("paris".parse::<Source>().unwrap().gateway, None);
-        assert!("paris/".parse::<Source>().is_err());
+        assert!("paris/".parse::<Source>().is_err() && "paris/a..b".parse::<Source>().is_err());
     }
 }

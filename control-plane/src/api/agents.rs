@@ -1,12 +1,19 @@
 //! `AgentControl`: one stream per cluster's agent. Counts stay soft state; identity facts are replicated when they change.
+//! Down goes what the federation exports, and questions who is a gateway of the cluster.
+
+mod imports;
+mod policies;
+mod reviews;
+
+pub(super) use self::policies::{CONFLICT, may_write};
 
 use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    AgentDirective, AgentHello, AgentMessage, AgentWelcome, Notice, Problem, Problems,
-    agent_control_server::AgentControl, agent_directive, agent_message::Body, notice,
+    AgentDirective, AgentHello, AgentMessage, AgentWelcome, ClusterPolicy, Notice, PolicyStatuses, Problem, Problems,
+    ReviewAsk, agent_control_server::AgentControl, agent_directive, agent_message::Body, notice,
 };
 use archipelago_rpc::grpc;
 use tokio::{
@@ -66,7 +73,7 @@ struct Session {
     context: Arc<Context>,
     cluster: String,
     actor: String,
-    guard: AgentGuard,
+    guard: Arc<AgentGuard>,
     versions: watch::Receiver<Version>,
     is_welcomed: bool,
     /// What was admitted of the latest report, as the state machine keeps it.
@@ -74,6 +81,15 @@ struct Session {
     problems: Vec<Problem>,
     /// What the agent was told of them.
     told: Vec<Problem>,
+    /// Absent: it wants none.
+    imports: Option<imports::Feed>,
+    asked: reviews::Asked,
+    /// Absent: it sends none.
+    policies: Option<policies::Policies>,
+    /// Why its list of policies is not used.
+    list_problem: Option<Problem>,
+    /// Questions to put to the agent.
+    unasked: Vec<ReviewAsk>,
     /// A report on its way into the log.
     writing: Option<oneshot::Receiver<bool>>,
     retry: Option<Instant>,
@@ -81,9 +97,17 @@ struct Session {
 
 impl Session {
     fn new(context: Arc<Context>, actor: String, hello: &AgentHello) -> Self {
-        let guard = context.sessions.open_agent(hello);
+        let mut guard = context.sessions.open_agent(hello);
+        let asked = reviews::Asked::new(guard.take_reviews());
+        let guard = Arc::new(guard);
         let versions = context.consensus.published.subscribe();
+        let has = |feature: &str| hello.features.iter().any(|named| named == feature);
         Self {
+            imports: has(IMPORTS).then(|| imports::Feed::new(context.compiler.imports())),
+            asked,
+            policies: has(POLICIES).then(|| policies::Policies::new(&context, &hello.cluster, &actor, &guard)),
+            list_problem: None,
+            unasked: Vec::new(),
             cluster: hello.cluster.clone(),
             context,
             actor,
@@ -96,6 +120,26 @@ impl Session {
             writing: None,
             retry: None,
         }
+    }
+
+    /// Takes the complete list of policies. One that is too long is not used at all: what is cut off is not unwanted.
+    fn list(&mut self, policies: Vec<ClusterPolicy>) {
+        let Some(reconciled) = &self.policies else { return };
+        self.list_problem = (policies.len() > POLICIES_MAX).then(|| Problem {
+            subject: "policies".to_owned(),
+            reason: format!(
+                "{} are listed, more than the {POLICIES_MAX} that a cluster may: none is used",
+                policies.len()
+            ),
+        });
+        if self.list_problem.is_none() {
+            reconciled.list(policies);
+        }
+        self.guard.problems(self.all_problems());
+    }
+
+    fn all_problems(&self) -> Vec<Problem> {
+        self.problems.iter().chain(&self.list_problem).cloned().collect()
     }
 
     fn differs(&self, services: &[ReportedService]) -> bool {
@@ -148,17 +192,34 @@ impl Peer for Session {
         AgentDirective { body: Some(agent_directive::Body::Notice(notice)) }
     }
 
-    fn confirmed(&mut self, _applied: Version) {}
+    fn confirmed(&mut self, applied: Version) {
+        if let Some(imports) = &mut self.imports {
+            imports.confirmed(applied);
+        }
+    }
 
     async fn advance(&mut self, out: &Outbox<AgentDirective>) -> Result<(), End> {
         if !std::mem::replace(&mut self.is_welcomed, true) {
-            let welcome = AgentWelcome { member: self.context.consensus.node_id, ..AgentWelcome::default() };
+            let trust_domain = self.context.trust_domain.to_string();
+            let welcome = AgentWelcome { member: self.context.consensus.node_id, trust_domain };
             out.send(AgentDirective { body: Some(agent_directive::Body::Welcome(welcome)) }).await?;
         }
-        if self.told != self.problems {
-            self.told.clone_from(&self.problems);
+        let problems = self.all_problems();
+        if self.told != problems {
+            self.told = problems;
             let problems = notice::Notice::Problems(Problems { problems: self.told.clone() });
             out.send(Self::notice(Notice { notice: Some(problems) })).await?;
+        }
+        for part in self.imports.as_mut().map(imports::Feed::next).unwrap_or_default() {
+            out.send(AgentDirective { body: Some(agent_directive::Body::Imports(part)) }).await?;
+        }
+        for ask in self.unasked.drain(..) {
+            // A stream that is stuck is noticed by the next message; the question times out by itself.
+            out.try_send(AgentDirective { body: Some(agent_directive::Body::Review(ask)) });
+        }
+        if let Some(statuses) = self.policies.as_mut().and_then(policies::Policies::news) {
+            let statuses = PolicyStatuses { statuses };
+            out.send(AgentDirective { body: Some(agent_directive::Body::Policies(statuses)) }).await?;
         }
         self.versions.mark_unchanged();
         // After every event, not only after a report: a change elsewhere may have brought back an older report.
@@ -176,6 +237,9 @@ impl Peer for Session {
     async fn event(&mut self) -> Result<(), End> {
         tokio::select! {
             changed = self.versions.changed() => changed.map_err(|_| End::Stopping)?,
+            changed = imports_changed(&mut self.imports) => if !changed { return Err(End::Stopping) },
+            ask = self.asked.next() => self.unasked.push(ask),
+            () = policies_changed(&mut self.policies) => {}
             () = at(self.retry) => self.retry = None,
             committed = written(&mut self.writing) => {
                 self.writing = None;
@@ -200,15 +264,37 @@ impl Peer for Session {
                         "part of the agent's report is not used"
                     );
                 }
-                self.guard.report(admitted.clone(), problems.clone());
                 self.problems = problems;
+                self.guard.report(admitted.clone(), self.all_problems());
                 self.latest = Some(convert::reported(admitted));
+                Ok(())
+            }
+            Some(Body::Review(reply)) => {
+                self.asked.answered(reply);
+                Ok(())
+            }
+            Some(Body::Policies(list)) => {
+                self.list(list.policies);
                 Ok(())
             }
             Some(Body::Hello(_)) => Err(End::Protocol("a second hello")),
             // A message of a newer version.
-            Some(Body::Review(_) | Body::Policies(_)) | None => Ok(()),
+            None => Ok(()),
         }
+    }
+}
+
+async fn imports_changed(imports: &mut Option<imports::Feed>) -> bool {
+    match imports {
+        Some(imports) => imports.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn policies_changed(policies: &mut Option<policies::Policies>) {
+    match policies {
+        Some(policies) => policies.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -218,3 +304,11 @@ async fn written(writing: &mut Option<oneshot::Receiver<bool>>) -> bool {
         None => std::future::pending().await,
     }
 }
+
+/// One for each of a few thousand services.
+const POLICIES_MAX: usize = 2_000;
+/// Features of agents.
+const IMPORTS: &str = "imports";
+const POLICIES: &str = "policies";
+/// It answers whether somebody is a gateway of its cluster.
+pub(super) const REVIEWS: &str = "reviews";

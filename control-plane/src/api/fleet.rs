@@ -8,9 +8,9 @@ use std::{
 
 use archipelago_model::{id::ServiceKey, resource::Resource, version::Version};
 use archipelago_proto::v1::{
-    ClockOffset, ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus,
-    MemberStatusRequest, Problem, ResourceKey, ServicesRequest, ServicesResponse, StatusRequest, StatusResponse,
-    TunnelsRequest, TunnelsResponse, WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
+    AgentSession, ClockOffset, ClusterStatus, ExplainRequest, ExplainResponse, GatewayStatus, Kept, MemberStatus,
+    MemberStatusRequest, PolicyStatus, Problem, ResourceKey, ServicesRequest, ServicesResponse, StatusRequest,
+    StatusResponse, TunnelsRequest, TunnelsResponse, WaitAppliedProgress, WaitAppliedRequest, fleet_server::Fleet,
 };
 use futures_util::future::join_all;
 use prost::Message as _;
@@ -221,12 +221,22 @@ impl Context {
                     "active"
                 };
                 let (state, agent_state) = (state.to_owned(), agent_state.to_owned());
-                let problems = agents.get(&name).map(|agent| agent.problems.clone()).unwrap_or_default();
+                let problems = agents.get(&name).map(|agent| problems(agent)).unwrap_or_default();
                 ClusterStatus { name, region, state, gateways, agent_state, problems }
             })
             .collect();
         (version, clusters)
     }
+}
+
+/// What its agent says and is not used, and what its users wrote and does not count.
+fn problems(agent: &AgentSession) -> Vec<Problem> {
+    let is_settled = |status: &&PolicyStatus| matches!(status.reason.as_str(), "Accepted" | "Pending");
+    let policies = agent.policies.iter().filter(|status| !is_settled(status)).map(|status| Problem {
+        subject: format!("policy {} {}/{}", status.kind, status.namespace, status.name),
+        reason: format!("{}: {}", status.reason, status.message.replace('\n', "; ")),
+    });
+    agent.problems.iter().cloned().chain(policies.take(POLICIES_SHOWN_MAX)).collect()
 }
 
 fn gateway_status(
@@ -300,7 +310,7 @@ impl Enough {
 
 /// Name of the configuration resource that a resource of an operator is about; `None` for one that was deleted, because
 /// then the other one changed with it.
-fn configured_by(state: &State, key: &ResourceKey) -> Option<String> {
+pub(super) fn configured_by(state: &State, key: &ResourceKey) -> Option<String> {
     let key = Key { kind: key.kind.clone(), namespace: key.namespace.clone(), name: key.name.clone() };
     let service = |namespace: &str, name: &str| Some(format!("service/{namespace}/{name}"));
     match policy::value(&key, state.resources().get(&key)?)? {
@@ -371,3 +381,5 @@ const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(3_600);
 const PROGRESS_MAX: usize = 4;
+/// Of one cluster's policies that do not count; beyond this nobody reads on.
+const POLICIES_SHOWN_MAX: usize = 100;

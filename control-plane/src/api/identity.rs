@@ -36,7 +36,11 @@ pub(super) struct IdentityService(pub(super) Arc<Context>);
 #[tonic::async_trait]
 impl Identity for IdentityService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<SvidResponse>, Status> {
-        let result = self.join_by_token(request.into_inner()).await;
+        let request = request.into_inner();
+        let result = match request.kubernetes.clone() {
+            Some(proof) => self.join_by_kubernetes(request, proof).await,
+            None => self.join_by_token(request).await,
+        };
         self.0.metrics.join(result.as_ref().map(|_| ()).map_err(Status::code));
         if let Err(status) = &result {
             tracing::info!(reason = status.message(), "join refused");
@@ -197,7 +201,7 @@ impl IdentityService {
         self.issue(&csr, &spiffe_id, self.0.svid_ttl, client_unix_ms)
     }
 
-    fn issue(
+    pub(super) fn issue(
         &self,
         request: &CertificateRequest,
         spiffe_id: &SpiffeId,
@@ -293,7 +297,7 @@ fn operator_life(ttl_ms: u64) -> Result<Duration, Status> {
     }
 }
 
-fn ca_status(error: CaError) -> Status {
+pub(super) fn ca_status(error: CaError) -> Status {
     let text = error.to_string();
     match error {
         CaError::Request { .. } => Status::invalid_argument(text),

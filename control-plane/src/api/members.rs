@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
     ExplainRequest, ExplainResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
-    ReadIndexRequest, ReadIndexResponse, SessionUpdate, WatchSessionsRequest, members_server::Members,
+    ReadIndexRequest, ReadIndexResponse, ReviewAsk, ReviewLocalRequest, ReviewReply, SessionUpdate,
+    WatchSessionsRequest, members_server::Members,
 };
 use archipelago_raft::{ProposeError, ReadError};
 use archipelago_rpc::grpc;
@@ -90,6 +91,13 @@ impl Members for MembersService {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn review_local(&self, request: Request<ReviewLocalRequest>) -> Result<Response<ReviewReply>, Status> {
+        self.member(&request)?;
+        let ReviewLocalRequest { cluster, ask } = request.into_inner();
+        let ReviewAsk { id: _, token, audience } = ask.ok_or_else(|| Status::invalid_argument("no question"))?;
+        self.0.review_here(&cluster, token, audience).await.map(Response::new)
     }
 
     async fn explain_local(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

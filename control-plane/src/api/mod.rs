@@ -2,7 +2,7 @@
 //!
 //! | service | who |
 //! | --- | --- |
-//! | `Identity.Join` | anybody with a token |
+//! | `Identity.Join` | anybody with a token, or a ServiceAccount that its cluster's agent vouches for |
 //! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
 //! | the rest of `Identity` | operators |
@@ -13,6 +13,7 @@
 
 pub(crate) mod access;
 mod agents;
+pub(crate) mod attest;
 mod fleet;
 mod gateways;
 mod identities;
@@ -63,6 +64,8 @@ pub(crate) struct Context {
     pub(crate) svid_ttl: Duration,
     /// Joins under way: the one call that needs no certificate must not crowd out the others.
     pub(crate) joins: Semaphore,
+    /// Joins that agents are asked about.
+    pub(crate) attestations: attest::Attestations,
     /// How long after its end a certificate may be exchanged.
     pub(crate) recovery_grace: Duration,
     pub(crate) clocks: identity::Clocks,
@@ -113,7 +116,7 @@ fn or_random(request_id: String) -> String {
 const JOIN_BYTES_MAX: usize = 64 * 1024;
 /// Above the largest command with the YAML's comments and indentation; the command itself is bounded apart.
 const APPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// A hello with 50,000 resource versions, or a report of 10,000 services.
-const STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A hello with 50,000 resource versions, a report of 10,000 services with all they say of their exports, or 4 MiB of policies.
+const STREAM_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Joins handled at once; one costs two majority round trips and a signature.
 pub(crate) const JOINS_MAX: usize = 64;

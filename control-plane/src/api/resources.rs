@@ -15,14 +15,14 @@ use archipelago_model::{
     resource::{Kind, Resource},
 };
 use archipelago_proto::v1::{
-    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, RaiseRestoreEpochRequest,
-    RaiseRestoreEpochResponse, precondition, resources_server::Resources,
+    self, ApplyRequest, ApplyResponse, Change, DeleteRequest, GetRequest, GetResponse, PolicyStatus,
+    RaiseRestoreEpochRequest, RaiseRestoreEpochResponse, precondition, resources_server::Resources,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Context, operator, or_random,
+    Context, agents, operator, or_random,
     page::{self, Page},
 };
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
         convert, format,
     },
     refusal,
+    sessions::Sessions,
 };
 
 pub(super) struct ResourcesService(pub(super) Arc<Context>);
@@ -56,16 +57,23 @@ impl Resources for ResourcesService {
         let said = Mutex::new(Vec::new());
         let judge = |state: &State| {
             let (documents, current) = (Arc::clone(&documents), self.0.consensus.resources(state));
-            let (reports, said) = (reports(state), &said);
+            let (state, reports, said) = (state.clone(), reports(state), &said);
             async move {
-                Ok(judged(documents, current, reports).await?.map(|Judged { resources, warnings }| {
+                Ok(judged(documents, Arc::clone(&current), reports).await?.map(|Judged { resources, warnings }| {
                     *said.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+                    let keys: Vec<Key> = resources.iter().map(|resource| Key::from(&resource.key())).collect();
+                    let takes_over = takes_over(&state, &current, &keys);
                     let upserts = resources.iter().map(|resource| ResourceWrite {
                         key: Some(convert::resource_key_of(resource.key())),
                         canonical: resource.to_json().into(),
                     });
                     let resources_format = format::of_resources(&resources);
-                    ApplyResources { upserts: upserts.collect(), resources_format, ..ApplyResources::default() }
+                    ApplyResources {
+                        upserts: upserts.collect(),
+                        resources_format,
+                        takes_over,
+                        ..ApplyResources::default()
+                    }
                 }))
             }
         };
@@ -86,7 +94,10 @@ impl Resources for ResourcesService {
         let write = Write { consensus: &self.0.consensus, actor: &actor, begun };
         let judge = |state: &State| {
             let (known, keys, before) = (known.clone(), keys.clone(), self.0.consensus.resources(state));
+            let state = state.clone();
             async move {
+                let named: Vec<Key> = known.iter().map(Key::from).collect();
+                let takes_over = takes_over(&state, &before, &named);
                 let mut after = Values::clone(&before);
                 for key in &known {
                     after.remove(key);
@@ -99,7 +110,7 @@ impl Resources for ResourcesService {
                 }
                 if problems.is_empty() {
                     let deletes = keys.into_iter().map(convert::key_of).collect();
-                    Ok(Ok(ApplyResources { deletes, ..ApplyResources::default() }))
+                    Ok(Ok(ApplyResources { deletes, takes_over, ..ApplyResources::default() }))
                 } else {
                     Ok(Err(problems.iter().map(Finding::to_string).collect()))
                 }
@@ -134,6 +145,7 @@ impl Resources for ResourcesService {
             self.0.consensus.barrier().await?;
         }
         let state = self.0.consensus.state();
+        let rivals = rivals(&self.0.sessions, None);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut page = Page::new(page_size);
         let resources: Vec<v1::Resource> = state
@@ -151,6 +163,7 @@ impl Resources for ResourcesService {
                 created_revision: stored.created_revision,
                 modified_revision: stored.modified_revision,
                 origin: stored.origin.clone(),
+                rivals: rivals.get(key).cloned().unwrap_or_default(),
             })
             .collect();
         let last = resources.last().filter(|_| page.is_full());
@@ -161,17 +174,17 @@ impl Resources for ResourcesService {
 }
 
 /// One write on its way.
-struct Write<'a> {
-    consensus: &'a Consensus,
-    actor: &'a str,
-    begun: Instant,
+pub(super) struct Write<'a> {
+    pub(super) consensus: &'a Consensus,
+    pub(super) actor: &'a str,
+    pub(super) begun: Instant,
 }
 
 impl Write<'_> {
     /// Judges and commits, again when other writes come in between.
     ///
     /// `judge` makes the command from the state, or says what is wrong.
-    async fn commit<J, F>(
+    pub(super) async fn commit<J, F>(
         &self,
         request_id: String,
         preconditions: Vec<Precondition>,
@@ -231,7 +244,7 @@ impl Write<'_> {
             Ok(Judged { resources, warnings }) => {
                 let keys: Vec<Key> = resources.iter().map(|resource| Key::from(&resource.key())).collect();
                 let problems: Vec<String> = state.others(&keys, "").iter().map(refusal::owner).collect();
-                if !problems.is_empty() {
+                if !problems.is_empty() && !takes_over(&state, &self.consensus.resources(&state), &keys) {
                     return Ok(self.response(&state, ApplyResponse { problems, ..ApplyResponse::default() }));
                 }
                 let changes = resources.iter().map(|resource| change(&state, resource)).collect();
@@ -293,6 +306,24 @@ struct Judged {
     resources: Vec<Resource>,
     /// What the operator may want to look at again.
     warnings: Vec<String>,
+}
+
+/// Who else than `cluster` lists a resource that somebody else has written, by what it is.
+pub(super) fn rivals(sessions: &Sessions, cluster: Option<&str>) -> BTreeMap<Key, Vec<String>> {
+    let mut rivals: BTreeMap<Key, Vec<String>> = BTreeMap::new();
+    for (cluster, session) in sessions.agents().into_iter().filter(|(other, _)| Some(other.as_str()) != cluster) {
+        for status in session.policies.iter().filter(|status| status.reason == agents::CONFLICT) {
+            let PolicyStatus { kind, namespace, name, .. } = status.clone();
+            rivals.entry(Key { kind, namespace, name }).or_default().push(format!("cluster {cluster}"));
+        }
+    }
+    rivals
+}
+
+/// Whether an operator may take over what of `keys` was written in clusters: none of those may write policies any more.
+fn takes_over<'k>(state: &State, resources: &Values, keys: impl IntoIterator<Item = &'k Key>) -> bool {
+    let others = state.others(keys, "");
+    !others.is_empty() && others.iter().all(|owned| !agents::may_write(resources, &owned.origin))
 }
 
 fn reports(state: &State) -> Reports {

@@ -18,7 +18,7 @@ use crate::{
     digest::sha256,
     machine::{
         command::{Action, TokenCreate},
-        convert, label_problem, role_name,
+        convert, gateway_problem, label_problem, role_name,
     },
     refusal::answer,
 };
@@ -35,8 +35,13 @@ impl Tokens for TokensService {
             (Ok(role @ (JoinRole::Agent | JoinRole::Gateway)), name) => (role, name),
             _ => return Err(Status::invalid_argument("a token is for an agent or for a gateway")),
         };
+        let name_problem = match role {
+            // May be named after its node.
+            JoinRole::Gateway => gateway_problem(&name),
+            JoinRole::Agent | JoinRole::Unspecified => label_problem("agent", &name),
+        };
         let role = i32::from(convert::role_of(role));
-        if let Some(problem) = label_problem("cluster", &cluster).or(label_problem(role_name(role), &name)) {
+        if let Some(problem) = label_problem("cluster", &cluster).or(name_problem) {
             return Err(Status::invalid_argument(problem));
         }
         let ttl_ms = if ttl_ms == 0 { TTL_MS_DEFAULT } else { i64::try_from(ttl_ms).unwrap_or(i64::MAX) };

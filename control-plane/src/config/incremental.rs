@@ -6,12 +6,13 @@ use std::{
 };
 
 use archipelago_model::{
-    compile::{Changed, GatewayRecord, Index, compile_service, compile_shared},
+    compile::{self, Changed, GatewayRecord, Index, compile_service, compile_shared},
+    delta::Shared,
     id::{ClusterId, GatewayId, ServiceKey},
     stream::{Compiled, Resource, Resources},
 };
-use archipelago_proto::v1::ServiceReport;
-use imbl::ordmap::DiffItem;
+use archipelago_proto::v1::{Import, ServiceReport};
+use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{
     consensus::authority_facts,
@@ -27,13 +28,20 @@ pub(super) struct Incremental {
     tcp_offsets: BTreeMap<(ServiceKey, u32), u32>,
     index: Index,
     compiled: BTreeMap<String, Arc<Compiled>>,
+    /// Absent while nobody wants them.
+    imports: Option<ImportTable>,
 }
+
+/// What the federation exports, by "namespace/name".
+pub(crate) type ImportTable = OrdMap<String, Shared<Import>>;
 
 impl Incremental {
     /// Brings the configurations of `clusters`, and of no others, to this state. Costs what changed for those that were
-    /// wanted before; resources that did not change are shared with the configuration before.
-    pub(super) fn follow(&mut self, state: &State, clusters: &BTreeSet<&str>) {
+    /// wanted before; resources that did not change are shared with the configuration before. The same with the imports, if
+    /// those are wanted.
+    pub(super) fn follow(&mut self, state: &State, clusters: &BTreeSet<&str>, imports: bool) {
         let changed = self.learn(state);
+        self.imports = imports.then(|| self.import(&changed));
         self.compiled.retain(|cluster, _| clusters.contains(cluster.as_str()));
         let version = state.version();
         for name in clusters {
@@ -53,6 +61,35 @@ impl Incremental {
     /// The configuration of a cluster that was asked for.
     pub(super) fn compiled(&self, cluster: &str) -> Option<Arc<Compiled>> {
         self.compiled.get(cluster).cloned()
+    }
+
+    /// What the federation exports, if that was asked for.
+    pub(super) fn imports(&self) -> Option<&ImportTable> {
+        self.imports.as_ref()
+    }
+
+    fn import(&mut self, changed: &Changed) -> ImportTable {
+        let Some(mut imports) = self.imports.take() else { return self.import_all(ImportTable::default()) };
+        if changed.every_service {
+            return self.import_all(imports);
+        }
+        for key in &changed.services {
+            put_import(&mut imports, key, compile::import(&self.index, key));
+        }
+        imports
+    }
+
+    fn import_all(&self, mut imports: ImportTable) -> ImportTable {
+        let gone: Vec<ServiceKey> = imports
+            .keys()
+            .filter_map(|key| key.parse().ok())
+            .filter(|key| compile::import(&self.index, key).is_none())
+            .collect();
+        gone.iter().for_each(|key| put_import(&mut imports, key, None));
+        for key in self.index.services() {
+            put_import(&mut imports, key, compile::import(&self.index, key));
+        }
+        imports
     }
 
     fn again(&self, mut resources: Resources, cluster: &ClusterId, changed: &Changed) -> Resources {
@@ -144,6 +181,17 @@ fn put(resources: &mut Resources, resource: Resource) {
     // Sharing what is equal is what makes the difference to a gateway's base cheap to find.
     if resources.get(&resource.name) != Some(&resource) {
         resources.put(resource);
+    }
+}
+
+fn put_import(imports: &mut ImportTable, key: &ServiceKey, import: Option<Import>) {
+    let key = key.to_string();
+    match import {
+        Some(import) if imports.get(&key).is_none_or(|known| **known != import) => {
+            imports.insert(key, Shared::new(import));
+        }
+        Some(_) => {}
+        None => drop(imports.remove(&key)),
     }
 }
 
@@ -279,7 +327,7 @@ mod tests {
             let command =
                 Command { format_version: format::required(&action), action: Some(action), ..Command::default() };
             machine.apply(1, &command.encode_to_vec()).unwrap();
-            incremental.follow(machine.state(), &BTreeSet::from(["oslo"]));
+            incremental.follow(machine.state(), &BTreeSet::from(["oslo"]), false);
             let compiled = incremental.compiled("oslo").unwrap();
             match compiled.resources.get("service/shop/api").and_then(|resource| resource.body.clone()) {
                 Some(Body::Service(service)) => service.ports.first().map(proto::ServicePort::protocol),
@@ -318,7 +366,9 @@ mod tests {
                 let clusters: BTreeSet<&str> = ["oslo", "paris", "tokyo"].into_iter().enumerate()
                     .filter(|(n, _)| wanted >> n & 1 == 1).map(|(_, name)| name).collect();
                 let state = machine.state();
-                incremental.follow(state, &clusters);
+                incremental.follow(state, &clusters, wanted & 2 == 0);
+                let all = incremental.import_all(ImportTable::default());
+                prop_assert_eq!(incremental.imports(), (wanted & 2 == 0).then_some(&all));
                 let federation = federation_of(state, values(state));
                 for cluster in clusters {
                     let kept = incremental.compiled(cluster).unwrap();

@@ -30,7 +30,7 @@ use archipelago_raft::{CannotApply, Encode, StateMachine};
 pub(crate) use self::command::role_name;
 pub use self::{
     fleet::same_report,
-    names::{is_label, label_problem},
+    names::{gateway_problem, is_label, label_problem},
     state::{DeletedCluster, Gateway, Key, Revocation, State, Stored, Token},
 };
 

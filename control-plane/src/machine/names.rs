@@ -19,3 +19,20 @@ pub fn label_problem(what: &str, name: &str) -> Option<String> {
         format!("{what} name {shown:?} is not a DNS label (1 to 63 of a-z, 0-9 and -, not at either end)")
     })
 }
+
+/// Whether `name` may be a gateway's: one label, or several with dots between them (RFC 1123 §2.1), as nodes are named.
+#[must_use]
+fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// What is wrong with `name` as a gateway's, if anything.
+#[must_use]
+pub fn gateway_problem(name: &str) -> Option<String> {
+    (!is_subdomain(name)).then(|| {
+        let shown: String = name.chars().take(80).collect();
+        format!(
+            "gateway name {shown:?} is not a DNS name (at most 253 of a-z, 0-9, - and ., letters or digits at the ends)"
+        )
+    })
+}

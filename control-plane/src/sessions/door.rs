@@ -135,6 +135,13 @@ pub(crate) fn admit_hello(hello: &mut GatewayHello) -> Vec<Problem> {
     problems.listed()
 }
 
+/// What an agent says it can do, as far as it is words.
+pub(crate) fn admit_features(features: &[String]) -> Vec<String> {
+    let is_word =
+        |text: &&String| (1..=LABEL_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    features.iter().filter(is_word).take(FEATURES_MAX).cloned().collect()
+}
+
 /// Peers dial these, as they are.
 fn tunnel_problem(address: &str) -> Option<String> {
     match address.parse::<SocketAddr>() {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use archipelago_model::delta::Shared;
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    AgentSession, ConfigVersion, GatewaySession, Problem, ResourceRejection, ServiceReport, TunnelStatus,
+    AgentSession, ConfigVersion, GatewaySession, PolicyStatus, Problem, ResourceRejection, ServiceReport, TunnelStatus,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Sessions};
+use super::{Ask, Review, Sessions};
 use crate::consensus::unix_ms;
 
 /// A gateway's session on this member; it ends when this is dropped.
@@ -165,11 +165,23 @@ pub(crate) struct AgentGuard {
     cluster: String,
     id: u64,
     replaced: CancellationToken,
+    reviews: Option<mpsc::Receiver<Review>>,
 }
 
 impl AgentGuard {
-    pub(super) const fn new(sessions: Arc<Sessions>, cluster: String, id: u64, replaced: CancellationToken) -> Self {
-        Self { sessions, cluster, id, replaced }
+    pub(super) const fn new(
+        sessions: Arc<Sessions>,
+        cluster: String,
+        id: u64,
+        replaced: CancellationToken,
+        reviews: mpsc::Receiver<Review>,
+    ) -> Self {
+        Self { sessions, cluster, id, replaced, reviews: Some(reviews) }
+    }
+
+    /// Questions for this agent; taken once.
+    pub(crate) fn take_reviews(&mut self) -> Option<mpsc::Receiver<Review>> {
+        self.reviews.take()
     }
 
     /// Resolves when a newer session of the same cluster's agent began here.
@@ -179,14 +191,31 @@ impl AgentGuard {
 
     /// The complete list, counts included, and what of it was not admitted.
     pub(crate) fn report(&self, services: Vec<ServiceReport>, problems: Vec<Problem>) {
+        self.change(|session| {
+            session.services = services;
+            session.problems = problems;
+        });
+    }
+
+    /// What it said and is not used: replaces the list.
+    pub(crate) fn problems(&self, problems: Vec<Problem>) {
+        self.change(|session| session.problems = problems);
+    }
+
+    /// What became of the policies that its cluster's users wrote.
+    pub(crate) fn policies(&self, statuses: Vec<PolicyStatus>) {
+        self.change(|session| session.policies = statuses);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut AgentSession)) {
         {
             let mut inner = self.sessions.lock();
             if inner.agent_handles.get(&self.cluster).is_none_or(|handle| handle.id != self.id) {
                 return;
             }
             let Some(session) = inner.agents.get(&self.cluster) else { return };
-            let session =
-                AgentSession { last_seen_unix_ms: unix_ms(), services, problems, ..AgentSession::clone(session) };
+            let mut session = AgentSession { last_seen_unix_ms: unix_ms(), ..AgentSession::clone(session) };
+            change(&mut session);
             inner.agents.insert(self.cluster.clone(), Shared::new(session));
         }
         self.sessions.notify();

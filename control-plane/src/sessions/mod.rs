@@ -8,6 +8,7 @@ mod acks;
 pub(crate) mod door;
 mod guard;
 pub(crate) mod progress;
+mod reviews;
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +34,7 @@ use self::progress::AckView;
 use crate::{consensus::unix_ms, published::Published};
 
 pub(crate) use self::guard::{AgentGuard, GatewayGuard};
+pub(crate) use self::reviews::{Review, ReviewError};
 
 /// All sessions this member knows of.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ struct GatewayHandle {
 struct AgentHandle {
     id: u64,
     replaced: CancellationToken,
+    reviews: mpsc::Sender<Review>,
 }
 
 #[derive(Debug, Default)]
@@ -144,10 +147,12 @@ impl Sessions {
         let cluster = hello.cluster.clone();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
+        let (reviews, asked) = mpsc::channel(reviews::QUEUED_MAX);
         let session = AgentSession {
             cluster: cluster.clone(),
             last_seen_unix_ms: unix_ms(),
             order: hello.order,
+            features: door::admit_features(&hello.features),
             ..AgentSession::default()
         };
         {
@@ -156,7 +161,7 @@ impl Sessions {
             if newer {
                 replaced.cancel();
             } else {
-                let handle = AgentHandle { id, replaced: replaced.clone() };
+                let handle = AgentHandle { id, replaced: replaced.clone(), reviews };
                 if let Some(old) = inner.agent_handles.insert(cluster.clone(), handle) {
                     old.replaced.cancel();
                 }
@@ -164,7 +169,7 @@ impl Sessions {
             }
         }
         self.notify();
-        AgentGuard::new(Arc::clone(self), cluster, id, replaced)
+        AgentGuard::new(Arc::clone(self), cluster, id, replaced, asked)
     }
 
     /// Local sessions that changed since `cursor`, as one message to another member; `None`: it knows all of them.
@@ -232,6 +237,15 @@ impl Sessions {
             }
         }
         merged
+    }
+
+    /// The session of a cluster's agent that counts, and the member that serves it.
+    pub(crate) fn agent(&self, cluster: &str) -> Option<(u64, Shared<AgentSession>)> {
+        let inner = self.lock();
+        let local = inner.agents.get(cluster).map(|session| (self.node_id, session.clone()));
+        let remote =
+            inner.remote.iter().filter_map(|(member, remote)| Some((*member, remote.agents.get(cluster)?.clone())));
+        remote.chain(local).max_by_key(|(member, session)| (agent_order(session), *member))
     }
 
     /// Sessions served here: gateways, agents.

@@ -10,6 +10,7 @@
 //! Names in the result: `mesh`, `revocations`, `cluster/<cluster>`, `peer/<cluster>/<gateway>`,
 //! `service/<namespace>/<service>`.
 
+mod import;
 mod index;
 mod service;
 mod tiers;
@@ -23,7 +24,10 @@ use archipelago_proto::v1::{
 use aws_lc_rs::digest;
 use prost::Message;
 
-pub use self::index::{Changed, Index};
+pub use self::{
+    import::import,
+    index::{Changed, Index},
+};
 use crate::{
     export::MergedPort,
     feature,

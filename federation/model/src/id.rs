@@ -1,11 +1,11 @@
 //! Names and counters as types of their own, so that a cluster cannot be passed where a gateway is meant.
 //!
-//! `parse` checks a name as admission does (RFC 1123 labels) and is for everything that comes from outside; `new` takes
+//! `parse` checks a name as admission does (RFC 1123 labels; subdomains for gateways, which may be named after nodes) and is for everything that comes from outside; `new` takes
 //! a name that was checked before: out of the replicated state, out of a certificate that our own authority issued.
 
 use std::{borrow::Borrow, fmt, num::NonZeroU64, str::FromStr, sync::Arc};
 
-use crate::name::is_label;
+use crate::name::{is_label, is_subdomain};
 
 /// Name of a cluster. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,8 +85,11 @@ impl FromStr for GatewayId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let (cluster, name) = pair(text)?;
-        Ok(Self::new(cluster, name))
+        let (cluster, name) = text.split_once('/').ok_or_else(|| IdError::Pair(shown(text)))?;
+        if !is_subdomain(name) {
+            return Err(IdError::Subdomain(name.chars().take(SUBDOMAIN_CHARS_MAX).collect()));
+        }
+        Ok(Self::new(label(cluster)?, name))
     }
 }
 
@@ -163,6 +166,11 @@ pub enum IdError {
     /// Not an RFC 1123 label.
     #[error("{0:?} is no valid name: 1 to 63 lower-case letters, digits and dashes, not at the ends")]
     Label(String),
+    /// Not an RFC 1123 subdomain.
+    #[error(
+        "{0:?} is no valid name: at most 253 lower-case letters, digits, dashes and dots, beginning and ending with a letter or digit"
+    )]
+    Subdomain(String),
     /// Not two names with a slash between them.
     #[error("{0:?} is not of the form `a/b`")]
     Pair(String),
@@ -182,6 +190,8 @@ fn shown(text: &str) -> String {
     text.chars().take(SHOWN_CHARS_MAX).collect()
 }
 
+/// One more than a subdomain may have.
+const SUBDOMAIN_CHARS_MAX: usize = 254;
 /// One more than a label may have, so that "too long" shows.
 const SHOWN_CHARS_MAX: usize = 64;
 
@@ -195,6 +205,12 @@ mod tests {
     fn what_is_shown_reads_back_and_what_is_no_name_does_not() {
         let gateway = GatewayId::new("paris", "gw-1");
         assert_eq!(gateway.to_string().parse(), Ok(gateway));
+        let node = GatewayId::new("paris", "ip-10-0-0-1.eu-west-3.compute.internal");
+        assert_eq!(node.to_string().parse(), Ok(node));
+        for wrong in ["paris/", "paris/a..b", "paris/.a", "paris/a.", "paris/A", "a.b/gw-1", "paris"] {
+            assert!(wrong.parse::<GatewayId>().is_err(), "{wrong}");
+        }
+        assert!(format!("paris/{}", "a.".repeat(127)).parse::<GatewayId>().is_err());
         let service = ServiceKey::new("shop", "checkout");
         assert_eq!(service.to_string().parse(), Ok(service));
         assert_eq!("paris".parse(), Ok(ClusterId::new("paris")));

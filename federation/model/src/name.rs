@@ -8,6 +8,11 @@ pub(crate) fn is_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
+/// RFC 1123 subdomain: labels with dots between them, as Kubernetes names its nodes.
+pub(crate) fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
 /// A version label of a service, a Kubernetes label value that is not empty.
 pub(crate) fn is_version(version: &str) -> bool {
     (1..=63).contains(&version.len())

@@ -141,7 +141,7 @@ fn qualified(namespace: Option<String>, name: Option<String>) -> (Option<String>
 }
 
 fn table(resources: &[v1::Resource]) -> Text {
-    let mut table = Table::new(&["KIND", "NAMESPACE", "NAME", "CREATED AT", "MODIFIED AT"]);
+    let mut table = Table::new(&["KIND", "NAMESPACE", "NAME", "CREATED AT", "MODIFIED AT", "WRITTEN BY"]);
     for resource in resources {
         let namespace = if resource.namespace.is_empty() { "-" } else { &resource.namespace };
         table.row([
@@ -150,9 +150,19 @@ fn table(resources: &[v1::Resource]) -> Text {
             resource.name.clone().into(),
             resource.created_revision.into(),
             resource.modified_revision.into(),
+            written_by(resource).into(),
         ]);
     }
     table.into()
+}
+
+/// Whose resource it is, and who else wants to write it.
+fn written_by(resource: &v1::Resource) -> String {
+    let owner = match resource.origin.as_str() {
+        "" => "operator".to_owned(),
+        cluster => format!("cluster {cluster}"),
+    };
+    if resource.rivals.is_empty() { owner } else { format!("{owner} (conflict: {})", resource.rivals.join(", ")) }
 }
 
 #[cfg(test)]
@@ -166,6 +176,19 @@ mod tests {
         }
         assert_eq!(kind("failoverpolicies").unwrap(), Kind::FailoverPolicy);
         assert!(kind("TraficSplit").unwrap_err().render().contains("did you mean `TrafficSplit`"));
+    }
+
+    #[test]
+    fn owners_and_rivals_are_named() {
+        let resource = |origin: &str, rivals: &[&str]| {
+            let rivals = rivals.iter().map(|rival| (*rival).to_owned()).collect();
+            written_by(&v1::Resource { origin: origin.into(), rivals, ..v1::Resource::default() })
+        };
+        assert_eq!(resource("", &[]), "operator");
+        assert_eq!(
+            resource("paris", &["cluster tokyo", "cluster lima"]),
+            "cluster paris (conflict: cluster tokyo, cluster lima)"
+        );
     }
 
     #[test]

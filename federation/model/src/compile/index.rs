@@ -51,12 +51,7 @@ pub(super) struct Report {
 
 impl Report {
     fn of(cluster: &ClusterId, report: &ServiceReport, since: u64) -> Self {
-        let mut says = export::exporter(cluster.as_str(), report, since);
-        // What only imports have a use for.
-        if let Some(facts) = &mut says.facts {
-            facts.labels.clear();
-            facts.annotations.clear();
-        }
+        let says = export::exporter(cluster.as_str(), report, since);
         Self { exported: report.exported, versions: report.versions.clone(), says }
     }
 }
