@@ -143,7 +143,7 @@ impl Consensus {
     ) -> Result<Outcome, CommitError> {
         let _slot = self.writes.try_acquire().map_err(|_| CommitError::Overloaded)?;
         if let Err(refused) = self.read(|state| state.check(&action)) {
-            return Ok(refused);
+            return Ok(*refused);
         }
         let quota = self.quotas.lock().unwrap_or_else(PoisonError::into_inner).take(actor, &action, StdInstant::now());
         quota.map_err(|wait| CommitError::TooFast { wait })?;

@@ -10,11 +10,11 @@ use archipelago_model::{feature, stream::Held};
 use archipelago_proto::v1::{
     AgentDirective, AgentHello, AgentMessage, AgentReport, AgentWelcome, ConfigAck, ConfigUpdate, ExplainQuery,
     ExplainReply, ExplainRequest, ExplainResponse, GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage,
-    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Problem, Protocol, ResourceKey,
-    ResourceRejection, ServiceReport, ServicesRequest, StatusRequest, TunnelStatus, TunnelsRequest, UpdateRefusal,
-    WaitAppliedProgress, WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive, agent_message,
-    config_resource, fleet_client::FleetClient, gateway_control_client::GatewayControlClient, gateway_directive,
-    gateway_message::Body, notice, update_refusal::Reason,
+    GatewayReport, HasLeader, HeldResources, JoinRole, Kept, NoLeader, Notice, Problem, Protocol, ReportedPort,
+    ResourceKey, ResourceRejection, ServiceReport, ServicesRequest, StatusRequest, TunnelStatus, TunnelsRequest,
+    UpdateRefusal, WaitAppliedProgress, WaitAppliedRequest, agent_control_client::AgentControlClient, agent_directive,
+    agent_message, config_resource, fleet_client::FleetClient, gateway_control_client::GatewayControlClient,
+    gateway_directive, gateway_message::Body, notice, update_refusal::Reason,
 };
 use common::{ControlPlane, PATIENCE, cluster, eventually};
 use tokio::{sync::mpsc, time::timeout};
@@ -348,8 +348,16 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         total: 2,
         ..ServiceReport::default()
     };
+    let port = |name: &str, port: u32, protocol: Protocol| ReportedPort {
+        name: name.into(),
+        port,
+        protocol: protocol.into(),
+        app_protocol: String::new(),
+    };
     let report = |ready: u32| {
-        reporting(vec![service("checkout", Protocol::Http1, ready), service("ledger", Protocol::Tcp, ready)])
+        let ports = vec![port("books", 8080, Protocol::Tcp), port("admin", 8081, Protocol::Http1)];
+        let ledger = ServiceReport { ports, ..service("ledger", Protocol::Tcp, ready) };
+        reporting(vec![service("checkout", Protocol::Http1, ready), ledger])
     };
     reports.send(report(2)).await.unwrap();
 
@@ -384,7 +392,11 @@ async fn agents_reports_tunnels_and_questions_cross_members() {
         assert_eq!((ledger.clusters[0].ready, ledger.clusters[0].total), (2, 2));
         assert_eq!(ledger.tcp_addresses[0].address, "127.0.0.1:15100");
         assert_eq!(ledger.hosts[0], "ledger.shop.svc.clusterset.local");
+        let ports: Vec<_> = ledger.ports.iter().map(|port| (&*port.name, port.port, port.tcp_slot)).collect();
+        assert_eq!(ports, [("books", 8080, Some(0)), ("admin", 8081, None)]);
     }
+    let ledger = gateway.held.resources.get("service/shop/ledger").unwrap();
+    assert!(ledger.required_features.contains(&feature::SERVICE_PORTS.to_owned()), "{ledger:?}");
     // Counts are soft: they change without a revision.
     let before = control_plane.get(1, "").await.unwrap().revision;
     reports.send(report(1)).await.unwrap();

@@ -61,13 +61,13 @@ impl State {
     ///
     /// # Errors
     /// The outcome that proposing `action` would have.
-    pub fn check(&self, action: &Action) -> Result<(), Outcome> {
+    pub fn check(&self, action: &Action) -> Result<(), Box<Outcome>> {
         let checked = match action {
             Action::ReportExports(report) => self.check_report(report),
             Action::RegisterGateway(register) => self.check_registration(register),
             _ => Ok(()),
         };
-        checked.map_err(|refusal| self.refused(refusal))
+        checked.map_err(|refusal| Box::new(self.refused(refusal)))
     }
 
     fn perform(&mut self, action: Action, now_unix_ms: i64) -> Outcome {

@@ -450,7 +450,7 @@ fn a_refused_report_is_known_before_it_is_proposed() {
     ] {
         let early = machine.state().check(&action).unwrap_err();
         assert_eq!(refused(&early).code(), code);
-        assert_eq!(apply(&mut machine, &command("", action)), early, "should it be proposed all the same");
+        assert_eq!(apply(&mut machine, &command("", action)), *early, "should it be proposed all the same");
     }
 }
 

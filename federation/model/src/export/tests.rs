@@ -63,10 +63,13 @@ fn reasons(merged: &Merged) -> Vec<&'static str> {
     merged.conflicts.iter().map(|conflict| conflict.kind.reason()).collect()
 }
 
+/// What it is about; the exports; ports and reasons of the result.
+type Row<'a> = (&'a str, Vec<Exporter>, &'a [&'a str], &'a [&'a str]);
+
 #[test]
 fn kep_1645_ports_are_united_and_the_oldest_export_wins() {
     let (http80, tcp80, h2c80) = (http("http", 80), port("http", 80, Protocol::Tcp), port("http", 80, Protocol::H2c));
-    let table: Vec<(&str, Vec<Exporter>, &[&str], &[&str])> = vec![
+    let table: Vec<Row<'_>> = vec![
         (
             "identical",
             vec![export("paris", 1, vec![http80.clone()]), export("tokyo", 2, vec![http80.clone()])],
