@@ -145,6 +145,8 @@ class Cluster:
         pods = set()
         for number in self.nodes if self.facts.get("nodes") else ():
             pods |= self._kill_pods(number)
+            # Its namespace goes when the last process in it is really gone; the name must be free at once.
+            run("ip", "link", "del", f"v-{self.name}-{number}", check=False)
         mounts = [line.split()[1] for line in open("/proc/mounts", encoding="utf-8")]
         for mount in sorted((m for m in mounts if m.startswith(f"{self.home}/")), reverse=True):
             run("umount", "-l", mount, check=False)
