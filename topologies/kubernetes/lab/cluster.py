@@ -396,7 +396,7 @@ def tools_image(name, out):
         files |= image.program(program)
         if program != f"/bin/{tool}":
             links[f"/bin/{tool}"] = program
-    image.write(name, out, ["/bin/sleep", "1000000"], files, links)
+    image.write(name, out, [], files, links, ["/bin/sleep", "1000000"])
 
 
 BUSYBOX_NAMES = ["sleep", "cat", "echo", "grep", "awk", "tr", "wget", "head", "tail", "ls", "ip", "env", "seq", "date"]

@@ -51,8 +51,11 @@ def program(path):
     return files
 
 
-def write(name, out, entrypoint, files, links):
-    """Writes the archive of an image called `name` to `out`, replacing it in one step."""
+def write(name, out, entrypoint, files, links, command=()):
+    """Writes the archive of an image called `name` to `out`, replacing it in one step.
+
+    A pod's `args` stand in for `command` and follow `entrypoint`.
+    """
     content = layer(files, links)
 
     def digest(data):
@@ -62,7 +65,7 @@ def write(name, out, entrypoint, files, links):
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin:/usr/bin"]},
+            "config": {"Entrypoint": list(entrypoint), "Cmd": list(command), "Env": ["PATH=/bin:/usr/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [digest(content)]},
         }
     ).encode()
