@@ -4,6 +4,7 @@ import apps
 from world import SYSTEM, wait_until
 
 from . import scenario
+from .policies import serve_everywhere
 
 # Kinds whose objects of ours must be gone: by label, since their names are partly derived.
 KINDS = (
@@ -16,6 +17,7 @@ OURS = ("app.kubernetes.io/name=archipelago", "app.kubernetes.io/managed-by=arch
 
 @scenario("uninstall leaves no object behind, and the others go on")
 def uninstall(world, report):
+    serve_everywhere(world)
     last = list(world.clusters)[-1]
     world.blocks.run("leave", environment={"CLUSTER": last})
     wait_until(f"nothing of ours in {last}", lambda: not left_behind(world, last), 120, 1)
@@ -23,8 +25,8 @@ def uninstall(world, report):
     imports = world.get(last, "serviceimports.multicluster.x-k8s.io", "-A")
     report.check(not (imports or {}).get("items"), "and no ServiceImport")
     report.check(world.get(last, "service", "checkout", "-n", apps.SHOP) is not None, "what is not ours is still there")
-    status, body = world.curl("paris", "client-1", "http://checkout.shop.svc.clusterset.local/")
-    report.check(status == 200 and body["cluster"] != last, f"paris is answered by {body.get('cluster')}")
+    body = world.answered("paris", "client-1", "http://checkout.shop.svc.clusterset.local/")
+    report.check(body["cluster"] != last, f"paris is answered by {body['cluster']}")
     world.blocks.run("remove-crds", environment={"CLUSTER": last})
     kinds = world.kubectl(last, "get", "customresourcedefinitions", "-o", "name")
     report.check("archipelago.dev" not in kinds, "with the kinds removed, none of ours is left either")

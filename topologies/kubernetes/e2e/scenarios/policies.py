@@ -31,7 +31,7 @@ def split(world, report):
         share = result["byCluster"].get("tokyo", 0) / max(1, result["ok"])
         report.check(result["failed"] == 0 and 0.45 < share < 0.55, f"50/50 gives tokyo {share:.1%} of {result['ok']} requests")
     finally:
-        world.kubectl("paris", "delete", "trafficsplits.archipelago.dev", "checkout", "-n", apps.SHOP, "--ignore-not-found")
+        without_split(world)
 
 
 @scenario("a mistake in an object comes back in its status and changes nothing")
@@ -43,7 +43,7 @@ def mistake(world, report):
         status, _ = world.curl("paris", "client-1", URL)
         report.check(status == 200, "traffic goes on")
     finally:
-        world.kubectl("paris", "delete", "trafficsplits.archipelago.dev", "checkout", "-n", apps.SHOP, "--ignore-not-found")
+        without_split(world)
 
 
 @scenario("an object written by a cluster and by the operator is a conflict that both see")
@@ -67,7 +67,7 @@ def conflict(world, report):
             said = str(error)
         report.check("paris" in said, f"the operator is told: {said[-200:]}")
     finally:
-        world.kubectl("paris", "delete", "trafficsplits.archipelago.dev", "checkout", "-n", apps.SHOP, "--ignore-not-found")
+        without_split(world)
 
 
 @scenario("meshctl switch under load, to and fro: no request fails")
@@ -96,6 +96,13 @@ def serve_everywhere(world):
         return all(ready.get(name, 0) == 2 for name in world.clusters)
 
     wait_until("all clusters to offer checkout", known, 60, 0.5)
+
+
+def without_split(world, cluster="paris"):
+    """Deletes the split that a cluster wrote, and waits until the federation has forgotten it."""
+    world.kubectl(cluster, "delete", "trafficsplits.archipelago.dev", "checkout", "-n", apps.SHOP, "--ignore-not-found")
+    listed = ("get", "TrafficSplit", "-n", apps.SHOP, "-o", "json")
+    wait_until("the federation to forget the split", lambda: '"checkout"' not in world.meshctl(*listed, check=False), 30)
 
 
 def shares(world, count, cluster="paris", pod="client-1"):
