@@ -73,6 +73,8 @@ impl Gateway {
                     let versions = self.held.resources.iter().map(|row| (row.name.clone(), row.version.to_vec()));
                     self.send(Body::Held(HeldResources { versions: versions.collect() })).await;
                 }
+                // Said again whenever what the federation has moves, as a registration makes it.
+                gateway_directive::Body::Notice(Notice { notice: Some(notice::Notice::Behind(_)) }) => {}
                 other => panic!("not an update: {other:?}"),
             }
         }

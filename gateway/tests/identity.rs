@@ -36,10 +36,10 @@ fn pod_address() -> Option<IpAddr> {
     own
 }
 
-async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::new(from, 0)).unwrap();
-    socket.connect(to).await.unwrap()
+async fn connect(from: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await
 }
 
 /// paris and tokyo, each with a backend that shows what it was sent; paris knows who has `ip`.
@@ -88,7 +88,7 @@ struct Client(http1::SendRequest<Body>);
 
 impl Client {
     async fn new(from: IpAddr, to: SocketAddr) -> Self {
-        let (sender, connection) = http1::handshake(TokioIo::new(connect(from, to).await)).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(connect(from, to).await.unwrap())).await.unwrap();
         tokio::spawn(connection);
         Self(sender)
     }
@@ -122,7 +122,7 @@ async fn a_workload_is_known_to_backends_here_and_elsewhere() {
         let seen = Client::new(ip, entry).await.ask(cluster).await;
         assert!(is_known_as(&seen, WEB), "{cluster}: {seen}");
         let (mut sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(connect(ip, entry).await)).await.unwrap();
+            http2::handshake(TokioExecutor::new(), TokioIo::new(connect(ip, entry).await.unwrap())).await.unwrap();
         tokio::spawn(connection);
         let (mut parts, body) = question(cluster).into_parts();
         parts.uri = format!("http://{CHECKOUT}/headers").parse().unwrap();
@@ -135,8 +135,9 @@ async fn a_workload_is_known_to_backends_here_and_elsewhere() {
     }
     // Bytes carry it to the other gateway and no further: the backend counts what it gets.
     eventually("bytes", async || {
-        let mut stream = connect(ip, mesh.tcp("paris", 1)).await;
         let talked = async {
+            // The port is opened a moment after the configuration is there.
+            let mut stream = connect(ip, mesh.tcp("paris", 1)).await?;
             stream.write_all(b"abc").await?;
             stream.shutdown().await?;
             let mut answer = String::new();

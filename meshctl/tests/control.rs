@@ -436,7 +436,7 @@ async fn acknowledged_writes_survive_the_leader_in_order(federation: &Federation
     assert!(acknowledged.windows(2).all(|pair| pair[0].1 < pair[1].1), "out of order: {acknowledged:?}");
 
     federation.settle().await;
-    // KIND NAMESPACE NAME CREATED MODIFIED
+    // KIND NAMESPACE NAME CREATED MODIFIED WRITTEN-BY
     let table = federation.ok("get TrafficSplit -n shop").await.stdout;
     for (name, revision) in &acknowledged {
         let row: Vec<&str> = table
@@ -444,7 +444,7 @@ async fn acknowledged_writes_survive_the_leader_in_order(federation: &Federation
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
             .find(|row| row.get(2) == Some(&name.as_str()))
             .unwrap_or_else(|| panic!("{name} is lost\n{table}"));
-        assert_eq!(row[3..], [revision.to_string().as_str(); 2], "{name} was committed twice or elsewhere\n{table}");
+        assert_eq!(row[3..5], [revision.to_string().as_str(); 2], "{name} was committed twice or elsewhere\n{table}");
     }
     saw!("{WRITES} writes acknowledged while cp-{leaders:?} were killed: all there, in order, once");
     // The gateways have them all.

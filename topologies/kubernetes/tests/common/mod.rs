@@ -14,7 +14,9 @@ pub(crate) fn cases() -> Vec<(&'static str, &'static str, Value)> {
         ("control-plane", CONTROL_PLANE_NAMESPACE, include_str!("../values/control-plane.yaml")),
         ("load-balanced", "mesh", include_str!("../values/load-balanced.yaml")),
     ]
-    .map(|(name, namespace, text)| (name, namespace, values::from_yaml(text).unwrap()))
+    .map(|(name, namespace, text)| {
+        (name, namespace, values::from_yaml(text).unwrap_or_else(|error| panic!("{name}: {error}")))
+    })
     .into()
 }
 
