@@ -133,7 +133,18 @@ async fn a_workload_is_known_to_backends_here_and_elsewhere() {
         assert!(is_unknown(&seen), "a process of the node: {seen}");
         assert!(is_unknown(&early.ask(cluster).await), "whose connection it was when it began nobody can say");
     }
-    // Bytes carry it to the other gateway and no further: the backend counts what it gets.
+    // Bytes carry it to the other gateway and no further: the backend counts what it gets. Where pods are known, TCP services have
+    // ports that the agent chose.
+    let ledger = proto::Capture {
+        namespace: "shop".into(),
+        name: "ledger".into(),
+        port: 80,
+        protocol: Protocol::Tcp.into(),
+        listen: mesh.tcp("paris", 1).port().into(),
+        ..Default::default()
+    };
+    let captures = Some(proto::Captures { captures: vec![ledger] });
+    apply(&mesh.gateways["paris"], Change::Local(proto::LocalUpdate { captures, ..Default::default() })).await.unwrap();
     eventually("bytes", async || {
         let talked = async {
             // The port is opened a moment after the configuration is there.
