@@ -418,18 +418,34 @@ async fn a_removed_tcp_service_ends_its_connections_after_a_grace() {
         })
         .await;
     }
-    let mut near = talk(mesh.tcp("tokyo", 1)).await.unwrap();
-    let mut far = talk(mesh.tcp("paris", 1)).await.unwrap();
-    let mut kept = talk(mesh.tcp("paris", 2)).await.unwrap();
-    // All three are through before the configuration changes.
+    // All three are through before the configuration changes; anew when a starved machine broke a tunnel under one of them.
+    let three = tokio::sync::Mutex::new(None);
     eventually("three connections are open", async || {
-        let mut open = 0;
-        for gateway in mesh.gateways.values() {
-            open += gateway.workers().reports().await.iter().map(|report| report.tcp_connections).sum::<usize>();
-        }
-        open == 5 // each of the two from paris counts at both gateways
+        let mut three = three.lock().await;
+        let (Ok(near), Ok(far), Ok(kept)) =
+            tokio::join!(talk(mesh.tcp("tokyo", 1)), talk(mesh.tcp("paris", 1)), talk(mesh.tcp("paris", 2)))
+        else {
+            return false;
+        };
+        *three = Some((near, far, kept));
+        let are_open = async {
+            loop {
+                let mut open = 0;
+                for gateway in mesh.gateways.values() {
+                    open +=
+                        gateway.workers().reports().await.iter().map(|report| report.tcp_connections).sum::<usize>();
+                }
+                // Each of the two from paris counts at both gateways.
+                if open == 5 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3), are_open).await.is_ok()
     })
     .await;
+    let (mut near, mut far, mut kept) = three.into_inner().unwrap();
     mesh.configure(vec![tcp("orders", 2)], &endpoints[1..]).await;
     for (what, stream) in [("at the gateway of its cluster", &mut near), ("through a tunnel", &mut far)] {
         let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
