@@ -175,6 +175,7 @@ async fn an_answer_that_is_not_http_is_a_protocol_failure() {
     // A connection that has heard the garbage before its request was sent is found closed, which is a reset.
     let seen = report.failures.protocol + report.failures.reset;
     assert_eq!((report.failed, seen), (5, 5), "{report}");
+    assert!(report.failures.protocol > 0, "none was told what it heard: {report}");
 }
 
 #[tokio::test]

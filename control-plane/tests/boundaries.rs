@@ -63,8 +63,7 @@ async fn silent_sockets_delay_nobody() {
         let siege = tokio::spawn(besiege(ports.clone(), count, until));
         // The first wave is in place.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let mut slowest = Duration::ZERO;
-        let mut answers = 0;
+        let mut answers = Vec::new();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(10) {
             let asked = Instant::now();
@@ -87,13 +86,15 @@ async fn silent_sockets_delay_nobody() {
                 }
                 again();
             }
-            slowest = slowest.max(asked.elapsed());
-            answers += 1;
+            answers.push(asked.elapsed());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         end.send(true).unwrap();
         siege.await.unwrap();
-        println!("{count} silent sockets per port: {answers} answers, the slowest after {slowest:?}");
+        answers.sort();
+        let (median, slowest) = (answers[answers.len() / 2], answers[answers.len() - 1]);
+        println!("{count} silent sockets per port: {} answers, median {median:?}, slowest {slowest:?}", answers.len());
+        assert!(median < Duration::from_secs(1), "{count} silent sockets per port: {median:?} as a rule");
         assert!(slowest < DELAY_MAX, "{count} silent sockets per port: {slowest:?}");
     }
 }
