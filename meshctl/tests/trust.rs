@@ -84,7 +84,8 @@ async fn a_deleted_cluster_is_out_at_once() {
     assert!(!elsewhere.join("joined/tokyo/gw-9/identity/svid.pem").exists(), "{refused}");
     more(&load, 200).await;
     finish(load, &format!("deleted: both gateways out after {took:?}")).await;
-    federation.down().await;
+    // A gateway may hear that its cluster is gone before its stream is closed, or only find the stream closed.
+    federation.down_despite(&["our cluster is not declared any more"]).await;
 }
 
 async fn certificates_that_ran_out_while_the_control_plane_was_away_stop_nothing_at_home() {
