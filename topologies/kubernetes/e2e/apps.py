@@ -75,6 +75,8 @@ def client(node, name="client", account="frontend", host_network=False):
             "hostNetwork": host_network,
             "terminationGracePeriodSeconds": 0,
             "tolerations": [{"operator": "Exists"}],
+            # A name server that a busy machine lets wait is asked again, rather than given up after 10 s.
+            "dnsConfig": {"options": [{"name": "timeout", "value": "5"}, {"name": "attempts", "value": "5"}]},
             "containers": [{"name": "client", "image": "lab.test/tools:1", "imagePullPolicy": "Never"}],
         },
     }

@@ -21,7 +21,7 @@ class Blocks:
         self.commands = read(DOCUMENT.read_text())
         self.done = []
 
-    def run(self, name, timeout=300, environment=None):
+    def run(self, name, timeout=600, environment=None):
         """Runs a block with `bash -euo pipefail`, and returns what it printed."""
         if name not in self.commands:
             raise Failed(f"{DOCUMENT.name} has no block `run: {name}`")
@@ -49,10 +49,6 @@ class Blocks:
         text = "\n".join(self.commands[name] for name in names)
         whole = re.sub(r"\\\n", " ", re.sub(r"<<'?(\w+)'?\n.*?\n\1$", "", text, flags=re.S | re.M))
         return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in whole.splitlines())
-
-    def not_run(self):
-        """Blocks that no scenario of this run has run."""
-        return [name for name in self.commands if name not in self.done]
 
 
 def read(text):

@@ -8,7 +8,7 @@ import subprocess
 class Load:
     """A running load of GET requests; `stop` ends it and returns its report."""
 
-    def __init__(self, chaos, cluster, pod, url, rate=100, host=None, namespace="web", timeout="10s", duration=None):
+    def __init__(self, chaos, cluster, pod, url, rate=100, host=None, namespace="web", timeout="30s", duration=None):
         process = cluster.pod_process(namespace, pod)
         words = [chaos, "load", url, f"--rate={rate}", "--quiet", "-o", "json", f"--timeout={timeout}"]
         words.append(f"--duration={duration}" if duration else "--until-signal")
@@ -19,12 +19,12 @@ class Load:
             [*enter, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def stop(self, seconds=40):
+    def stop(self, seconds=240):
         """Lets what is under way end, and returns the report of `chaos load`."""
         self.process.send_signal(signal.SIGINT)
         return self.finish(seconds)
 
-    def finish(self, seconds=120):
+    def finish(self, seconds=240):
         """Waits until a load of a given duration ends, and returns its report."""
         out, err = self.process.communicate(timeout=seconds)
         if not out.strip():

@@ -18,6 +18,8 @@ class Report:
 
     def __init__(self):
         self.scenarios = []
+        # What was not begun, and why not.
+        self.left_out = {}
         self.figures = {}
         self.began = time.monotonic()
 
@@ -26,10 +28,10 @@ class Report:
         self.scenarios.append({"name": name, "title": title, "checks": [], "outcome": "failed", "seconds": 0.0})
         self._say(f"== {name}: {title}")
 
-    def end(self, outcome, began, why=""):
+    def end(self, outcome, seconds, why=""):
         """How the scenario ended: passed, failed or skipped."""
         current = self.scenarios[-1]
-        current |= {"outcome": outcome, "seconds": round(time.monotonic() - began, 1)} | ({"why": why} if why else {})
+        current |= {"outcome": outcome, "seconds": round(seconds, 1)} | ({"why": why} if why else {})
         self._say(f"   {outcome} after {current['seconds']} s{': ' + why if why else ''}")
 
     def check(self, holds, what):
@@ -48,9 +50,28 @@ class Report:
         """What happens now, for whoever watches."""
         self._say(f"    .  {text}")
 
+    def print(self, text):
+        """Whole lines from elsewhere, as they are."""
+        print(text, file=sys.stderr, flush=True)
+
+    def not_run(self, scenarios, reason):
+        """Scenarios that are not begun."""
+        self.left_out |= {each.__name__: reason for each in scenarios}
+
     @property
     def failed(self):
         return [scenario for scenario in self.scenarios if scenario["outcome"] == "failed"]
+
+    def skipped(self):
+        """What nothing was found out about, loudly; empty when everything ran."""
+        why = self.left_out | {each["name"]: each.get("why", "") for each in self.scenarios if each["outcome"] == "skipped"}
+        by_reason = {}
+        for name, reason in why.items():
+            by_reason.setdefault(reason, []).append(name)
+        total = len(self.left_out) + len(self.scenarios)
+        return "\n".join(
+            f"SKIPPED: {len(names)} of {total} scenarios, because {reason}: {', '.join(names)}" for reason, names in by_reason.items()
+        )
 
     def table(self):
         """Everything at a glance, and the line by which runs are counted."""
@@ -65,13 +86,16 @@ class Report:
             lines += ["", "figures"]
             lines += [f"  {name}: {f['value']} {f['unit']}" for name, f in self.figures.items()]
         count = {outcome: sum(s["outcome"] == outcome for s in self.scenarios) for outcome in ("passed", "failed", "skipped")}
-        lines += ["", f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped"]
+        lines += ["", f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped, {len(self.left_out)} not begun"]
+        skipped = self.skipped()
+        if skipped:
+            lines.append(skipped)
         return "\n".join(lines)
 
     def write(self, path):
         """The same as JSON."""
         seconds = round(time.monotonic() - self.began, 1)
-        content = {"seconds": seconds, "scenarios": self.scenarios, "figures": self.figures}
+        content = {"seconds": seconds, "scenarios": self.scenarios, "notBegun": self.left_out, "figures": self.figures}
         path.write_text(json.dumps(content, indent=1) + "\n")
 
     def _say(self, line):

@@ -80,8 +80,12 @@ class World:
     def down(self):
         """Ends everything that `up` and the scenarios started."""
         self.end_processes()
-        for cluster in self.clusters.values():
-            cluster.down()
+        for name, cluster in self.clusters.items():
+            try:
+                cluster.down()
+            except (LabError, OSError) as error:
+                # The others must go all the same.
+                self.report.note(f"cluster {name} is not all gone: {error}")
 
     def installed(self):
         """Whether every cluster has gateways, from an earlier run."""
@@ -130,7 +134,7 @@ class World:
 
     # Commands.
 
-    def run(self, *command, check=True, environment=None, stdin=None, timeout=120):
+    def run(self, *command, check=True, environment=None, stdin=None, timeout=300):
         """Runs a command with the run's PATH and kubeconfig, and returns its standard output."""
         done = subprocess.run(
             [str(word) for word in command],
@@ -152,7 +156,7 @@ class World:
 
     def get(self, cluster, *words):
         """An object or a list as parsed JSON; None when it is not there, or when the API server does not answer."""
-        text = self.kubectl(cluster, "get", *words, "-o", "json", "--ignore-not-found", "--request-timeout=5s", check=False)
+        text = self.kubectl(cluster, "get", *words, "-o", "json", "--ignore-not-found", "--request-timeout=30s", check=False)
         return json.loads(text) if text.strip() else None
 
     def apply(self, cluster, *objects):
@@ -165,21 +169,21 @@ class World:
         """meshctl as the operator."""
         return self.run("meshctl", *words, **options)
 
-    def rollout(self, cluster, what, namespace, seconds=120):
+    def rollout(self, cluster, what, namespace, seconds=300):
         """Waits until every pod of a Deployment or DaemonSet is the current one, and ready."""
-        self.kubectl(cluster, "-n", namespace, "rollout", "status", what, f"--timeout={seconds}s", timeout=seconds + 10)
+        self.kubectl(cluster, "-n", namespace, "rollout", "status", what, f"--timeout={seconds}s", timeout=seconds + 60)
 
     # Traffic.
 
     def curl(self, cluster, pod, url, *options, namespace="web"):
         """One request from a pod: (status, parsed body or text). Status 0: no answer, the text says why."""
-        words = ["exec", "-n", namespace, pod, "--", "curl", "-sS", "-m", "10", "-w", "\n%{http_code}", *options, url]
+        words = ["exec", "-n", namespace, pod, "--", "curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *options, url]
         done = subprocess.run(
             ["kubectl", "--context", cluster, *words],
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         body, _, status = done.stdout.rpartition("\n")
@@ -190,7 +194,7 @@ class World:
         except ValueError:
             return int(status), body
 
-    def answered(self, cluster, pod, url, condition=lambda body: True, seconds=60, options=()):
+    def answered(self, cluster, pod, url, condition=lambda body: True, options=()):
         """Waits until a request is answered with 200 and a body that meets the condition; returns the body."""
         last = []
 
@@ -200,7 +204,7 @@ class World:
             return body if status == 200 and condition(body) else None
 
         try:
-            return wait_until(f"an answer from {url}", ask, seconds, 0.2)
+            return wait_until(f"an answer from {url}", ask, every=0.2)
         except LabError as error:
             raise Failed(f"{error}; last: {last}") from None
 
@@ -219,7 +223,7 @@ class World:
             found = self.get(cluster, "serviceimports.multicluster.x-k8s.io", name, "-n", namespace)
             return next(iter((found or {}).get("spec", {}).get("ips") or []), None)
 
-        return wait_until(f"an address of {service} in {cluster}", address, 60)
+        return wait_until(f"an address of {service} in {cluster}", address)
 
     # Conditions.
 
@@ -236,12 +240,36 @@ class World:
         return {cluster["name"]: cluster["ready"] for cluster in found[0]["clusters"]} if found else {}
 
     def diagnose(self):
-        """Keeps what helps to understand a failure: logs and objects of the system namespace, in the folder of the run."""
+        """What helps to understand a failure: logs and objects are kept in the folder of the run; the last of them is returned."""
+        told = []
         for name in self.clusters:
-            pods = self.get(name, "pods", "-n", SYSTEM) or {"items": []}
-            for pod in (item["metadata"]["name"] for item in pods["items"]):
-                text = self.kubectl(name, "-n", SYSTEM, "logs", pod, "--all-containers", "--tail=2000", check=False)
+            pods = (self.get(name, "pods", "-n", SYSTEM) or {"items": []})["items"]
+            for pod in (item["metadata"]["name"] for item in pods):
+                words = ("-n", SYSTEM, "logs", pod, "--all-containers", "--tail=2000", *SHORT)
+                text = self.kubectl(name, *words, check=False, timeout=20)
                 (self.folder / f"{name}-{pod}.log").write_text(text)
-            kinds = "pods,services,endpointslices,serviceimports.multicluster.x-k8s.io,serviceexports.multicluster.x-k8s.io,events"
-            text = self.kubectl(name, "get", kinds, "-A", "-o", "wide", check=False)
-            (self.folder / f"{name}-objects.txt").write_text(text)
+                told.append(tail(f"{name}/{pod}", complaints(text)))
+            kinds = "pods,services,endpointslices,serviceimports.multicluster.x-k8s.io,serviceexports.multicluster.x-k8s.io"
+            text = self.kubectl(name, "get", kinds, "-A", "-o", "wide", *SHORT, check=False, timeout=20)
+            events = self.kubectl(name, "get", "events", "-A", "--sort-by=.lastTimestamp", *SHORT, check=False, timeout=20)
+            (self.folder / f"{name}-objects.txt").write_text(text + events)
+            told.append(tail(f"{name}: pods", self.kubectl(name, "get", "pods", "-A", "-o", "wide", *SHORT, check=False, timeout=20), 40))
+            told.append(tail(f"{name}: events", events, 15))
+        for log in sorted(self.folder.glob("*.log")):
+            if log.stem in self.processes:
+                told.append(tail(log.stem, complaints(log.read_text(errors="replace"))))
+        return "\n".join(told)
+
+
+SHORT = ("--request-timeout=5s",)
+
+
+def complaints(text):
+    """Lines of a log that warn, and the last ones whatever they say."""
+    lines = text.splitlines()
+    return "\n".join([line for line in lines[:-3] if "WARN" in line or "ERROR" in line] + lines[-3:])
+
+
+def tail(title, text, lines=8):
+    """The end of a text under a title; long lines are cut."""
+    return "\n".join([f"   -- {title}", *(f"      {line[:400]}" for line in text.splitlines()[-lines:])])

@@ -37,6 +37,10 @@ TOOLS = {
 }
 
 
+# How long anything is waited for. Reached only when it does not come at all: a starved machine takes minutes for what takes seconds.
+PATIENCE_SECONDS = 240
+
+
 class LabError(Exception):
     """Something that whoever runs the lab can act on."""
 
@@ -67,15 +71,18 @@ def cannot_run():
 
 
 def run(*command, check=True, **options):
-    """Runs a command to its end; its output is in the error when it fails."""
-    options = {"capture_output": True, "text": True} | options
-    done = subprocess.run([str(word) for word in command], check=False, **options)
+    """Runs a command to its end; its output is in the error when it fails, or does not end."""
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE_SECONDS} | options
+    try:
+        done = subprocess.run([str(word) for word in command], check=False, **options)
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(map(str, command))}: not over after {error.timeout:.0f} s") from None
     if check and done.returncode != 0:
         raise LabError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout or '').strip()}")
     return done
 
 
-def wait_until(what, condition, seconds=60, every=0.1):
+def wait_until(what, condition, seconds=PATIENCE_SECONDS, every=0.1):
     """Waits for `condition()` to be true, and returns what it returned."""
     deadline = time.monotonic() + seconds
     while True:
@@ -133,7 +140,7 @@ class Cluster:
         self._control_plane()
         for number in self.nodes:
             self._start_node(number)
-        wait_until("every node to be Ready", lambda: self.ready_nodes() == nodes, 120)
+        wait_until("every node to be Ready", lambda: self.ready_nodes() == nodes)
         if dns:
             manifest = (HERE / "dns.yaml").read_text().replace("CLUSTER_IP", self.service_address(10))
             self.kubectl("apply", "-f", "-", input=manifest)
@@ -286,10 +293,10 @@ class Cluster:
             if name == "apiserver":
                 self.wait_for_api()
 
-    def wait_for_api(self, seconds=90):
+    def wait_for_api(self):
         """Waits until the API server answers."""
-        ready = ("get", "--raw", "/readyz", "--request-timeout=2s")
-        wait_until("the API server", lambda: self.kubectl(*ready, check=False) == "ok", seconds)
+        ready = ("get", "--raw", "/readyz", "--request-timeout=10s")
+        wait_until("the API server", lambda: self.kubectl(*ready, check=False) == "ok")
 
     def _start_node(self, number):
         folder = self.home / f"node-{number}"
@@ -305,8 +312,11 @@ class Cluster:
         self._start(number, "kube-proxy", node.kube_proxy(self.kubeconfig, self.facts["pods"], names[0]))
 
     def ready_nodes(self):
-        """How many nodes are Ready."""
-        listed = json.loads(self.kubectl("get", "nodes", "-o", "json", check=False) or '{"items": []}')
+        """How many nodes are Ready; -1 when the API server does not answer."""
+        text = self.kubectl("get", "nodes", "-o", "json", "--request-timeout=10s", check=False)
+        if not text:
+            return -1
+        listed = json.loads(text)
         conditions = [c for item in listed["items"] for c in item["status"].get("conditions", [])]
         return sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 

@@ -33,7 +33,7 @@ spec:
   failback: {{ after: 2s, mode: auto }}
 """
     world.meshctl("apply", "-f", "-", stdin=policy)
-    wait_until(f"{order[0]} to serve", lambda: shares(world, 5) == {order[0]: 5}, 60, 0.5)
+    wait_until(f"{order[0]} to serve", lambda: shares(world, 5) == {order[0]: 5}, every=0.5)
 
 
 def forget(world):
@@ -41,9 +41,9 @@ def forget(world):
     world.meshctl("delete", "FailoverPolicy", "checkout", "-n", apps.SHOP, check=False)
 
 
-def until_answered_by(world, cluster, seconds=60):
+def until_answered_by(world, cluster):
     """Waits until requests are answered by a cluster again."""
-    wait_until(f"{cluster} to serve", lambda: shares(world, 5) == {cluster: 5}, seconds, 0.5)
+    wait_until(f"{cluster} to serve", lambda: shares(world, 5) == {cluster: 5}, every=0.5)
 
 
 @scenario("the serving gateway crashes, and its pod is deleted, under load: no request fails")
@@ -74,7 +74,7 @@ def crash(world, cluster, pod):
 
     before = process()
     os.kill(before, signal.SIGKILL)
-    wait_until("the gateway to start again", lambda: process() not in (before, None), 60)
+    wait_until("the gateway to start again", lambda: process() not in (before, None))
 
 
 @scenario("kubelet and containerd of a serving node die: no request fails")
@@ -87,12 +87,12 @@ def runtime_killed(world, report):
             for process in ("1-kubelet", "1-containerd"):
                 tokyo.stop(process)
             report.check(shares(world, 20).get("nobody", 0) == 0, "requests are answered without them")
-            wait_until("the node to be NotReady", lambda: tokyo.ready_nodes() < len(tokyo.nodes), 90, 0.5)
+            wait_until("the node to be NotReady", lambda: 0 <= tokyo.ready_nodes() < len(tokyo.nodes), every=0.5)
             report.check(shares(world, 20).get("nobody", 0) == 0, "and once the cluster gave the node up")
         finally:
             for process in ("1-containerd", "1-kubelet"):
                 tokyo.start(process)
-        wait_until("the node to be Ready", lambda: tokyo.ready_nodes() == len(tokyo.nodes), 90, 0.5)
+        wait_until("the node to be Ready", lambda: tokyo.ready_nodes() == len(tokyo.nodes), every=0.5)
         until_answered_by(world, "tokyo")
         result = load.stop()
     forget(world)
@@ -108,16 +108,16 @@ def cluster_killed(world, report):
         try:
             for number in tokyo.nodes:
                 tokyo.kill_node(number)
-            until_answered_by(world, "paris", 20)
+            until_answered_by(world, "paris")
             report.check(True, "another cluster answers")
         finally:
             for number in tokyo.nodes:
                 tokyo.start_node(number)
         began = time.monotonic()
         tokyo.wait_for_api()
-        wait_until("nodes of tokyo", lambda: tokyo.ready_nodes() == len(tokyo.nodes), 90)
+        wait_until("nodes of tokyo", lambda: tokyo.ready_nodes() == len(tokyo.nodes))
         world.rollout("tokyo", "daemonset/archipelago-gateway", SYSTEM)
-        until_answered_by(world, "tokyo", 120)
+        until_answered_by(world, "tokyo")
         report.figure("power back until the cluster serves again", round(time.monotonic() - began, 1), "s")
         result = load.stop()
     forget(world)
@@ -133,7 +133,7 @@ def links_cut(world, report):
         try:
             for number in paris.nodes:
                 paris.cut(number, [tokyo.address(other) for other in tokyo.nodes])
-            until_answered_by(world, "paris", 20)
+            until_answered_by(world, "paris")
             report.check(True, "the own cluster answers while the other cannot be reached")
         finally:
             for number in paris.nodes:
@@ -160,19 +160,19 @@ def api_server_away(world, report):
             for pod in pods:
                 tokyo.kill_pod(apps.SHOP, pod["metadata"]["name"])
             pid = paris.pod_process(apps.WEB, "client-1")
-            ask = f"curl -sS -m 10 -H 'Host: checkout.shop.svc.clusterset.local' http://{address}/"
+            ask = f"curl -sS -m 30 -H 'Host: checkout.shop.svc.clusterset.local' http://{address}/"
             answer = world.run("nsenter", f"--net=/proc/{pid}/ns/net", "sh", "-c", ask)
             report.check('"cluster"' in answer, f"requests are answered with both API servers gone: {answer.strip()}")
-            wait_until("a while without API servers", lambda: time.monotonic() - began > world.api_away_seconds, 600, 1)
+            wait_until("a while without API servers", lambda: time.monotonic() - began > world.api_away_seconds, every=1)
         finally:
             for cluster in (paris, tokyo):
                 cluster.start("1-apiserver")
         for cluster in (paris, tokyo):
             cluster.wait_for_api()
         report.note(f"API servers were away for {time.monotonic() - began:.0f} s")
-        until_answered_by(world, "tokyo", 120)
+        until_answered_by(world, "tokyo")
         world.kubectl("paris", "scale", "deployment/checkout", "-n", apps.SHOP, "--replicas=1")
-        wait_until("the change to be seen", lambda: ready(world, "paris") == 1, 60, 0.5)
+        wait_until("the change to be seen", lambda: ready(world, "paris") == 1, every=0.5)
         report.check(True, "a change made afterwards arrives")
         world.kubectl("paris", "scale", "deployment/checkout", "-n", apps.SHOP, "--replicas=2")
         result = load.stop()
@@ -189,7 +189,7 @@ def namespace_deleted(world, report):
         until_answered_by(world, "paris")
         world.apply("tokyo", apps.namespace(apps.SHOP))
         world.apply("tokyo", apps.backend(world.image_name, "tokyo"), apps.export())
-        until_answered_by(world, "tokyo", 120)
+        until_answered_by(world, "tokyo")
         result = load.stop()
     forget(world)
     report.check(result["failed"] == 0, summary(result))
@@ -202,10 +202,10 @@ def agent_failover(world, report):
         leader = holder(world)
         world.kubectl("paris", "-n", SYSTEM, "delete", "pod", leader.split("_")[0], "--grace-period=0", "--force")
         began = time.monotonic()
-        wait_until("another leader", lambda: holder(world) not in (leader, ""), 90, 0.2)
+        wait_until("another leader", lambda: holder(world) not in (leader, ""), every=0.2)
         report.figure("leading agent gone until another leads", round(time.monotonic() - began, 1), "s")
         world.kubectl("paris", "scale", "deployment/checkout", "-n", apps.SHOP, "--replicas=1")
-        wait_until("the change to be seen", lambda: ready(world, "paris") == 1, 60, 0.5)
+        wait_until("the change to be seen", lambda: ready(world, "paris") == 1, every=0.5)
         world.kubectl("paris", "scale", "deployment/checkout", "-n", apps.SHOP, "--replicas=2")
         report.check(True, "the successor reports what changes")
         world.rollout("paris", "deployment/archipelago-agent", SYSTEM)

@@ -15,7 +15,7 @@ def readiness(world, report):
     """One pod with a readiness gate; its condition is patched, and a caller in another cluster asks until it sees it."""
     world.apply("tokyo", gated(world))
     world.apply("tokyo", apps.export("gate"))
-    pod = wait_until("the pod", lambda: running(world), 60)
+    pod = wait_until("the pod", lambda: running(world))
     address = world.import_address("paris", "shop/gate")
     pid = world["paris"].pod_process(apps.WEB, "client-1")
     seen = []
@@ -25,7 +25,7 @@ def readiness(world, report):
             began = time.monotonic()
             set_ready(world, pod, ready)
             patched = time.monotonic()
-            wait_until("the change", lambda: answers(world, pid, address) == ready, 30, 0)
+            wait_until("the change", lambda: answers(world, pid, address) == ready, every=0)
             seen.append((time.monotonic() - patched, time.monotonic() - began))
         after = sorted(each[0] * 1000 for each in seen)
         report.figure("readiness condition written until a remote caller sees it, p50", round(statistics.median(after)), "ms")
@@ -72,7 +72,7 @@ def large(world, report):
     for number in range(10):
         items = [each for index in range(number, count, 10) for each in service_with_endpoints(f"large-{number}", index)]
         world.kubectl("tokyo", "create", "-f", "-", stdin=apps.text(*items), timeout=600)
-    wait_until("the agents to know them", lambda: known(world) >= count, 120, 1)
+    wait_until("the agents to know them", lambda: known(world) >= count, every=1)
     after = memory(world)
     for component in after:
         report.figure(f"memory of the largest {component} in tokyo before", round(before[component]), "MB")

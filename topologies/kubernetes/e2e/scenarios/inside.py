@@ -13,8 +13,8 @@ from .joining import URL
 def inside(world, report):
     world.storage("paris", 2)
     environment = {"ARCHIPELAGO_STATE": str(world.folder / "inside"), "INSIDE": f"{world['paris'].address(1)}:30741"}
-    world.blocks.run("found-inside", 240, environment)
-    wait_until("the control plane", lambda: leads(world, environment), 60)
+    world.blocks.run("found-inside", environment=environment)
+    wait_until("the control plane", lambda: leads(world, environment))
     for name in ("paris", "tokyo"):
         world.blocks.run(f"join-{name}", environment=environment)
         world.blocks.run("wait", environment={"CLUSTER": name})

@@ -20,7 +20,7 @@ def uninstall(world, report):
     serve_everywhere(world)
     last = list(world.clusters)[-1]
     world.blocks.run("leave", environment={"CLUSTER": last})
-    wait_until(f"nothing of ours in {last}", lambda: not left_behind(world, last), 120, 1)
+    wait_until(f"nothing of ours in {last}", lambda: not left_behind(world, last), every=1)
     report.check(True, f"no object of ours is left in {last}")
     imports = world.get(last, "serviceimports.multicluster.x-k8s.io", "-A")
     report.check(not (imports or {}).get("items"), "and no ServiceImport")

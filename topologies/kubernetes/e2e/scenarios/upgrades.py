@@ -19,10 +19,10 @@ def rolling_upgrade(world, report):
         for name in world.clusters:
             before = pods(world, name, "gateway")
             world.kubectl(name, "-n", SYSTEM, "rollout", "restart", "daemonset/archipelago-gateway")
-            world.rollout(name, "daemonset/archipelago-gateway", SYSTEM, 240)
+            world.rollout(name, "daemonset/archipelago-gateway", SYSTEM)
             report.check(not before & pods(world, name, "gateway"), f"every gateway of {name} is a new one")
         before = pods(world, "tokyo", "gateway")
-        world.blocks.run("upgrade", timeout=300)
+        world.blocks.run("upgrade")
         report.check(not before & pods(world, "tokyo", "gateway"), "and so is every one after the documented upgrade")
         result = load.stop()
     report.check(result["failed"] == 0, summary(result))
@@ -35,7 +35,7 @@ def agents_replaced(world, report):
         for name in world.clusters:
             world.kubectl(name, "-n", SYSTEM, "rollout", "restart", "deployment/archipelago-agent")
         for name in world.clusters:
-            world.rollout(name, "deployment/archipelago-agent", SYSTEM, 240)
+            world.rollout(name, "deployment/archipelago-agent", SYSTEM)
         result = load.stop()
     report.check(result["failed"] == 0, summary(result))
 
@@ -57,7 +57,7 @@ def service_changes(world, report):
                 world.kubectl("tokyo", "-n", apps.SHOP, "patch", "service", "checkout", "--type=merge", "-p", patch)
                 wanted = change.get("selector", {}).get("app.kubernetes.io/version")
                 if wanted:
-                    wait_until(f"{wanted} alone", lambda: versions(world) == {wanted}, 30, 0.5)
+                    wait_until(f"{wanted} alone", lambda: versions(world) == {wanted}, every=0.5)
             result = load.stop()
         report.check(result["failed"] == 0, summary(result))
     finally:
@@ -69,7 +69,7 @@ def service_changes(world, report):
 
 def versions(world):
     """Versions that answer ten requests."""
-    script = f"for i in $(seq 10); do curl -sS -m 10 {URL}; echo; done"
+    script = f"for i in $(seq 10); do curl -sS -m 30 {URL}; echo; done"
     out = world.kubectl("paris", "exec", "-n", apps.WEB, "client-1", "--", "sh", "-c", script, check=False)
     return {json.loads(line).get("version") for line in out.splitlines() if line.startswith("{")}
 
