@@ -1,0 +1,162 @@
+//! Classes of bytes (RFC 9110 §5.6, §5.5), eight at a time where messages are long.
+
+/// True for a token (RFC 9110 §5.6.2).
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && token_len(bytes) == bytes.len()
+}
+
+/// How many of the first bytes may be in a token.
+#[inline]
+pub(crate) fn token_len(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(bytes.len())
+}
+
+#[inline]
+fn is_token_byte(byte: u8) -> bool {
+    TOKEN.get(usize::from(byte)).copied().unwrap_or(false)
+}
+
+/// True for bytes that may be in a field value: no control but tab (RFC 9110 §5.5); bytes above 127 are obs-text.
+#[inline]
+pub(crate) fn is_value(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().all(|word| {
+        let word = u64::from_le_bytes(*word);
+        !has_control(word) || word.to_le_bytes().iter().all(|byte| is_value_byte(*byte))
+    }) && rest.iter().all(|byte| is_value_byte(*byte))
+}
+
+#[inline]
+pub(crate) fn is_value_byte(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f || byte == b'\t'
+}
+
+/// True for bytes that may be in a request target as proxies pass it on: no control and no space.
+#[inline]
+pub(crate) fn is_target(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().all(|word| {
+        let word = u64::from_le_bytes(*word);
+        !has_control(word) && !has_zero(word ^ SPACES)
+    }) && rest.iter().all(|byte| *byte > b' ' && *byte != 0x7f)
+}
+
+/// True when one of eight bytes is below 0x20 or 0x7f.
+#[inline]
+fn has_control(word: u64) -> bool {
+    // A byte below 0x20 borrows into its high bit; one that had it (above 0x7f) does not count.
+    let low = word.wrapping_sub(SPACES) & !word & HIGH;
+    low != 0 || has_zero(word ^ DELETES)
+}
+
+#[inline]
+fn has_zero(word: u64) -> bool {
+    word.wrapping_sub(ONES) & !word & HIGH != 0
+}
+
+/// A value without the white space around it (OWS, RFC 9110 §5.6.3).
+#[inline]
+pub(crate) fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// The members of a comma-separated list (RFC 9110 §5.6.1), empty ones left out.
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(trim).filter(|member| !member.is_empty())
+}
+
+/// A plain decimal number of 1 to 18 digits, which no 64-bit parser reads differently.
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
+    let plain = (1..=18).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    plain.then(|| digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+/// Appends a number in decimal.
+pub(crate) fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
+    // 2^64 has 20 digits.
+    let mut digits = [0; 20];
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        used += 1;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(20 - used..).unwrap_or_default());
+}
+
+const ONES: u64 = u64::MAX / 255;
+const HIGH: u64 = ONES * 0x80;
+const SPACES: u64 = ONES * 0x20;
+const DELETES: u64 = ONES * 0x7f;
+
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let class = byte as u8;
+        #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, bounded by the loop")]
+        {
+            table[byte] = class.is_ascii_alphanumeric()
+                || matches!(class, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+')
+                || matches!(class, b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
+        }
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_hold_at_every_place_of_a_word() {
+        for byte in 0..=u8::MAX {
+            for length in 1..=20 {
+                for at in 0..length {
+                    for fill in [b'a', 0xff, 0x80, b'!'] {
+                        let mut bytes = vec![fill; length];
+                        bytes[at] = byte;
+                        let control = byte < 0x20 || byte == 0x7f;
+                        assert_eq!(is_value(&bytes), !control || byte == b'\t', "{byte:#x} at {at} of {length}");
+                        assert_eq!(is_target(&bytes), !control && byte != b' ', "{byte:#x} at {at} of {length}");
+                    }
+                }
+            }
+            assert_eq!(is_token(&[byte]), byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte));
+        }
+        assert!(!is_token(b""));
+    }
+
+    #[test]
+    fn numbers() {
+        for (text, number) in [("0", Some(0)), ("007", Some(7)), ("999999999999999999", Some(999_999_999_999_999_999))]
+        {
+            assert_eq!(decimal(text.as_bytes()), number);
+        }
+        for text in ["", "+1", "-1", "1 ", "0x1", "1.0", "1000000000000000000", "१"] {
+            assert_eq!(decimal(text.as_bytes()), None, "{text}");
+        }
+        for number in [0, 9, 10, 12_345, u64::MAX] {
+            let mut out = Vec::new();
+            push_decimal(number, &mut out);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn lists_and_white_space() {
+        assert_eq!(trim(b" \t a b\t "), b"a b");
+        assert_eq!(trim(b" \t "), b"");
+        assert_eq!(list(b"a, ,b ,\tc,").collect::<Vec<_>>(), [b"a", b"b", b"c"]);
+    }
+}
