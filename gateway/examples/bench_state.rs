@@ -105,6 +105,7 @@ fn local(backend: SocketAddr) -> LocalService {
             version: "v1".into(),
             instance: "backend".into(),
             readiness: archipelago_proto::v1::Readiness::Ready.into(),
+            locality: 0,
         }],
         ..LocalService::default()
     }

@@ -21,6 +21,10 @@ pub struct Args {
     /// Name of this gateway within its cluster.
     #[arg(long)]
     pub name: String,
+    /// Zone that this gateway is in: services that prefer the same zone are served by endpoints in it. On a Kubernetes node the
+    /// cluster's agent knows it.
+    #[arg(long, default_value = "")]
+    pub zone: String,
     /// Where credential and last good configuration are kept.
     #[arg(long)]
     pub state_dir: PathBuf,
@@ -102,6 +106,7 @@ impl Args {
         Ok(Settings {
             cluster: self.cluster.clone(),
             name: self.name.clone(),
+            zone: self.zone.clone(),
             state_dir: self.state_dir.clone(),
             control_plane,
             agent: self.agent.clone(),

@@ -198,6 +198,7 @@ mod tests {
                 workload("nonsense", "d"),
             ],
             node_ips: vec!["192.0.2.1".into(), "2001:db8::1".into(), "".into()],
+            zone: String::new(),
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::balance::topology::Place;
 use crate::callers::{self, CaptureFrom};
 use crate::config::store::Store;
 use crate::config::{ConfigState, Published, Rejected, Snapshot};
@@ -38,6 +39,8 @@ pub struct Settings {
     pub cluster: String,
     /// Its name within the cluster.
     pub name: String,
+    /// Zone that it is in, until its agent says so; empty: not known.
+    pub zone: String,
     /// Where its state is kept.
     pub state_dir: PathBuf,
     /// Members of the control plane; empty: none, serve what is on disk.
@@ -115,7 +118,8 @@ impl Gateway {
             .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
 
         let store = Store::new(&settings.state_dir, &settings.cluster, &settings.name);
-        let (state, snapshot) = load(&store, &settings.cluster, &trust_domain);
+        let place = Place { node: settings.name.as_str().into(), zone: settings.zone.as_str().into() };
+        let (state, snapshot) = load(&store, &settings.cluster, &trust_domain, place);
         metrics.config_revision.set(i64::try_from(snapshot.revision).unwrap_or(i64::MAX));
         let count = settings.workers.max(1);
         let published = Arc::new(Published::new(snapshot, count));
@@ -459,18 +463,23 @@ impl ControlTasks {
 }
 
 /// The last good state and its snapshot; empty, with a warning, when it cannot be used.
-fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snapshot) {
+///
+/// Whose `place` has no zone had the one that its agent said last.
+fn load(store: &Store, cluster: &str, trust_domain: &str, place: Place) -> (ConfigState, Snapshot) {
+    let nothing = || (ConfigState { place: place.clone(), ..ConfigState::default() }, Snapshot::empty());
     let state = match store.load() {
         Ok(Some(state)) => state,
-        Ok(None) => return (ConfigState::default(), Snapshot::empty()),
+        Ok(None) => return nothing(),
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the configuration on disk cannot be used; starting empty"
             );
-            return (ConfigState::default(), Snapshot::empty());
+            return nothing();
         }
     };
+    let zone = if place.zone.is_empty() { Arc::clone(&state.place.zone) } else { Arc::clone(&place.zone) };
+    let state = ConfigState { place: Place { zone, ..place.clone() }, ..state };
     // What ran in the place of a resource that cannot be used is what runs in its place again.
     let before = Snapshot::build(&state.as_last_good(), cluster, trust_domain, &Snapshot::empty());
     match before.and_then(|before| Snapshot::build(&state, cluster, trust_domain, &before.snapshot)) {
@@ -482,7 +491,7 @@ fn load(store: &Store, cluster: &str, trust_domain: &str) -> (ConfigState, Snaps
         }
         Err(error) => {
             tracing::warn!(%error, "the configuration on disk is refused; starting empty");
-            (ConfigState::default(), Snapshot::empty())
+            nothing()
         }
     }
 }
@@ -584,7 +593,7 @@ mod tests {
             assert_eq!(rejections.len(), usize::from(revision > 1));
             store.save(&applier.state.borrow()).unwrap();
         }
-        let (state, snapshot) = load(&store, "paris", "mesh.test");
+        let (state, snapshot) = load(&store, "paris", "mesh.test", Place::default());
         assert_eq!(state.held.version.revision, 3, "what is held is what was sent");
         assert_eq!(snapshot.services.iter().map(|service| service.port).collect::<Vec<_>>(), [80]);
         assert_eq!(snapshot.closed, []);

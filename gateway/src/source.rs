@@ -118,7 +118,7 @@ mod tests {
             pod_uid: uid.into(),
         };
         let workloads = pod.into_iter().map(workload).collect();
-        Callers::new(&proto::Workloads { fresh, workloads, node_ips: vec!["192.0.2.1".into()] })
+        Callers::new(&proto::Workloads { fresh, workloads, node_ips: vec!["192.0.2.1".into()], zone: String::new() })
     }
 
     #[test]

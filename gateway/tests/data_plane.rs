@@ -597,6 +597,7 @@ async fn an_unchecked_endpoint_is_better_than_nothing_and_worse_than_a_ready_one
             version: "v1".into(),
             instance: "i".into(),
             readiness: (*readiness).into(),
+            locality: 0,
         };
         let local = proto::LocalService {
             namespace: "shop".into(),

@@ -68,7 +68,7 @@ async fn owns(mesh: &Mesh, ip: IpAddr, service_account: &str, uid: &str, fresh: 
         service_account: service_account.into(),
         pod_uid: uid.into(),
     };
-    let workloads = Some(proto::Workloads { fresh, workloads: vec![workload], node_ips: vec![] });
+    let workloads = Some(proto::Workloads { fresh, workloads: vec![workload], ..Default::default() });
     let update = proto::LocalUpdate { workloads, ..Default::default() };
     apply(&mesh.gateways["paris"], Change::Local(update)).await.unwrap();
 }

@@ -62,6 +62,51 @@ pub struct Endpoint {
     pub instance: String,
     /// What the provider says of it; counts with [`Check::Provider`].
     pub ready: bool,
+    /// Where it stands; `None`: nothing is known. Shared by all endpoints of which the same is known.
+    pub locality: Option<Arc<Locality>>,
+}
+
+/// Where endpoints stand, and which clients should prefer them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Locality {
+    /// Zone that they are in.
+    pub zone: Option<Arc<str>>,
+    /// Zones whose clients they are meant for; empty: nobody has said.
+    pub for_zones: Box<[Arc<str>]>,
+    /// Nodes whose clients they are meant for; empty: nobody has said.
+    pub for_nodes: Box<[Arc<str>]>,
+}
+
+impl Locality {
+    /// In `zone`, and meant for its own zone if the service wants to stay in it.
+    #[must_use]
+    pub fn in_zone(zone: Arc<str>, stays: bool) -> Self {
+        let for_zones = if stays { [Arc::clone(&zone)].into() } else { Box::default() };
+        Self { zone: Some(zone), for_zones, for_nodes: Box::default() }
+    }
+}
+
+/// Everything that endpoints of a service say of where they are, each once, in an order of its own.
+pub(crate) struct Localities<'a>(Vec<&'a Locality>);
+
+impl<'a> Localities<'a> {
+    pub(crate) fn of(service: &'a Service) -> Self {
+        let endpoints = service.ports.iter().flat_map(|port| &port.endpoints);
+        let mut all: Vec<&Locality> = endpoints.filter_map(|endpoint| endpoint.locality.as_deref()).collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(all)
+    }
+
+    /// The place of one of them, counted from 1; 0: nothing is known.
+    pub(crate) fn place(&self, locality: Option<&Locality>) -> u32 {
+        let place = locality.and_then(|locality| self.0.binary_search(&locality).ok());
+        place.and_then(|place| u32::try_from(place + 1).ok()).unwrap_or(0)
+    }
+
+    pub(crate) fn as_slice(&self) -> &[&'a Locality] {
+        &self.0
+    }
 }
 
 /// How to tell that an endpoint is ready.

@@ -13,7 +13,7 @@ use archipelago_proto::v1::{
 use imbl::OrdMap;
 
 use crate::{
-    catalog::{Catalog, Check, Port, Service},
+    catalog::{Catalog, Check, Localities, Locality, Port, Service},
     health::{Health, driver::Readiness},
 };
 
@@ -84,11 +84,12 @@ pub fn update(delta: Delta<String, Shared<LocalService>>) -> LocalUpdate {
 /// For readers who know of one port the first stands alone; the list of all is there when there are several, or one with a
 /// name.
 fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalService {
+    let localities = Localities::of(service);
     let port = |port: &Port| LocalPort {
         name: port.name.clone(),
         port: port.port.into(),
         protocol: port.protocol.to_proto().into(),
-        endpoints: endpoints(key, service, port, readiness),
+        endpoints: endpoints(key, service, port, readiness, &localities),
     };
     let mut ports: Vec<LocalPort> = service.ports.iter().map(port).collect();
     let first = ports.first().cloned().unwrap_or_default();
@@ -102,10 +103,27 @@ fn local(key: &ServiceKey, service: &Service, readiness: &Readiness) -> LocalSer
         port: first.port,
         endpoints: first.endpoints,
         ports,
+        localities: told(&localities),
     }
 }
 
-fn endpoints(key: &ServiceKey, service: &Service, port: &Port, readiness: &Readiness) -> Vec<Endpoint> {
+fn told(localities: &Localities<'_>) -> Vec<v1::Locality> {
+    let texts = |list: &[Arc<str>]| list.iter().map(|text| text.to_string()).collect();
+    let locality = |locality: &&Locality| v1::Locality {
+        zone: locality.zone.as_deref().unwrap_or_default().to_owned(),
+        for_zones: texts(&locality.for_zones),
+        for_nodes: texts(&locality.for_nodes),
+    };
+    localities.as_slice().iter().map(locality).collect()
+}
+
+fn endpoints(
+    key: &ServiceKey,
+    service: &Service,
+    port: &Port,
+    readiness: &Readiness,
+    localities: &Localities<'_>,
+) -> Vec<Endpoint> {
     let endpoint = |endpoint: &crate::catalog::Endpoint| Endpoint {
         address: endpoint.address.to_string(),
         version: endpoint.version.clone(),
@@ -116,6 +134,7 @@ fn endpoints(key: &ServiceKey, service: &Service, port: &Port, readiness: &Readi
             Health::Down(_) => v1::Readiness::NotReady,
         }
         .into(),
+        locality: localities.place(endpoint.locality.as_deref()),
     };
     port.endpoints.iter().map(endpoint).collect()
 }
@@ -183,7 +202,8 @@ mod tests {
 
     fn endpoint(address: &str, version: &str, ready: bool) -> crate::catalog::Endpoint {
         let instance = String::new();
-        crate::catalog::Endpoint { address: address.parse().unwrap(), version: version.into(), instance, ready }
+        let address = address.parse().unwrap();
+        crate::catalog::Endpoint { address, version: version.into(), instance, ready, locality: None }
     }
 
     fn port(name: &str, port: u16, endpoints: Vec<crate::catalog::Endpoint>) -> Port {
@@ -220,6 +240,31 @@ mod tests {
         assert_eq!(report.versions, ["v1", "v2"]);
         assert_eq!(report.last_failure, Some(Failure::Provider.to_proto()));
         assert!(view.services["shop/alone"].ports.is_empty() && view.reports[0].ports.is_empty());
+    }
+
+    #[test]
+    fn where_endpoints_are_is_said_once() {
+        let within = |address: &str, zone: &str, stays: bool| crate::catalog::Endpoint {
+            locality: Some(Arc::new(Locality::in_zone(zone.into(), stays))),
+            ..endpoint(address, "", true)
+        };
+        let all = vec![
+            within("10.0.0.1:80", "b", true),
+            within("10.0.0.2:80", "a", false),
+            endpoint("10.0.0.3:80", "", true),
+            within("10.0.0.4:80", "b", true),
+        ];
+        let ports = vec![port("", 80, all.clone()), port("admin", 81, vec![all[1].clone()])];
+        let view = View::new(&catalog(&[("web", Check::Provider, ports)]), &Readiness::default(), None);
+        let web = &view.services["shop/web"];
+        let places = |port: &LocalPort| port.endpoints.iter().map(|each| each.locality).collect::<Vec<_>>();
+        assert_eq!((places(&web.ports[0]), places(&web.ports[1])), (vec![2, 1, 0, 2], vec![1]));
+        let locality = |zone: &str, for_zones: &[&str]| v1::Locality {
+            zone: zone.into(),
+            for_zones: for_zones.iter().map(ToString::to_string).collect(),
+            for_nodes: vec![],
+        };
+        assert_eq!(web.localities, [locality("a", &[]), locality("b", &["b"])]);
     }
 
     #[test]

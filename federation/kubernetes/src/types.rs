@@ -10,8 +10,9 @@ mod node;
 mod pod;
 mod service;
 
-use std::{borrow::Borrow, collections::HashSet, fmt, sync::Arc};
+use std::{borrow::Borrow, collections::HashSet, fmt, hash::Hash, sync::Arc};
 
+use archipelago_agent::catalog::Locality;
 use serde::de::DeserializeOwned;
 
 pub use self::{
@@ -97,32 +98,56 @@ impl fmt::Display for Key {
     }
 }
 
-/// Texts that many objects share (namespaces, nodes, zones, versions) are held once.
+/// What many objects share (namespaces, nodes, zones, versions) is held once.
 #[derive(Debug, Default)]
 pub struct Names {
-    texts: HashSet<Arc<str>>,
-    /// Sweep what nobody holds any more when this many are there.
-    sweep_at: usize,
+    texts: Pool<str>,
+    localities: Pool<Locality>,
 }
 
 impl Names {
     /// The one copy of `text`.
     pub fn intern(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text as &str) {
-            return known.clone();
-        }
-        if self.texts.len() >= self.sweep_at.max(SWEEP_MIN) {
-            self.texts.retain(|text| Arc::strong_count(text) > 1);
-            self.sweep_at = self.texts.len() * 2;
-        }
-        let text: Arc<str> = text.into();
-        self.texts.insert(text.clone());
-        text
+        self.texts.get(text, || text.into())
+    }
+
+    /// The one copy of `locality`; one that says nothing counts as missing.
+    pub fn intern_locality(&mut self, locality: Locality) -> Option<Arc<Locality>> {
+        (locality != Locality::default()).then(|| self.localities.get(&locality, || Arc::new(locality.clone())))
     }
 
     /// The one copy of a text that may be missing; empty counts as missing.
     pub fn intern_some(&mut self, text: Option<&(impl Borrow<str> + ?Sized)>) -> Option<Arc<str>> {
         text.map(Borrow::borrow).filter(|text| !text.is_empty()).map(|text| self.intern(text))
+    }
+}
+
+/// Values that are held once.
+#[derive(Debug)]
+struct Pool<T: ?Sized> {
+    known: HashSet<Arc<T>>,
+    /// Sweep what nobody holds any more when this many are there.
+    sweep_at: usize,
+}
+
+impl<T: ?Sized> Default for Pool<T> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), sweep_at: SWEEP_MIN }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Pool<T> {
+    fn get(&mut self, value: &T, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        if let Some(known) = self.known.get(value) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|value| Arc::strong_count(value) > 1);
+            self.sweep_at = SWEEP_MIN.max(self.known.len() * 2);
+        }
+        let value = make();
+        self.known.insert(Arc::clone(&value));
+        value
     }
 }
 
@@ -140,8 +165,11 @@ mod tests {
         for round in 0..4 * SWEEP_MIN {
             names.intern(&format!("gone-{round}"));
         }
-        assert!(names.texts.len() <= SWEEP_MIN + 1, "{}", names.texts.len());
+        assert!(names.texts.known.len() <= SWEEP_MIN + 1, "{}", names.texts.known.len());
         assert!(Arc::ptr_eq(&a, &names.intern("shop")));
+        let mut locality = |zone: &Arc<str>| names.intern_locality(Locality::in_zone(zone.clone(), true)).unwrap();
+        assert!(Arc::ptr_eq(&locality(&a), &locality(&b)));
+        assert_eq!(names.intern_locality(Locality::default()), None);
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl Roster {
             }
         }
         let node_ips = itself.map_or_else(Vec::new, |node| node.addresses.iter().map(IpAddr::to_string).collect());
-        Some(v1::Workloads { fresh: self.fresh, workloads, node_ips })
+        let zone = itself.and_then(|node| node.zone.as_deref()).unwrap_or_default().to_owned();
+        Some(v1::Workloads { fresh: self.fresh, workloads, node_ips, zone })
     }
 }
 
@@ -169,7 +170,7 @@ mod tests {
     }
 
     fn node(address: &str) -> Objects<Node> {
-        let node = Node { addresses: vec![address.parse().unwrap()], zone: None };
+        let node = Node { addresses: vec![address.parse().unwrap()], zone: Some("z1".into()) };
         Objects::unit(Key::new("", "n1"), Arc::new(node))
     }
 
@@ -190,7 +191,7 @@ mod tests {
         let all = pods(&[("a", base), ("b", host), ("c", over), ("d", going), ("e", unscheduled)]);
         let lists = roster.update(all, node("192.0.2.1"), true);
         assert_eq!(who(&lists, "n1"), ["10.0.0.1 web", "fd00::1 web"]);
-        assert_eq!(lists["n1"].node_ips, ["192.0.2.1"]);
+        assert_eq!((lists["n1"].node_ips.as_slice(), &*lists["n1"].zone), (&["192.0.2.1".to_owned()][..], "z1"));
         assert_eq!(lists["n1"].workloads[0].pod_uid, "uid-of-web");
         assert_eq!(lists.len(), 1);
     }

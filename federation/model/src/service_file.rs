@@ -8,7 +8,8 @@
 //!   port: 80
 //!   protocol: http                                  # http | h2c | tcp
 //!   endpoints:
-//!     - { address: "10.0.0.7:8080", version: v1, instance: checkout-v1-0 }
+//!     - { address: "10.0.0.7:8080", version: v1, instance: checkout-v1-0, zone: rack-1 }
+//!   trafficDistribution: PreferSameZone             # gateways prefer endpoints of their own --zone; absent: all the same
 //!   healthCheck: { http: /healthz, interval: 1s }   # or { tcp: true }, or none; absent: TCP
 //!                                                   # `host: shop.example` beside `http` is sent as Host header
 //! ---
@@ -19,7 +20,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{
     document::{
@@ -53,6 +54,10 @@ pub struct ServiceSpec {
     pub protocol: ServiceProtocol,
     /// Where it runs; may be empty.
     pub endpoints: Vec<ServiceEndpoint>,
+    /// Gateways use endpoints of their own zone while it has any; in YAML as in a Service of Kubernetes, `trafficDistribution:
+    /// PreferSameZone`, or `PreferClose`, which is its older name.
+    #[serde(rename = "trafficDistribution", serialize_with = "same_zone", skip_serializing_if = "is_false")]
+    pub prefers_same_zone: bool,
     /// How to tell that an endpoint is ready.
     pub health_check: HealthCheck,
 }
@@ -67,6 +72,9 @@ pub struct ServiceEndpoint {
     pub version: String,
     /// Name of the instance, for logs.
     pub instance: String,
+    /// Zone that it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 impl ServiceFile {
@@ -255,8 +263,11 @@ impl Spec for ServiceSpec {
         let health_check = fields
             .optional("healthCheck")
             .map_or_else(HealthCheck::default, |cursor| HealthCheck::decode(&cursor, protocol, out));
+        let prefers_same_zone = fields
+            .optional("trafficDistribution")
+            .is_some_and(|cursor| cursor.one_of(&[(SAME_ZONE, ()), ("PreferClose", ())], out).is_some());
         fields.finish(out);
-        Some(Self { port, protocol, endpoints, health_check })
+        Some(Self { port, protocol, endpoints, prefers_same_zone, health_check })
     }
 }
 
@@ -275,9 +286,16 @@ impl ServiceEndpoint {
             }
         };
         let instance = fields.optional("instance").map(|cursor| cursor.text(out));
+        let zone = fields.optional("zone").map(|cursor| {
+            let zone = cursor.text(out);
+            if !is_version(&zone) {
+                cursor.wrong(out, "expected 1 to 63 letters, digits, dots, dashes, underscores");
+            }
+            zone
+        });
         fields.finish(out);
         let address = address?;
-        Some(Self { address, version, instance: instance.unwrap_or_else(|| address.to_string()) })
+        Some(Self { address, version, instance: instance.unwrap_or_else(|| address.to_string()), zone })
     }
 }
 
@@ -290,6 +308,18 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<&'a ServiceSpec>,
 }
+
+/// As `skip_serializing_if` wants it.
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Written only when it is so.
+fn same_zone<S: Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(SAME_ZONE)
+}
+
+const SAME_ZONE: &str = "PreferSameZone";
 
 fn yaml(written: &Written<'_>) -> String {
     let text = serde_saphyr::to_string(written).expect("structs of texts and numbers always serialize");
@@ -312,8 +342,9 @@ metadata: { name: checkout, namespace: shop }
 spec:
   port: 80
   endpoints:
-    - { address: \"10.0.0.7:8080\", version: v2, instance: a }
+    - { address: \"10.0.0.7:8080\", version: v2, instance: a, zone: rack-1 }
     - { address: \"[::1]:8080\" }
+  trafficDistribution: PreferClose
   healthCheck: { http: /healthz, interval: 250ms, unhealthyAfter: 3 }
 ---
 apiVersion: archipelago.dev/v1alpha1
@@ -327,6 +358,8 @@ metadata: { name: checkout, namespace: shop }
         assert_eq!(services.len(), 1);
         assert!(services[0].exported);
         assert_eq!(services[0].spec.endpoints[1].instance, "[::1]:8080");
+        assert_eq!(services[0].spec.endpoints[0].zone.as_deref(), Some("rack-1"));
+        assert!(services[0].spec.prefers_same_zone);
         let named = ActiveCheck {
             probe: Probe::Http { path: "/".into(), host: Some("shop.example:8080".into()) },
             ..ActiveCheck::default()

@@ -3,8 +3,9 @@
 //! 1. [`cluster`]: weights, then tiers, over what can serve now ([`hash`] holds the two ways to draw).
 //! 2. [`failback`]: how a cluster that was away comes back.
 //! 3. [`load`]: power of two choices over Peak-EWMA, for gateways and endpoints.
-//! 4. [`outlier`]: endpoints that fail in a row sit out for a while.
-//! 5. [`budget`]: how many attempts beyond the first a worker may spend.
+//! 4. [`topology`]: endpoints of the own node or zone come first, where the cluster says so.
+//! 5. [`outlier`]: endpoints that fail in a row sit out for a while.
+//! 6. [`budget`]: how many attempts beyond the first a worker may spend.
 
 pub mod budget;
 pub mod cluster;
@@ -12,3 +13,4 @@ pub mod failback;
 pub mod hash;
 pub mod load;
 pub mod outlier;
+pub mod topology;

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, Method};
 
 pub use self::build::{Built, Kept, Rejected};
 use super::Captures;
-use crate::balance::{failback, hash};
+use crate::balance::{failback, hash, topology::Preference};
 use crate::route::{self, Matcher, RouteInput, index::RuleIndex};
 
 /// Everything a worker needs to decide about a request, immutable.
@@ -142,6 +142,8 @@ pub struct Service {
     pub avoid: Vec<usize>,
     /// Endpoints of it in this cluster.
     pub local: Vec<LocalEndpoint>,
+    /// Which of them come first here; `None`: all are the same.
+    pub preference: Option<Preference>,
     /// Where it came from, so that it need not be made again.
     source: build::Source,
 }
@@ -203,6 +205,8 @@ pub struct LocalEndpoint {
     pub instance: String,
     /// The agent's verdict.
     pub readiness: proto::Readiness,
+    /// One of those that come first; true where none do.
+    pub preferred: bool,
 }
 
 impl Snapshot {

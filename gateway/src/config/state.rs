@@ -5,8 +5,10 @@ use std::sync::Arc;
 use archipelago_model::delta::{Delta, Shared};
 use archipelago_model::stream::{Held, Refusal, Resource};
 use archipelago_model::version::Version;
-use archipelago_proto::v1::{Captures, ConfigResource, ConfigUpdate, LocalService, LocalUpdate};
+use archipelago_proto::v1::{Captures, ConfigResource, ConfigUpdate, LocalService, LocalUpdate, Workloads};
 use imbl::OrdMap;
+
+use crate::balance::topology::Place;
 
 /// Everything a snapshot is built from. Applying an update makes a new state that shares what did not change; a refused one
 /// leaves the old untouched.
@@ -18,6 +20,8 @@ pub struct ConfigState {
     pub local: OrdMap<String, Shared<LocalService>>,
     /// Where clients find services here, as the agent said last; `None`: it never said, clients come by host name.
     pub captures: Option<Arc<Captures>>,
+    /// Where this gateway is.
+    pub place: Place,
     /// By name: the forms that run in the place of resources that are held and cannot be used here.
     pub last_good: OrdMap<String, Resource>,
 }
@@ -40,7 +44,7 @@ impl ConfigState {
     /// This state after an update of the agent.
     #[must_use]
     pub fn with_local(&self, update: LocalUpdate) -> Self {
-        let LocalUpdate { full, upserts, removals, captures, workloads: _ } = update;
+        let LocalUpdate { full, upserts, removals, captures, workloads } = update;
         let mut next = self.clone();
         let upserts = upserts
             .into_iter()
@@ -51,8 +55,17 @@ impl ConfigState {
         if captures.is_some() && captures.as_ref() != next.captures.as_deref() {
             next.captures = captures.map(Arc::new);
         }
+        if let Some(zone) = workloads.as_ref().and_then(zone_of) {
+            next.place.zone = zone.into();
+        }
         next
     }
+}
+
+/// What the agent says of our zone; a node that it knows nothing of, for now, has not moved.
+pub(crate) fn zone_of(workloads: &Workloads) -> Option<&str> {
+    let is_known = !workloads.zone.is_empty() || !workloads.node_ips.is_empty();
+    is_known.then_some(workloads.zone.as_str())
 }
 
 impl ConfigState {
@@ -95,6 +108,26 @@ mod tests {
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/b", "shop/c"]);
         let state = state.with_local(local(true, &["z"], &[]));
         assert_eq!(state.local.keys().collect::<Vec<_>>(), ["shop/z"]);
+    }
+
+    #[test]
+    fn the_zone_stays_until_the_agent_says_another() {
+        let told = |zone: &str, node_ips: &[&str]| {
+            let node_ips = node_ips.iter().map(ToString::to_string).collect();
+            let workloads = Workloads { zone: zone.into(), node_ips, ..Workloads::default() };
+            LocalUpdate { workloads: Some(workloads), ..LocalUpdate::default() }
+        };
+        let mut state = ConfigState::default();
+        for (update, expected) in [
+            (told("a", &["192.0.2.1"]), "a"),
+            (LocalUpdate::default(), "a"),
+            (told("", &[]), "a"),
+            (told("b", &["192.0.2.1"]), "b"),
+            (told("", &["192.0.2.1"]), ""),
+        ] {
+            state = state.with_local(update);
+            assert_eq!(&*state.place.zone, expected);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use archipelago_proto::v1::{Captures, ConfigResource, ConfigVersion, LocalServic
 use prost::Message as _;
 
 use super::ConfigState;
+use crate::balance::topology::Place;
 
 /// The file in which one gateway keeps its state.
 #[derive(Debug)]
@@ -154,6 +155,9 @@ impl Open {
         if self.kept.captures == state.captures {
             record.captures = None;
         }
+        if self.kept.place == state.place {
+            record.zone = None;
+        }
         let bytes = record.to_bytes()?;
         self.file.write_all(&bytes)?;
         self.file.sync_data()?;
@@ -191,6 +195,9 @@ struct Record {
     /// All of them, in a record after which they are others.
     #[prost(message, optional, tag = "11")]
     captures: Option<Captures>,
+    /// That of the gateway, in a record after which it is another one.
+    #[prost(string, optional, tag = "12")]
+    zone: Option<String>,
 }
 
 impl Record {
@@ -213,6 +220,7 @@ impl Record {
             last_good_upserts: plain(last_good.upserts),
             last_good_removals: last_good.removals,
             captures: state.captures.as_deref().cloned(),
+            zone: Some(state.place.zone.to_string()),
             ..Self::default()
         }
     }
@@ -231,7 +239,8 @@ impl Record {
         Delta { full: self.full, upserts, removals: self.last_good_removals }.apply_to(&mut last_good);
         let version = self.version.map_or_else(Version::default, Version::from);
         let captures = self.captures.map(Arc::new).or(before.captures);
-        ConfigState { held: Held { version, resources }, local, captures, last_good }
+        let place = self.zone.map_or(before.place, |zone| Place { zone: zone.into(), ..Place::default() });
+        ConfigState { held: Held { version, resources }, local, captures, place, last_good }
     }
 
     fn to_bytes(&self) -> io::Result<Vec<u8>> {

@@ -13,6 +13,7 @@ use archipelago_proto::v1::{self as proto, ConfigUpdate, LocalUpdate, ResourceRe
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::callers::{self, Callers};
+use crate::config::state::zone_of;
 use crate::config::store::Store;
 use crate::config::{Built, ConfigState, Kept, Published, Rejected, Snapshot};
 use crate::telemetry::GatewayMetrics;
@@ -98,14 +99,17 @@ impl Applier {
             Change::Local(mut update) => {
                 if let Some(workloads) = update.workloads.take() {
                     self.callers.publish(Callers::new(&workloads));
+                    let moved = zone_of(&workloads).is_some_and(|zone| *zone != *before.place.zone);
                     // Of an orchestrated cluster: what it does not capture its clients do not know, from the beginning.
                     if before.captures.is_none() {
                         update.captures.get_or_insert_default();
                     }
                     // Pods come and go all the time: that alone is no other configuration.
-                    if update == LocalUpdate::default() {
+                    if !moved && update == LocalUpdate::default() {
                         return Ok((self.published.generation(), Vec::new()));
                     }
+                    // For the zone of the node, which is part of the configuration.
+                    update.workloads = moved.then_some(workloads);
                 }
                 before.with_local(update)
             }
@@ -190,7 +194,7 @@ mod tests {
         };
         let workloads = |ip: &str| {
             let workload = proto::Workload { ip: ip.into(), ..proto::Workload::default() };
-            let workloads = proto::Workloads { fresh: true, workloads: vec![workload], node_ips: vec![] };
+            let workloads = proto::Workloads { fresh: true, workloads: vec![workload], ..proto::Workloads::default() };
             Change::Local(LocalUpdate { workloads: Some(workloads), ..LocalUpdate::default() })
         };
         let is_pod = |ip: &str| matches!(applier.callers.of(ip.parse().unwrap()), Caller::Pod(_));

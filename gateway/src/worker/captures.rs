@@ -306,7 +306,11 @@ mod tests {
         use crate::callers::Callers;
         let picture = |ips: &[&str]| {
             let workload = |ip: &&str| Workload { ip: (*ip).into(), ..Workload::default() };
-            Callers::new(&Workloads { fresh: true, workloads: ips.iter().map(workload).collect(), node_ips: vec![] })
+            Callers::new(&Workloads {
+                fresh: true,
+                workloads: ips.iter().map(workload).collect(),
+                ..Workloads::default()
+            })
         };
         let (table, ip) = (Table::default(), IpAddr::from([10, 1, 0, 9]));
         table.publish(picture(&["10.1.0.1"]));

@@ -20,6 +20,7 @@ use crate::balance::failback::Failback;
 use crate::balance::hash::{Key, Sequence};
 use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::Verdict;
+use crate::balance::topology::Preference;
 use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::proxy::upstream::Endpoint;
 
@@ -39,6 +40,8 @@ pub struct ServiceView {
     pub clusters: Vec<ClusterView>,
     /// In this cluster.
     pub endpoints: Vec<EndpointView>,
+    /// Which of them come first; `None`: all are the same.
+    pub preference: Option<Preference>,
     /// Draws for requests without a sticky key.
     pub sequence: Cell<Sequence>,
 }
@@ -72,6 +75,8 @@ pub struct EndpointView {
     pub instance: String,
     /// The agent's verdict.
     pub readiness: Readiness,
+    /// One of those that come first by where it stands; true where none do.
+    pub preferred: bool,
 }
 
 /// A gateway of another cluster, as this worker sees it.
@@ -222,8 +227,8 @@ impl ServiceView {
         availability
     }
 
-    /// An endpoint here: two at random, the cheaper one; those sitting out, and then those that nobody has checked yet,
-    /// only when nothing else is left.
+    /// An endpoint here: two at random, the cheaper one. First those of our node or zone, where the cluster wants that, then all
+    /// that are ready; those sitting out, and then those that nobody has checked yet, only when nothing else is left.
     fn pick_endpoint(
         &self,
         version: Option<&str>,
@@ -233,10 +238,16 @@ impl ServiceView {
         why: &mut impl Trace,
     ) -> Option<Rc<Endpoint>> {
         let (ready, unknown) = (Readiness::Ready, Readiness::Unknown);
-        for (readiness, ejected) in [(ready, false), (ready, true), (unknown, false), (unknown, true)] {
+        // What sits out is drawn from as a whole: the fault may be that of the zone.
+        let near = self.stays_near(now).then_some((ready, false, true));
+        let all = [(ready, false, false), (ready, true, false), (unknown, false, false), (unknown, true, false)];
+        for (readiness, ejected, near) in near.into_iter().chain(all) {
             let eligible = || {
                 self.endpoints.iter().filter(|e| {
-                    e.readiness == readiness && e.eligible(version, tried) && e.endpoint.ejected(now) == ejected
+                    e.readiness == readiness
+                        && (e.preferred || !near)
+                        && e.eligible(version, tried)
+                        && e.endpoint.ejected(now) == ejected
                 })
             };
             let count = eligible().count();
@@ -244,12 +255,28 @@ impl ServiceView {
             if let Some(view) = index.and_then(|i| eligible().nth(i)) {
                 let state = if readiness == Readiness::Ready { "ready" } else { "unchecked" };
                 why.note(|| {
-                    format!("endpoint: {} ({}) chosen out of {count} {state}", view.endpoint.address(), view.instance)
+                    let place = match self.preference {
+                        Some(preference) if near => format!(" {}", preference.words()),
+                        Some(preference) => format!(", too few {} can serve", preference.words()),
+                        None => String::new(),
+                    };
+                    let (address, instance) = (view.endpoint.address(), &view.instance);
+                    format!("endpoint: {address} ({instance}) chosen out of {count} {state}{place}")
                 });
                 return Some(Rc::clone(&view.endpoint));
             }
         }
         None
+    }
+
+    /// Whether there are endpoints to prefer, and at least half of them do not sit out: the last one that is left of a zone
+    /// must not be given what all of them took.
+    fn stays_near(&self, now: Instant) -> bool {
+        if self.preference.is_none() {
+            return false;
+        }
+        let near = || self.endpoints.iter().filter(|e| e.preferred && e.readiness == Readiness::Ready);
+        near().filter(|e| e.endpoint.ejected(now)).count() * 2 <= near().count()
     }
 
     /// Takes what an attempt at an endpoint of this service showed. At most half of the endpoints sit out at a time.
@@ -395,6 +422,7 @@ impl LiveState {
                     version: Arc::clone(&local.version),
                     instance: local.instance.clone(),
                     readiness: local.readiness,
+                    preferred: local.preferred,
                 }
             });
             let endpoints: Vec<_> = endpoints.collect();
@@ -410,7 +438,8 @@ impl LiveState {
             });
             let clusters = clusters.collect();
             let sequence = self.sequences.get(&port(config)).copied().unwrap_or_else(|| Sequence::new(random()));
-            services.push(ServiceView { clusters, endpoints, sequence: Cell::new(sequence) });
+            let preference = config.preference;
+            services.push(ServiceView { clusters, endpoints, preference, sequence: Cell::new(sequence) });
         }
         self.endpoints = used;
         let view = View { snapshot: Arc::clone(snapshot), services };
@@ -525,3 +554,6 @@ pub fn step_failback(view: &View, now: Instant) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,6 +102,7 @@ impl Mesh {
         Settings {
             cluster: cluster.into(),
             name: "gw-1".into(),
+            zone: String::new(),
             control_plane: vec![],
             agent: None,
             http: any,
@@ -196,6 +197,7 @@ impl Mesh {
                 version: (*version).into(),
                 instance: "i".into(),
                 readiness: proto::Readiness::Ready.into(),
+                locality: 0,
             });
         }
         proto::LocalUpdate { full: true, upserts: local.into_values().collect(), ..Default::default() }

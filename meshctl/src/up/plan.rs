@@ -266,6 +266,7 @@ impl Builder<'_> {
                         address: *address,
                         version: service.versions.first().cloned().unwrap_or_default(),
                         instance: address.to_string(),
+                        zone: None,
                     }));
                     (own.health_check.clone(), [].as_slice())
                 }
@@ -291,6 +292,7 @@ impl Builder<'_> {
                         address,
                         version: version.clone(),
                         instance: format!("{}/{name}", cluster.name),
+                        zone: None,
                     });
                     self.push(cluster, &name, Role::Demo, args, None);
                 }
@@ -393,7 +395,13 @@ fn demo_check(protocol: ServiceProtocol) -> HealthCheck {
 fn service_file(service: &TopologyService, endpoints: Vec<ServiceEndpoint>, health_check: HealthCheck) -> ServiceFile {
     ServiceFile {
         metadata: Metadata { name: service.name.clone(), namespace: service.namespace.clone(), ..Metadata::default() },
-        spec: ServiceSpec { port: service.port, protocol: service.protocol, endpoints, health_check },
+        spec: ServiceSpec {
+            port: service.port,
+            protocol: service.protocol,
+            endpoints,
+            prefers_same_zone: false,
+            health_check,
+        },
         // What is offered to other clusters is said by the topology's ServiceExports, which an operator can delete.
         exported: false,
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::State;
 use crate::{
-    catalog::{Check, Endpoint, Port, Service},
+    catalog::{Check, Endpoint, Localities, Locality, Port, Service},
     health::Target,
 };
 
@@ -23,7 +23,7 @@ pub(super) fn encode(state: &State) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&Stored { format: FORMAT, control_plane, services })
 }
 
-/// Reads this format and the one before.
+/// Reads this format and those before it.
 ///
 /// # Errors
 /// Says what is wrong with the bytes.
@@ -31,9 +31,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<State, String> {
     let damaged = |error: serde_json::Error| format!("it is damaged: {error}");
     let Envelope { format } = serde_json::from_slice(bytes).map_err(damaged)?;
     let stored = match format {
-        FORMAT => serde_json::from_slice::<Stored<'_>>(bytes).map_err(damaged)?,
+        // What came with this format is absent from those before, and nothing else is different.
+        FORMAT | NOWHERE => serde_json::from_slice::<Stored<'_>>(bytes).map_err(damaged)?,
         SINGLE_PORT => serde_json::from_slice::<single_port::Stored>(bytes).map_err(damaged)?.into(),
-        _ => return Err(format!("its format is {format}, this version knows {SINGLE_PORT} and {FORMAT}")),
+        _ => return Err(format!("its format is {format}, this version knows {SINGLE_PORT} to {FORMAT}")),
     };
     let mut state = State { control_plane: stored.control_plane.into_owned(), ..State::default() };
     for service in stored.services {
@@ -68,6 +69,17 @@ struct StoredService<'a> {
     ports: Vec<StoredPort<'a>>,
     /// Encoded `ExportFacts`: a reader keeps what it does not know of them.
     export: Option<String>,
+    /// What endpoints refer to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    localities: Vec<StoredLocality<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StoredLocality<'a> {
+    zone: Option<Cow<'a, str>>,
+    for_zones: Vec<Cow<'a, str>>,
+    for_nodes: Vec<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -90,6 +102,14 @@ struct StoredEndpoint<'a> {
     provided_ready: bool,
     /// What the checks found.
     ready: bool,
+    /// Its place among the localities, counted from 1; 0: nothing is known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    locality: u32,
+}
+
+/// As `skip_serializing_if` wants it.
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +126,7 @@ struct StoredCheck<'a> {
 
 impl<'a> StoredService<'a> {
     fn of(state: &State, key: &'a ServiceKey, service: &'a Service) -> Self {
+        let localities = Localities::of(service);
         let endpoint = |port: &Port, endpoint: &'a Endpoint| StoredEndpoint {
             address: endpoint.address,
             version: Cow::Borrowed(&endpoint.version),
@@ -113,6 +134,7 @@ impl<'a> StoredService<'a> {
             provided_ready: endpoint.ready,
             ready: !state.ready.is_empty()
                 && state.ready.contains(&Target { service: key.clone(), port: port.port, address: endpoint.address }),
+            locality: localities.place(endpoint.locality.as_deref()),
         };
         let port = |port: &'a Port| StoredPort {
             name: Cow::Borrowed(&port.name),
@@ -132,11 +154,12 @@ impl<'a> StoredService<'a> {
             },
             ports: service.ports.iter().map(port).collect(),
             export: service.export.as_ref().map(|facts| BASE64.encode(&facts.encode_to_vec())),
+            localities: localities.as_slice().iter().map(|locality| StoredLocality::of(locality)).collect(),
         }
     }
 
     fn restore(self, state: &mut State) -> Result<(), String> {
-        let Self { namespace, name, exported, origin, check, ports, export } = self;
+        let Self { namespace, name, exported, origin, check, ports, export, localities } = self;
         let key = ServiceKey::new(&*namespace, &*name);
         let unusable = || format!("the export facts of {key} cannot be read");
         let facts = |text: String| {
@@ -155,8 +178,9 @@ impl<'a> StoredService<'a> {
                 address: endpoint.address,
             }));
         }
+        let localities: Vec<_> = localities.into_iter().map(|locality| Arc::new(locality.restore())).collect();
         let service = Service {
-            ports: ports.into_iter().map(StoredPort::restore).collect(),
+            ports: ports.into_iter().map(|port| port.restore(&localities)).collect(),
             exported,
             check: check.map_or(Check::Provider, |check| Check::Active(check.restore())),
             origin: origin.into_owned(),
@@ -167,14 +191,35 @@ impl<'a> StoredService<'a> {
     }
 }
 
+impl<'a> StoredLocality<'a> {
+    fn of(locality: &'a Locality) -> Self {
+        let texts = |list: &'a [Arc<str>]| list.iter().map(|text| Cow::Borrowed(&**text)).collect();
+        Self {
+            zone: locality.zone.as_deref().map(Cow::Borrowed),
+            for_zones: texts(&locality.for_zones),
+            for_nodes: texts(&locality.for_nodes),
+        }
+    }
+
+    fn restore(self) -> Locality {
+        let texts = |list: Vec<Cow<'_, str>>| list.into_iter().map(Arc::from).collect();
+        let Self { zone, for_zones, for_nodes } = self;
+        Locality { zone: zone.map(Arc::from), for_zones: texts(for_zones), for_nodes: texts(for_nodes) }
+    }
+}
+
 impl StoredPort<'_> {
-    fn restore(self) -> Port {
+    fn restore(self, localities: &[Arc<Locality>]) -> Port {
         let Self { name, port, protocol, app_protocol, endpoints } = self;
         let endpoints = endpoints.into_iter().map(|endpoint| Endpoint {
             address: endpoint.address,
             version: endpoint.version.into_owned(),
             instance: endpoint.instance.into_owned(),
             ready: endpoint.provided_ready,
+            locality: usize::try_from(endpoint.locality)
+                .ok()
+                .and_then(|place| localities.get(place.checked_sub(1)?))
+                .cloned(),
         });
         let endpoints = endpoints.collect();
         Port { name: name.into_owned(), port, protocol, app_protocol: app_protocol.into_owned(), endpoints }
@@ -262,13 +307,16 @@ mod single_port {
                 check,
                 ports: vec![port],
                 export: None,
+                localities: Vec::new(),
             }
         }
     }
 }
 
 /// 1 held the texts of service files.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
+/// Nobody knew where an endpoint stands.
+const NOWHERE: u32 = 3;
 const SINGLE_PORT: u32 = 2;
 
 #[cfg(test)]
@@ -281,6 +329,7 @@ mod tests {
             version: "v1".into(),
             instance: (*address).into(),
             ready: *ready,
+            locality: None,
         };
         Port {
             name: name.into(),
@@ -299,11 +348,11 @@ mod tests {
         let web = || vec![port("", 80, ServiceProtocol::H2c, &[("127.0.0.1:1", true), ("[::1]:1", false)])];
         let named = Probe::Http { path: "/".into(), host: Some("shop.example".into()) };
         let check = ActiveCheck { probe: named, ..ActiveCheck::default() };
+        let mut http = port("http", 80, ServiceProtocol::H2c, &[("10.0.0.1:8080", true), ("10.0.0.2:8080", true)]);
+        let node = Locality { for_nodes: ["n1".into()].into(), ..Locality::in_zone("z1".into(), true) };
+        http.endpoints[1].locality = Some(Arc::new(node));
         let many = vec![
-            Port {
-                app_protocol: "kubernetes.io/h2c".into(),
-                ..port("http", 80, ServiceProtocol::H2c, &[("10.0.0.1:8080", true)])
-            },
+            Port { app_protocol: "kubernetes.io/h2c".into(), ..http },
             port("metrics", 9090, ServiceProtocol::Tcp, &[("10.0.0.1:8080", false)]),
         ];
         let facts = ExportFacts { labels: [("team".into(), "shop".into())].into(), ..ExportFacts::default() };
@@ -328,14 +377,14 @@ mod tests {
         let bytes = encode(&state).unwrap();
         assert_eq!(decode(&bytes).unwrap(), state);
         let text = String::from_utf8(bytes).unwrap();
-        let later = text.replace("\"format\":3", "\"format\":9");
-        let no_port = r#"{"format":3,"controlPlane":[],"services":[{"namespace":"a","name":"b","exported":true,"origin":"","check":null,"ports":[],"export":null}]}"#;
+        let later = text.replace("\"format\":4", "\"format\":9");
+        let no_port = r#"{"format":4,"controlPlane":[],"services":[{"namespace":"a","name":"b","exported":true,"origin":"","check":null,"ports":[],"export":null}]}"#;
         for (damaged, says) in [
             (&text[..text.len() / 2], "damaged"),
             ("", "damaged"),
             ("{}", "damaged"),
-            ("[1]", "its format is 1, this version knows 2 and 3"),
-            (&later, "its format is 9, this version knows 2 and 3"),
+            ("[1]", "its format is 1, this version knows 2 to 4"),
+            (&later, "its format is 9, this version knows 2 to 4"),
             (no_port, "a/b has no port"),
         ] {
             let error = decode(damaged.as_bytes()).unwrap_err();
@@ -343,9 +392,13 @@ mod tests {
         }
     }
 
-    /// As the version before wrote it.
+    /// As versions before wrote it.
     #[test]
-    fn the_format_before_is_read() {
+    fn the_formats_before_are_read() {
+        let text = r#"{"format":3,"controlPlane":[],"services":[{"namespace":"shop","name":"web","exported":true,"origin":"","check":null,"ports":[{"name":"","port":80,"protocol":"http","appProtocol":"","endpoints":[{"address":"127.0.0.1:1","version":"v1","instance":"one","providedReady":true,"ready":false}]}],"export":null}]}"#;
+        let state = decode(text.as_bytes()).unwrap();
+        let endpoint = &state.services[&ServiceKey::new("shop", "web")].ports[0].endpoints[0];
+        assert_eq!((&*endpoint.instance, endpoint.ready, &endpoint.locality), ("one", true, &None));
         let text = r#"{"format":2,"controlPlane":["127.0.0.1:7400"],"services":[{"namespace":"shop","name":"web","port":80,"protocol":"h2c","exported":true,"origin":"a.yaml","check":{"http":"/","host":null,"intervalMs":1000,"timeoutMs":1000,"healthyAfter":1,"unhealthyAfter":2},"endpoints":[{"address":"127.0.0.1:1","version":"v1","instance":"one","providedReady":true,"ready":true},{"address":"[::1]:1","version":"","instance":"","providedReady":false,"ready":false}]}]}"#;
         let state = decode(text.as_bytes()).unwrap();
         let key = ServiceKey::new("shop", "web");
@@ -370,6 +423,7 @@ mod tests {
                 version: "1.2.3".into(),
                 instance: format!("checkout-7d9c8b7f5d-abc{n}x"),
                 ready: true,
+                locality: Some(Arc::new(Locality::in_zone(format!("eu-west-1{}", n % 3).into(), true))),
             })
             .collect();
         let with = |endpoints: &[Endpoint]| Port {

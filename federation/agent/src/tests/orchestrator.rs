@@ -129,7 +129,12 @@ fn pods(service_account: &str) -> Arc<Workloads> {
         service_account: service_account.into(),
         pod_uid: "u".into(),
     };
-    Arc::new(Workloads { fresh: true, workloads: vec![workload], node_ips: vec!["192.0.2.1".into()] })
+    Arc::new(Workloads {
+        fresh: true,
+        workloads: vec![workload],
+        node_ips: vec!["192.0.2.1".into()],
+        zone: "z1".into(),
+    })
 }
 
 async fn update(updates: &mut Streaming<LocalUpdate>) -> LocalUpdate {

@@ -1,7 +1,7 @@
 //! One service: its ports, and who is behind each of them.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
     sync::Arc,
 };
@@ -24,6 +24,7 @@ pub(super) fn derive(
         return None;
     }
     let slices: Vec<_> = slices.iter().filter(|slice| slice.managed_by.as_deref() != Some(MANAGED_BY_US)).collect();
+    let is_ipv6_first = service.ip_families.first().is_some_and(|family| &**family == "IPv6");
     let port = |port: &ServicePort| {
         let found = slices.iter().flat_map(|slice| behind(slice, port)).collect();
         Port {
@@ -31,7 +32,7 @@ pub(super) fn derive(
             port: port.port,
             protocol: protocol(port),
             app_protocol: port.app_protocol.as_deref().unwrap_or_default().to_owned(),
-            endpoints: endpoints(found, &version),
+            endpoints: endpoints(found, is_ipv6_first, &version),
         }
     };
     let ports: Vec<Port> = service.ports.iter().filter(|port| port.transport == Transport::Tcp).map(port).collect();
@@ -73,6 +74,7 @@ fn behind<'a>(slice: &'a EndpointSlice, port: &ServicePort) -> impl Iterator<Ite
 
 fn endpoints(
     found: Vec<(SocketAddr, &SliceEndpoint)>,
+    is_ipv6_first: bool,
     version: impl Fn(&Arc<str>) -> Option<Arc<str>>,
 ) -> Vec<Endpoint> {
     // While slices are rebalanced an endpoint can be in two of them; the better one counts, as for kube-proxy.
@@ -88,7 +90,16 @@ fn endpoints(
             Entry::Occupied(_) => {}
         }
     }
-    // Pods that are going still serve, and are better than nobody (KEP-1669).
+    // A pod with addresses of both families is in slices of both, and is one endpoint: that of the Service's first family.
+    let is_first = |address: &SocketAddr| address.is_ipv6() == is_ipv6_first;
+    if !unique.keys().all(is_first) {
+        let first = unique.iter().filter(|(address, _)| is_first(address));
+        let pods: BTreeSet<Arc<str>> = first.filter_map(|(_, endpoint)| endpoint.pod.clone()).collect();
+        unique.retain(|address, endpoint| {
+            is_first(address) || endpoint.pod.as_ref().is_none_or(|pod| !pods.contains(pod))
+        });
+    }
+    // Pods that are going still serve, and are better than nobody (KEP-1669); then it matters no more where they are.
     let any_ready = unique.values().any(|endpoint| endpoint.ready);
     let is_ready = |endpoint: &SliceEndpoint| match any_ready {
         true => endpoint.ready,
@@ -99,6 +110,7 @@ fn endpoints(
         version: endpoint.pod.as_ref().and_then(&version).as_deref().unwrap_or_default().to_owned(),
         instance: endpoint.pod.as_deref().unwrap_or_default().to_owned(),
         ready: is_ready(endpoint),
+        locality: endpoint.locality.clone().filter(|_| any_ready),
     };
     unique.into_iter().map(endpoint).collect()
 }

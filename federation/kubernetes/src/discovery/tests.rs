@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use archipelago_agent::catalog::Locality;
 use archipelago_model::service::ServiceProtocol;
 use serde_json::{Value, json};
 
@@ -124,33 +125,108 @@ fn readiness_as_kube_proxy_reads_it() {
     let going = json!({ "ready": false, "serving": true, "terminating": true });
     let gone = json!({ "ready": false, "serving": false, "terminating": true });
     let starting = json!({ "ready": false, "serving": false, "terminating": false });
-    // Nothing said is ready; that is also how publishNotReadyAddresses comes.
+    // Nothing said is ready.
     assert_eq!(of(&[json!({}), json!({ "ready": true }), starting.clone()]), [true, true, false]);
+    // publishNotReadyAddresses comes as ready, whatever else is said, of pods that are going, too.
+    let published = json!({ "ready": true, "serving": false, "terminating": false });
+    let published_going = json!({ "ready": true, "serving": false, "terminating": true });
+    assert_eq!(of(&[published, published_going, going.clone()]), [true, true, false]);
     assert_eq!(of(&[json!({ "ready": true }), going.clone()]), [true, false]);
     assert_eq!(of(&[starting.clone(), going, gone]), [false, true, false]);
     assert_eq!(of(&[starting]), [false]);
 }
 
+/// A slice of either family with pods, or without: (pod, address, conditions).
+fn of_family(name: &str, family: &str, endpoints: &[(&str, &str, Value)]) -> (Key, Arc<EndpointSlice>) {
+    let endpoint = |(pod, address, conditions): &(&str, &str, Value)| {
+        let mut endpoint = json!({ "addresses": [address], "conditions": conditions });
+        if !pod.is_empty() {
+            endpoint["targetRef"] = json!({ "kind": "Pod", "name": pod });
+        }
+        endpoint
+    };
+    object(json!({
+        "metadata": { "namespace": "shop", "name": name, "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": family, "ports": [{ "port": 80 }], "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+    }))
+}
+
 #[test]
-fn dual_stack_is_both_slices_and_each_address_once() {
-    let two = json!([
-        { "addresses": ["10.0.0.1"], "conditions": { "ready": false } },
-        { "addresses": ["10.0.0.2", "10.0.0.3"] },
-        { "addresses": ["not an address"] },
-    ]);
-    let mut moved = slice("web-2", "web", json!([{ "port": 80 }]), json!([{ "addresses": ["10.0.0.1"] }]));
-    moved.0 = Key::new("shop", "web-2");
-    let v6 = object(json!({
-        "metadata": { "namespace": "shop", "name": "web-6", "labels": { "kubernetes.io/service-name": "web" } },
-        "addressType": "IPv6", "ports": [{ "port": 80 }], "endpoints": [{ "addresses": ["fd00::1"] }],
-    }));
+fn each_address_once_and_a_pod_of_two_families_once() {
+    let (ready, not) = (json!({}), json!({ "ready": false }));
+    let v4 = [("a", "10.0.0.1", ready.clone()), ("b", "10.0.0.2", not.clone()), ("", "10.0.0.9", ready.clone())];
+    let v6 = [
+        ("a", "fd00::1", ready.clone()),
+        ("b", "fd00::2", ready.clone()),
+        ("only-6", "fd00::3", ready.clone()),
+        ("", "fd00::9", ready.clone()),
+    ];
+    // Between two slices an address is in both for a moment.
+    let moved = of_family("web-2", "IPv4", &[("a", "10.0.0.1", not)]);
+    let slices = [of_family("web-1", "IPv4", &v4), moved, of_family("web-6", "IPv6", &v6)];
+    let of = |families: Value| {
+        let spec = json!({ "ipFamilies": families, "ports": [{ "port": 80 }] });
+        let service = one(Sources {
+            services: [service("web", spec)].into_iter().collect(),
+            slices: slices.iter().cloned().collect(),
+            exports: exports(&["web"]),
+            ..Sources::default()
+        });
+        endpoints(&service.ports[0])
+    };
+    // By the family that the Service names first; what no pod stands behind cannot be told from another endpoint.
+    let four = ["10.0.0.1:80 true", "10.0.0.2:80 false", "10.0.0.9:80 true", "[fd00::3]:80 true", "[fd00::9]:80 true"];
+    assert_eq!(of(json!(["IPv4", "IPv6"])), four);
+    assert_eq!(of(json!([])), four, "a Service of before dual stack");
+    let six = ["10.0.0.9:80 true", "[fd00::1]:80 true", "[fd00::2]:80 true", "[fd00::3]:80 true", "[fd00::9]:80 true"];
+    assert_eq!(of(json!(["IPv6", "IPv4"])), six);
+}
+
+#[test]
+fn unusable_addresses_are_left_out() {
+    let list =
+        json!([{ "addresses": ["10.0.0.2", "10.0.0.3"] }, { "addresses": ["not an address"] }, { "addresses": [] }]);
     let service = one(Sources {
         services: [service("web", json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }))].into_iter().collect(),
-        slices: [slice("web-1", "web", json!([{ "port": 80 }]), two), moved, v6].into_iter().collect(),
+        slices: [slice("web-1", "web", json!([{ "port": 80 }]), list)].into_iter().collect(),
         exports: exports(&["web"]),
         ..Sources::default()
     });
-    assert_eq!(endpoints(&service.ports[0]), ["10.0.0.1:80 true", "10.0.0.2:80 true", "[fd00::1]:80 true"]);
+    assert_eq!(endpoints(&service.ports[0]), ["10.0.0.2:80 true"]);
+}
+
+#[test]
+fn zones_and_hints_come_along_while_anybody_is_ready() {
+    let of = |ready: bool| {
+        let conditions = json!({ "ready": ready, "serving": true, "terminating": !ready });
+        let list = json!([
+            { "addresses": ["10.0.0.1"], "zone": "a", "conditions": conditions,
+              "hints": { "forZones": [{ "name": "a" }, { "name": "b" }], "forNodes": [{ "name": "n1" }] } },
+            { "addresses": ["10.0.0.2"], "zone": "a", "conditions": conditions, "hints": { "forZones": [{ "name": "a" }] } },
+            { "addresses": ["10.0.0.3"], "zone": "a", "conditions": conditions, "hints": { "forZones": [{ "name": "a" }] } },
+            { "addresses": ["10.0.0.4"], "conditions": conditions, "hints": { "forZones": null } },
+        ]);
+        let service = one(Sources {
+            services: [service("web", json!({ "ports": [{ "port": 80 }] }))].into_iter().collect(),
+            slices: [slice("web-1", "web", json!([{ "port": 80 }]), list)].into_iter().collect(),
+            exports: exports(&["web"]),
+            ..Sources::default()
+        });
+        assert!(service.ports[0].endpoints.iter().all(|endpoint| endpoint.ready));
+        service.ports[0].endpoints.iter().map(|endpoint| endpoint.locality.clone()).collect::<Vec<_>>()
+    };
+    let found = of(true);
+    let first = Locality {
+        for_zones: ["a".into(), "b".into()].into(),
+        for_nodes: ["n1".into()].into(),
+        ..Locality::in_zone("a".into(), false)
+    };
+    assert_eq!(found[0].as_deref(), Some(&first));
+    assert_eq!(found[1].as_deref(), Some(&Locality::in_zone("a".into(), true)));
+    assert!(Arc::ptr_eq(found[1].as_ref().unwrap(), found[2].as_ref().unwrap()), "held once");
+    assert_eq!(found[3], None);
+    // Those that are going are better than nobody, wherever they are.
+    assert_eq!(of(false), [None, None, None, None]);
 }
 
 #[test]

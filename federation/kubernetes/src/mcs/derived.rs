@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use archipelago_agent::catalog::Locality;
 use archipelago_model::service::ServiceProtocol;
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ pub struct Gateway {
     /// Addresses of the node.
     pub addresses: Vec<IpAddr>,
     /// Zone of the node.
-    pub zone: Option<Arc<str>>,
+    pub locality: Option<Arc<Locality>>,
     /// A gateway there takes connections.
     pub is_ready: bool,
 }
@@ -47,7 +48,7 @@ pub fn gateways(nodes: &Objects<Node>, pods: &Objects<Pod>, namespace: &str) -> 
         let Some(node) = nodes.get(&Key::new("", name.clone())) else { continue };
         let gateway = gateways.entry(name.clone()).or_insert_with(|| Gateway {
             addresses: node.addresses.clone(),
-            zone: node.zone.clone(),
+            locality: node.zone.clone().map(|zone| Arc::new(Locality::in_zone(zone, false))),
             is_ready: false,
         });
         // Beside one that is going there may be its successor; while there is none, the old one still takes connections.
@@ -156,7 +157,7 @@ pub(super) fn slices(
                     terminating: false,
                     pod: None,
                     node: Some(node.clone()),
-                    zone: gateway.zone.clone(),
+                    locality: gateway.locality.clone(),
                     hostname: None,
                 })
             })
@@ -207,7 +208,8 @@ pub(super) fn slice(key: &Key, slice: &EndpointSlice, family: &str, owner_uid: &
                 "conditions": { "ready": endpoint.ready, "serving": endpoint.serving, "terminating": endpoint.terminating },
                 "nodeName": endpoint.node,
             });
-            if let (Some(zone), Some(body)) = (&endpoint.zone, body.as_object_mut()) {
+            let zone = endpoint.locality.as_ref().and_then(|locality| locality.zone.as_ref());
+            if let (Some(zone), Some(body)) = (zone, body.as_object_mut()) {
                 body.insert("zone".into(), json!(zone));
             }
             body

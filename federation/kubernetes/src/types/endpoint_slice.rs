@@ -1,5 +1,6 @@
 use std::{net::IpAddr, sync::Arc};
 
+use archipelago_agent::catalog::Locality;
 use serde::Deserialize;
 
 use super::{Kind, Meta, Names, Resource, SLICE_MANAGED_BY, Transport};
@@ -43,8 +44,8 @@ pub struct SliceEndpoint {
     pub pod: Option<Arc<str>>,
     /// Node it is on.
     pub node: Option<Arc<str>>,
-    /// Zone it is in.
-    pub zone: Option<Arc<str>>,
+    /// Its zone, and `hints`: for whom it is meant.
+    pub locality: Option<Arc<Locality>>,
     /// Its name in the DNS of a headless Service.
     pub hostname: Option<Arc<str>>,
 }
@@ -75,7 +76,21 @@ struct RawEndpoint {
     hostname: Option<String>,
     node_name: Option<String>,
     zone: Option<String>,
+    hints: Option<RawHints>,
     target_ref: Option<RawTarget>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawHints {
+    for_zones: Option<Vec<RawHint>>,
+    for_nodes: Option<Vec<RawHint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawHint {
+    name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,8 +150,20 @@ impl SliceEndpoint {
             // Of one slice alone, so there is nothing to share.
             pod: pod.map(|pod| pod.name.as_str().into()),
             node: names.intern_some(raw.node_name.as_deref()),
-            zone: names.intern_some(raw.zone.as_deref()),
+            locality: locality(raw, names),
             hostname: raw.hostname.as_deref().filter(|name| !name.is_empty()).map(Into::into),
         })
     }
+}
+
+fn locality(raw: &RawEndpoint, names: &mut Names) -> Option<Arc<Locality>> {
+    let mut texts = |list: Option<&Vec<RawHint>>| {
+        let list = list.into_iter().flatten();
+        list.filter_map(|hint| names.intern_some(Some(hint.name.as_str()))).collect()
+    };
+    let hints = raw.hints.as_ref();
+    let for_zones = texts(hints.and_then(|hints| hints.for_zones.as_ref()));
+    let for_nodes = texts(hints.and_then(|hints| hints.for_nodes.as_ref()));
+    let zone = names.intern_some(raw.zone.as_deref());
+    names.intern_locality(Locality { zone, for_zones, for_nodes })
 }

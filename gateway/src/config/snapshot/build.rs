@@ -9,7 +9,8 @@ use archipelago_identity::revocation::Revocations;
 use archipelago_model::{compile, feature};
 use archipelago_proto::v1::{self as proto, ConfigResource, config_resource::Body};
 
-use super::{Closed, Cluster, Listener, Peer, Protocol, Service, Snapshot, read};
+use super::{Closed, Cluster, Listener, Peer, Protocol, Service, Snapshot, read, read::Local};
+use crate::balance::topology::Place;
 use crate::config::{Captures, ConfigState};
 use crate::route;
 
@@ -58,13 +59,13 @@ pub struct SnapshotError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
     version: Vec<u8>,
-    /// Fingerprint of its local endpoints.
+    /// Fingerprint of its local endpoints, and of where they were seen from.
     local: u64,
 }
 
 impl Source {
-    pub(super) fn of(version: &[u8], local: &[proto::Endpoint]) -> Self {
-        Self { version: version.to_vec(), local: fingerprint(local) }
+    pub(super) fn of(version: &[u8], local: Local<'_>, here: &Place) -> Self {
+        Self { version: version.to_vec(), local: fingerprint(local, here) }
     }
 }
 
@@ -241,9 +242,10 @@ impl Builder<'_> {
                 && !resource.version.is_empty()
                 && before.first().is_some_and(|unit| unit.source.version == resource.version);
             let made = if is_same {
-                Ok((Rank::AsBefore, before.iter().map(|unit| unit.with_local(local, before.len() > 1)).collect()))
+                let several = before.len() > 1;
+                Ok((Rank::AsBefore, before.iter().map(|unit| unit.with_local(local, several, &state.place)).collect()))
             } else {
-                read::service(config, clusters, local, &resource.version).map(|units| {
+                read::service(config, clusters, local, &state.place, &resource.version).map(|units| {
                     let own = compile::hosts(&config.namespace, &config.name);
                     let modest = units.iter().flat_map(|unit| &unit.hosts).all(|host| own.contains(host));
                     let units: Vec<_> = units.into_iter().map(Arc::new).collect();
@@ -296,10 +298,10 @@ impl Builder<'_> {
             let (several, local) = (before.len() > 1, state.local.get(key).map(|local| &**local));
             // Never the version of what was rejected: once it is right, it must be made.
             let again = before.iter().map(|unit| match same_clusters {
-                true => unit.with_local(local, several),
+                true => unit.with_local(local, several, &state.place),
                 false => {
                     let place = |old: usize| clusters.get(previous.cluster_name(old)).copied();
-                    Arc::new(unit.moved(&place)).with_local(local, several)
+                    Arc::new(unit.moved(&place)).with_local(local, several, &state.place)
                 }
             });
             if !before.is_empty() && taken.take(key, again.collect()).is_ok() {
@@ -365,14 +367,15 @@ impl Taken {
 }
 
 impl Service {
-    /// The same policy with the endpoints that the agent knows now; `several`: it is one port of several.
-    fn with_local(self: &Arc<Self>, local: Option<&proto::LocalService>, several: bool) -> Arc<Self> {
-        let local = read::endpoints_of(local, self.port.into(), several);
-        let source = Source::of(&self.source.version, local);
+    /// The same policy with the endpoints that the agent knows now, seen from `here`; `several`: it is one port of several.
+    fn with_local(self: &Arc<Self>, local: Option<&proto::LocalService>, several: bool, here: &Place) -> Arc<Self> {
+        let local = Local::of(local, self.port.into(), several);
+        let source = Source::of(&self.source.version, local, here);
         if source == self.source {
             return Arc::clone(self);
         }
-        Arc::new(Self { local: read::endpoints(local), source, ..(**self).clone() })
+        let (local, preference) = local.read(here);
+        Arc::new(Self { local, preference, source, ..(**self).clone() })
     }
 
     /// The same policy in a snapshot with other clusters; those that are gone can serve nothing.
@@ -393,14 +396,21 @@ fn same_names(before: &[Cluster], now: &[Cluster]) -> bool {
         && before.iter().zip(now).all(|(before, now)| before.name.cmp(&now.name) == Ordering::Equal)
 }
 
-/// Equal for equal lists of endpoints within one process; without allocation, because it is taken of every service
-/// whenever one endpoint changes.
-fn fingerprint(local: &[proto::Endpoint]) -> u64 {
+/// Equal for equal lists of endpoints, seen from the same place, within one process; without allocation, because it is taken
+/// of every service whenever one endpoint changes.
+fn fingerprint(local: Local<'_>, here: &Place) -> u64 {
     static SEED: std::sync::LazyLock<foldhash::quality::RandomState> = std::sync::LazyLock::new(Default::default);
     let mut hasher = SEED.build_hasher();
-    for endpoint in local {
-        let proto::Endpoint { address, version, instance, readiness } = endpoint;
-        (address, version, instance, readiness).hash(&mut hasher);
+    for endpoint in local.endpoints {
+        let proto::Endpoint { address, version, instance, readiness, locality } = endpoint;
+        (address, version, instance, readiness, locality).hash(&mut hasher);
+    }
+    for proto::Locality { zone: _, for_zones, for_nodes } in local.localities {
+        (for_zones, for_nodes).hash(&mut hasher);
+    }
+    // Where nothing is known it does not matter where we are.
+    if !local.localities.is_empty() {
+        here.hash(&mut hasher);
     }
     hasher.finish()
 }

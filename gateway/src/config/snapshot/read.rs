@@ -14,6 +14,7 @@ use super::{
     Backend, Closed, Cluster, Listener, LocalEndpoint, Peer, Protocol, Rule, Rules, Service, StickyKey,
     build::{Clusters, Source},
 };
+use crate::balance::topology::{Hints, Place, Preference};
 use crate::balance::{failback, hash};
 use crate::route::{self, Condition, Matcher, PathPattern, Pattern};
 
@@ -69,6 +70,7 @@ pub(super) fn service(
     config: &proto::ServiceConfig,
     clusters: &Clusters,
     local: Option<&proto::LocalService>,
+    here: &Place,
     version: &[u8],
 ) -> Result<Vec<Service>, Reason> {
     if config.ports.is_empty() {
@@ -83,9 +85,9 @@ pub(super) fn service(
     }
     let several = config.ports.len() > 1;
     let unit = |(place, port): (usize, &proto::ServicePort)| {
-        let endpoints = endpoints_of(local, port.port, several);
-        let source = Source::of(version, endpoints);
-        unit(config, place, port, clusters, endpoints, source).map_err(|reason| match several {
+        let endpoints = Local::of(local, port.port, several);
+        let source = Source::of(version, endpoints, here);
+        unit(config, place, port, clusters, endpoints.read(here), source).map_err(|reason| match several {
             true => format!("port {}: {reason}", port.port),
             false => reason,
         })
@@ -98,7 +100,7 @@ fn unit(
     place: usize,
     port: &proto::ServicePort,
     clusters: &Clusters,
-    local: &[proto::Endpoint],
+    (local, preference): (Vec<LocalEndpoint>, Option<Preference>),
     source: Source,
 ) -> Result<Service, Reason> {
     let protocol = Protocol::from_proto(port.protocol).ok_or("unknown protocol")?;
@@ -162,20 +164,59 @@ fn unit(
         residency: (!config.residency_clusters.is_empty()).then(|| places(&config.residency_clusters)),
         exporters: places(&config.exporters),
         avoid: places(&config.avoid_clusters),
-        local: endpoints(local),
+        local,
+        preference,
         source,
     })
 }
 
-/// What the agent knows of one port of a service. Where the service has one port on both sides that is the one, whatever
-/// its number; an agent that knows of one port only says nothing of others.
-pub(super) fn endpoints_of(local: Option<&proto::LocalService>, port: u32, several: bool) -> &[proto::Endpoint] {
-    let Some(local) = local else { return &[] };
-    match local.ports.as_slice() {
-        [] if !several || local.port == port => &local.endpoints,
-        [] => &[],
-        [only] if !several => &only.endpoints,
-        ports => ports.iter().find(|known| known.port == port).map_or(&[], |known| &known.endpoints),
+/// What the agent knows of one port of a service.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Local<'a> {
+    pub(super) endpoints: &'a [proto::Endpoint],
+    /// What endpoints refer to.
+    pub(super) localities: &'a [proto::Locality],
+}
+
+impl<'a> Local<'a> {
+    /// Where the service has one port on both sides that is the one, whatever its number; an agent that knows of one port only
+    /// says nothing of others.
+    pub(super) fn of(local: Option<&'a proto::LocalService>, port: u32, several: bool) -> Self {
+        let Some(local) = local else { return Self { endpoints: &[], localities: &[] } };
+        let endpoints: &[proto::Endpoint] = match local.ports.as_slice() {
+            [] if !several || local.port == port => &local.endpoints,
+            [] => &[],
+            [only] if !several => &only.endpoints,
+            ports => ports.iter().find(|known| known.port == port).map_or(&[], |known| &known.endpoints),
+        };
+        Self { endpoints, localities: &local.localities }
+    }
+
+    /// Its endpoints as a gateway at `here` sees them, and which of them it prefers. Unusable and repeated addresses are left
+    /// out.
+    pub(super) fn read(self, here: &Place) -> (Vec<LocalEndpoint>, Option<Preference>) {
+        let ready = self.endpoints.iter().filter(|endpoint| endpoint.readiness() == proto::Readiness::Ready);
+        let preference = Preference::of(ready.map(|endpoint| self.hints(endpoint)), here);
+        let endpoint = |endpoint: &proto::Endpoint| {
+            Some(LocalEndpoint {
+                address: endpoint.address.parse().ok()?,
+                version: endpoint.version.as_str().into(),
+                instance: endpoint.instance.clone(),
+                readiness: endpoint.readiness(),
+                preferred: preference.is_none_or(|preference| preference.is_met(self.hints(endpoint), here)),
+            })
+        };
+        let mut endpoints: Vec<_> = self.endpoints.iter().filter_map(endpoint).collect();
+        endpoints.sort_by_key(|e| e.address);
+        endpoints.dedup_by_key(|e| e.address);
+        (endpoints, preference)
+    }
+
+    fn hints(self, endpoint: &proto::Endpoint) -> Hints<'a> {
+        let place = usize::try_from(endpoint.locality).ok().and_then(|place| place.checked_sub(1));
+        let locality = place.and_then(|place| self.localities.get(place));
+        locality
+            .map_or_else(Hints::default, |locality| Hints { zones: &locality.for_zones, nodes: &locality.for_nodes })
     }
 }
 
@@ -255,25 +296,6 @@ fn backends(list: &[proto::Backend], clusters: &Clusters) -> Result<Vec<Backend>
         }
     }
     Ok(backends)
-}
-
-/// Unusable and repeated addresses are left out.
-pub(super) fn endpoints(local: &[proto::Endpoint]) -> Vec<LocalEndpoint> {
-    let mut endpoints: Vec<_> = local
-        .iter()
-        .filter_map(|e| {
-            let address = e.address.parse().ok()?;
-            Some(LocalEndpoint {
-                address,
-                version: e.version.as_str().into(),
-                instance: e.instance.clone(),
-                readiness: e.readiness(),
-            })
-        })
-        .collect();
-    endpoints.sort_by_key(|e| e.address);
-    endpoints.dedup_by_key(|e| e.address);
-    endpoints
 }
 
 impl Rules {

@@ -112,6 +112,7 @@ fn good() -> Draft {
         version: "v1".into(),
         instance: "a".into(),
         readiness: proto::Readiness::Ready.into(),
+        locality: 0,
     };
     let local = LocalService {
         endpoints: ["10.0.0.1:80", "nonsense", "10.0.0.1:80"].map(endpoint).into(),

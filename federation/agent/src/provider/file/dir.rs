@@ -20,7 +20,7 @@ use archipelago_model::{
 use imbl::OrdMap;
 
 use super::hold::{Found, Watched};
-use crate::catalog::{Catalog, Check, Endpoint, Port, Service};
+use crate::catalog::{Catalog, Check, Endpoint, Locality, Port, Service};
 
 /// A directory of service files.
 #[derive(Debug)]
@@ -187,13 +187,24 @@ fn resolve(
 }
 
 fn from_file(file: ServiceFile, origin: String) -> (ServiceKey, Arc<Service>) {
-    let ServiceSpec { port, protocol, endpoints, health_check } = file.spec;
+    let ServiceSpec { port, protocol, endpoints, prefers_same_zone, health_check } = file.spec;
     let check = match health_check {
         HealthCheck::None => Check::Provider,
         HealthCheck::Active(check) => Check::Active(check),
     };
-    let endpoint =
-        |ServiceEndpoint { address, version, instance }| Endpoint { address, version, instance, ready: true };
+    // One copy for all endpoints of a zone.
+    let mut zones: BTreeMap<String, Arc<Locality>> = BTreeMap::new();
+    let mut locality = |zone: String| {
+        let new = |zone: &String| Arc::new(Locality::in_zone(zone.as_str().into(), prefers_same_zone));
+        Arc::clone(zones.entry(zone).or_insert_with_key(new))
+    };
+    let endpoint = |ServiceEndpoint { address, version, instance, zone }| Endpoint {
+        address,
+        version,
+        instance,
+        ready: true,
+        locality: zone.map(&mut locality),
+    };
     let endpoints = endpoints.into_iter().map(endpoint).collect();
     let key = ServiceKey::new(file.metadata.namespace, file.metadata.name);
     let port = Port { name: String::new(), port, protocol, app_protocol: String::new(), endpoints };
@@ -207,13 +218,16 @@ fn to_file(key: &ServiceKey, service: &Service) -> Option<ServiceFile> {
         address: endpoint.address,
         version: endpoint.version.clone(),
         instance: endpoint.instance.clone(),
+        zone: endpoint.locality.as_ref().and_then(|locality| locality.zone.as_deref()).map(str::to_owned),
     };
+    let stays = |endpoint: &Endpoint| endpoint.locality.as_ref().is_some_and(|locality| !locality.for_zones.is_empty());
     Some(ServiceFile {
         metadata: Metadata { name: key.name.to_string(), namespace: key.namespace.to_string(), ..Metadata::default() },
         spec: ServiceSpec {
             port: port.port,
             protocol: port.protocol,
             endpoints: port.endpoints.iter().map(endpoint).collect(),
+            prefers_same_zone: port.endpoints.iter().any(stays),
             health_check: match &service.check {
                 Check::Provider => HealthCheck::None,
                 Check::Active(check) => HealthCheck::Active(check.clone()),
