@@ -180,9 +180,9 @@ The manifests are those of the Helm chart, with the same values. Nothing here ne
 GitOps tool applies what is printed. `meshctl cluster join` prints this for a cluster that joins.
 
 Examples:
-  meshctl install --control-plane --client 203.0.113.7:30741 | kubectl apply --server-side -f -
+  meshctl install --control-plane --client 203.0.113.7:30741 | kubectl apply --server-side --field-manager=archipelago -f -
   meshctl install -f values.yaml --out ./clusters/paris
-  meshctl install --crds | kubectl apply --server-side -f -")]
+  meshctl install --crds | kubectl apply --server-side --field-manager=archipelago -f -")]
     Install(InstallArgs),
     /// Print what an installation put into a Kubernetes cluster, to delete it
     #[command(after_help = "\

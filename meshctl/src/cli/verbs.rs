@@ -230,7 +230,7 @@ A cluster that is not known yet is made first. The stream is for that cluster's 
 --helm values for the chart. A token that was not used is replaced by running this again.
 
 Examples:
-  meshctl cluster join paris --region eu-west | kubectl apply --server-side -f -
+  meshctl cluster join paris --region eu-west | kubectl apply --server-side --field-manager=archipelago -f -
   meshctl cluster join paris --region eu-west --policies --out ./clusters/paris
   meshctl cluster join paris --region eu-west --helm > paris.yaml")]
     Join(ClusterJoinArgs),

@@ -36,7 +36,7 @@ class Blocks:
             check=False,
         )
         if done.returncode != 0:
-            raise Failed(f"block {name} of {DOCUMENT.name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+            raise Failed(f"block {name} of {DOCUMENT.name} ended with {done.returncode}: {done.stderr.strip()[-4000:]}")
         return done.stdout
 
     def command(self, name):

@@ -108,7 +108,8 @@ state = "{folder}/run"
  "hairpinMode": true, "ipam": {{"type": "host-local", "dataDir": "{folder}/ipam",
  "ranges": [[{{"subnet": "{pods}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}
 """,
-        # The cgroup settings are those that also run where the lab's root is a container's.
+        # The cgroup settings are those that also run where the lab's root is a container's. Images are never collected: none could be pulled
+        # again, and how full the disk is, is the machine's business.
         "kubelet.yaml": f"""\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -127,5 +128,6 @@ clusterDomain: cluster.local
 evictionHard: {{memory.available: "100Mi", nodefs.available: "1%", imagefs.available: "1%"}}
 resolvConf: ""
 maxPods: 100
+imageGCHighThresholdPercent: 100
 """,
     }

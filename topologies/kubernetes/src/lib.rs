@@ -53,7 +53,8 @@ pub fn render(values: &Value, release: &Release<'_>) -> Result<Vec<Value>, Rende
     Ok(objects)
 }
 
-/// The definitions of the kinds that the agent reads and writes; with Helm they are the chart's `crds` folder.
+/// The definitions of the kinds that the agent reads and writes, and the policy that keeps older ones from replacing newer ones; with
+/// Helm they are the chart's `crds` folder.
 #[must_use]
 pub fn crds() -> Vec<Value> {
     let mut objects: Vec<Value> = Vec::new();

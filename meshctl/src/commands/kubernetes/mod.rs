@@ -64,7 +64,7 @@ fn write(objects: &[Value], dir: &Path) -> Outcome {
     let is = |object: &Value, kind: &str| object.get("kind").and_then(Value::as_str) == Some(kind);
     let filled = |object: &Value| object.get("data").is_some() || object.get("stringData").is_some();
     let (crds, rest): (Vec<Value>, Vec<Value>) =
-        objects.iter().cloned().partition(|object| is(object, "CustomResourceDefinition"));
+        objects.iter().cloned().partition(|object| KINDS.iter().any(|kind| is(object, kind)));
     let (secrets, rest): (Vec<Value>, Vec<Value>) =
         rest.into_iter().partition(|object| is(object, "Secret") && filled(object));
     let mut resources = Vec::new();
@@ -87,6 +87,9 @@ fn write(objects: &[Value], dir: &Path) -> Outcome {
     }
     Ok(())
 }
+
+/// What says which kinds a cluster has, and keeps them from being replaced by older ones.
+const KINDS: [&str; 3] = ["CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
 
 #[cfg(test)]
 mod tests {

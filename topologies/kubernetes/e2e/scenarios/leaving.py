@@ -27,9 +27,12 @@ def uninstall(world, report):
     report.check(world.get(last, "service", "checkout", "-n", apps.SHOP) is not None, "what is not ours is still there")
     body = world.answered("paris", "client-1", "http://checkout.shop.svc.clusterset.local/")
     report.check(body["cluster"] != last, f"paris is answered by {body['cluster']}")
+    of_kinds = ("get", "customresourcedefinitions,validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
+    kinds = world.kubectl(last, *of_kinds)
+    report.check("archipelago.dev" in kinds and "multicluster.x-k8s.io" in kinds, "the kinds are kept, as nobody said otherwise")
     world.blocks.run("remove-crds", environment={"CLUSTER": last})
-    kinds = world.kubectl(last, "get", "customresourcedefinitions", "-o", "name")
-    report.check("archipelago.dev" not in kinds, "with the kinds removed, none of ours is left either")
+    kinds = world.kubectl(last, *of_kinds)
+    report.check("archipelago" not in kinds, "with the kinds removed, none of ours is left either, nor the policy about them")
 
 
 def left_behind(world, cluster):
