@@ -39,6 +39,8 @@ class World:
         self.api_away_seconds = 20
         self.rounds, self.large_services = 10, 2000
         self.mcs_suite = None
+        # An image of an earlier version, if the run has one.
+        self.older_image = None
         environment = os.environ | {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "KUBECONFIG": str(folder / "kubeconfig"),
@@ -91,13 +93,13 @@ class World:
         """Whether every cluster has gateways, from an earlier run."""
         return all(self.get(name, "daemonset", "archipelago-gateway", "-n", SYSTEM) for name in self.clusters)
 
-    def start(self, name, *command):
+    def start(self, name, *command, environment=None):
         """A process of ours outside the clusters; its log is NAME.log in the folder of the run."""
         log = open(self.folder / f"{name}.log", "ab")
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -105,6 +107,12 @@ class World:
         )
         self.processes[name] = process
         (self.folder / f"{name}.pid").write_text(f"{process.pid}\n")
+
+    def end(self, name):
+        """Ends a process of ours as a supervisor would, and waits for it."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(lab.PATIENCE_SECONDS)
 
     def end_processes(self):
         """Ends the processes outside the clusters, also those of an earlier run that was told to keep them."""

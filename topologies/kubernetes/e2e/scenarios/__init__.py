@@ -19,4 +19,4 @@ def scenario(title, clusters=2, always=False, alone=False, seconds=None):
     return register
 
 
-from . import joining, policies, faults, upgrades, kinds, refusals, figures, conformance, leaving, inside  # noqa: E402, F401
+from . import joining, policies, faults, upgrades, kinds, refusals, figures, conformance, leaving, inside, skew  # noqa: E402, F401
