@@ -92,8 +92,8 @@ pub async fn serve_client(
 }
 
 /// Serves one request out of a tunnel.
-pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
-    let IncomingRequest { peer, request, mut responder } = incoming;
+pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
+    let IncomingRequest { peer, request, mut responder } = *incoming;
     let now = Instant::now();
     let (parts, body) = request.into_parts();
     let caller = match worker.caller(&peer) {

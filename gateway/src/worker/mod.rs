@@ -550,19 +550,26 @@ async fn follow(worker: Rc<Worker>, shared: Shared) {
 }
 
 async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
+    let mut burst = 0u32;
     while let Some(request) = incoming.next().await {
+        burst = burst.wrapping_add(1);
+        if burst.is_multiple_of(REQUESTS_PER_TURN) {
+            // Thousands may wait: clients of this worker get their turn in between.
+            tokio::task::yield_now().await;
+        }
         let worker = Rc::clone(&worker);
         if request.request.method() == Method::CONNECT {
             if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
                 request.responder.reject();
                 continue;
             }
-            tokio::task::spawn_local(async move {
+            // In boxes: what is spawned is copied about, and these futures are kilobytes.
+            tokio::task::spawn_local(Box::pin(async move {
                 let _open = listen::Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
-                crate::tcp::serve_peer(Rc::clone(&worker), request).await;
-            });
+                crate::tcp::serve_peer(Rc::clone(&worker), *request).await;
+            }));
         } else {
-            tokio::task::spawn_local(crate::proxy::serve_peer(worker, request));
+            tokio::task::spawn_local(Box::pin(crate::proxy::serve_peer(worker, request)));
         }
     }
 }
@@ -627,6 +634,7 @@ thread_local! {
 /// Answers a question of another thread; the asker may be gone.
 pub type Reply<T> = oneshot::Sender<T>;
 
+const REQUESTS_PER_TURN: u32 = 64;
 const COMMANDS_QUEUED_MAX: usize = 64;
 /// More connections than peers of a large federation have.
 const CALLERS_MAX: usize = 256;

@@ -1,8 +1,10 @@
 //! What the tunnel itself costs: two `Tunnels`, one core each, no HTTP/1.1 at the ends.
 //!
 //! usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES | tunnel_bench verdicts SECONDS
+//!     | tunnel_bench connections COUNT | tunnel_bench rejected THOUSANDS
 //!
-//! `verdicts` sends a request every 10 ms and counts suspicions and deaths of a peer that is alive: run it beside load.
+//! `connections` and `rejected` say what an idle connection, and a request that was rejected after a wait, leave in memory (both
+//! ends together). `verdicts` sends a request every 10 ms and counts suspicions and deaths of a peer that is alive: run it beside load.
 //!
 //! Back of the envelope, both sides together, at 64 in flight with a response of 1,000 bytes:
 //! bare quinn (a stream per request, the floor) 6.0–7.2 µs; two field sections written and read, 4 × ~0.5 µs; two `http`
@@ -42,8 +44,10 @@ fn main() -> anyhow::Result<()> {
         (Some("stream"), Some(concurrency), Some(bytes)) => Plan::Stream { concurrency, bytes },
         (Some("verdicts"), Some(seconds), None) => Plan::Verdicts { seconds },
         (Some("bulk"), Some(megabytes), None) => Plan::Bulk { bytes: megabytes << 20 },
+        (Some("connections"), Some(count), None) => Plan::Connections { count },
+        (Some("rejected"), Some(thousands), None) => Plan::Rejected { thousands },
         _ => anyhow::bail!(
-            "usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | tunnel_bench bulk MEGABYTES | tunnel_bench verdicts SECONDS"
+            "usage: tunnel_bench stream CONCURRENCY RESPONSE_BYTES | bulk MEGABYTES | verdicts SECONDS | connections COUNT | rejected THOUSANDS"
         ),
     };
     let authority = TestAuthority::new("bench.test");
@@ -53,7 +57,57 @@ fn main() -> anyhow::Result<()> {
     std::thread::spawn(move || worker(1, async move { serve(credential, plan, tell, cpu).await }));
     let (address, credential) = (address.recv()?, authority.gateway("paris", "gw"));
     let spiffe_id = SpiffeId::gateway(authority.trust_domain(), "tokyo", "gw");
-    worker(0, async move { measure(credential, spiffe_id, address, plan, server_cpu).await })
+    worker(0, async move {
+        match plan {
+            Plan::Connections { count } => connections(&authority, spiffe_id, address, count).await,
+            plan => measure(credential, spiffe_id, address, plan, server_cpu).await,
+        }
+    })
+}
+
+async fn connections(
+    authority: &TestAuthority,
+    spiffe_id: SpiffeId,
+    address: SocketAddr,
+    count: usize,
+) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    let mut before = 0;
+    for number in 0..=count {
+        let credential = authority.gateway("paris", &format!("gw-{number}"));
+        let (tunnels, incoming) = Tunnels::bind(config("paris", credential))?;
+        let peer = connect(&tunnels, spiffe_id.clone(), address).await?;
+        all.push((tunnels, incoming, peer));
+        if number == 0 {
+            before = rss_kib()?; // what is there once
+        }
+    }
+    let each = (rss_kib()?.saturating_sub(before)) as f64 / count as f64;
+    println!("{count} connections: {each:.0} KiB each, both ends");
+    std::process::exit(0);
+}
+
+/// Resident memory of this process.
+fn rss_kib() -> anyhow::Result<usize> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Ok(line.and_then(|line| line.split_whitespace().next()).unwrap_or_default().parse()?)
+}
+
+async fn connect(tunnels: &Tunnels, spiffe_id: SpiffeId, address: SocketAddr) -> anyhow::Result<PeerHandle> {
+    let gateway = "gw".to_owned();
+    tunnels.set_peers(vec![Peer {
+        cluster: "tokyo".into(),
+        gateway: gateway.clone(),
+        spiffe_id,
+        addresses: vec![address],
+    }]);
+    let peer = tunnels.peer(&PeerName { cluster: "tokyo".into(), gateway }).expect("just set");
+    let mut changes = tunnels.changes();
+    while peer.state() != PeerState::Up {
+        changes.changed().await?;
+    }
+    Ok(peer)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +115,8 @@ enum Plan {
     Stream { concurrency: usize, bytes: usize },
     Bulk { bytes: usize },
     Verdicts { seconds: usize },
+    Connections { count: usize },
+    Rejected { thousands: usize },
 }
 
 /// One worker as a gateway has it: a thread with a core and a runtime of its own.
@@ -100,6 +156,18 @@ async fn answer(mut incoming: Incoming, plan: Plan) {
                 Plan::Bulk { bytes } => {
                     request.responder.respond(Response::new(Zeroes { chunk: small, left: bytes })).await
                 }
+                Plan::Connections { .. } => Ok(()),
+                Plan::Rejected { .. } => {
+                    let mut responder = request.responder;
+                    tokio::select! {
+                        biased;
+                        error = responder.cancelled() => Err(error),
+                        () = tokio::task::yield_now() => {
+                            responder.reject();
+                            Ok(())
+                        }
+                    }
+                }
             }
         });
     }
@@ -130,18 +198,7 @@ async fn measure(
     server_cpu: Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     let (tunnels, _incoming) = Tunnels::bind(config("paris", credential))?;
-    let gateway = "gw".to_owned();
-    tunnels.set_peers(vec![Peer {
-        cluster: "tokyo".into(),
-        gateway: gateway.clone(),
-        spiffe_id,
-        addresses: vec![address],
-    }]);
-    let peer = tunnels.peer(&PeerName { cluster: "tokyo".into(), gateway }).expect("just set");
-    let mut changes = tunnels.changes();
-    while peer.state() != PeerState::Up {
-        changes.changed().await?;
-    }
+    let peer = connect(&tunnels, spiffe_id, address).await?;
     tokio::time::sleep(Duration::from_millis(500)).await; // MTU discovery
     let (here, there, began) = (thread_cpu(), server_cpu.load(Ordering::Relaxed), Instant::now());
     let (count, bytes) = match plan {
@@ -162,6 +219,24 @@ async fn measure(
             );
             std::process::exit(0);
         }
+        Plan::Rejected { thousands } => {
+            let mut before = 0;
+            for round in 0..=thousands {
+                let mut requests = tokio::task::JoinSet::new();
+                for _ in 0..1000 {
+                    let peer = peer.clone();
+                    requests.spawn_local(async move { get(&peer).await.is_err() });
+                }
+                while requests.join_next().await.is_some() {}
+                if round == 0 {
+                    before = rss_kib()?;
+                }
+            }
+            let each = rss_kib()?.saturating_sub(before) as f64 * 1.024 / thousands as f64;
+            println!("{thousands}000 rejected requests: {each:.0} bytes left of each, both ends");
+            std::process::exit(0);
+        }
+        Plan::Connections { .. } => anyhow::bail!("measured elsewhere"),
         Plan::Bulk { bytes } => (1, get(&peer).await.map(|got| assert_eq!(got, bytes)).map(|()| bytes)?),
     };
     let elapsed = began.elapsed().as_secs_f64();

@@ -53,13 +53,18 @@ impl TunnelConfig {
 /// Bounds of one worker's tunnels.
 #[derive(Debug, Clone)]
 pub struct TunnelLimits {
-    /// Requests in flight per connection. QUIC's usual 100 would queue invisibly.
+    /// Requests in flight per connection, at most: it begins with 256 and grows with use. QUIC's usual 100 would queue invisibly.
     pub streams: u32,
     /// Unread bytes of one stream. Throughput of a stream is at most this per round trip: 2 MiB carry 200 Mbit/s at 80 ms.
     pub stream_window_bytes: u32,
-    /// Unread bytes of one connection.
+    /// Unread bytes of one connection, to begin with.
     pub connection_window_bytes: u32,
-    /// Unacknowledged bytes of one connection. With the window above the bound on a connection's memory: 8 + 8 MiB.
+    /// The same once readers have stalled or the path turned out to hold more. A reader that stalls keeps a stream's window of it:
+    /// with less than 64 of those, a few slow clients would stop everybody behind the same tunnel.
+    pub connection_window_bytes_max: u32,
+    /// What all connections of the worker may hold beyond their first window. Unread bytes are at most this and 8 MiB per connection.
+    pub window_budget_bytes: u64,
+    /// Unacknowledged bytes of one connection. With the windows above the bound on a connection's memory: 8 + 8 MiB, 128 + 8 MiB.
     pub send_window_bytes: u64,
     /// Kernel socket buffers, each way. The default of 208 KiB holds a hundred packets, less than one scheduling stall.
     pub socket_buffer_bytes: usize,
@@ -97,6 +102,8 @@ impl Default for TunnelLimits {
             streams: 16_384,
             stream_window_bytes: 2 << 20,
             connection_window_bytes: 8 << 20,
+            connection_window_bytes_max: 128 << 20,
+            window_budget_bytes: 512 << 20,
             send_window_bytes: 8 << 20,
             socket_buffer_bytes: 4 << 20,
             handshakes: 256,

@@ -3,12 +3,14 @@
 use crate::{
     codec::{Code, ControlDecoder, ControlEvent, Mesh, ProtocolError, Settings, goaway_frame, varint as quic_varint},
     config::TunnelLimits,
+    credit::{StreamCredit, Window},
     detector::{Cause, Counts, Detector, Event, Output, Sample, Verdict, beat::Beat},
     error::TunnelError,
     health::{self, HealthError, HealthReader},
     lifecycle,
     peer::Peering,
     socket::canonical,
+    stops::Stops,
     ticker::now,
     transport::varint,
     tunnels::Core,
@@ -55,6 +57,9 @@ pub(crate) struct Conn {
     head_bytes: AtomicUsize,
     /// Smoothed round trip of beats; 0 without any.
     rtt_micros: AtomicU64,
+    window: Mutex<Window>,
+    streams: Mutex<StreamCredit>,
+    stops: Stops,
 }
 
 /// Which side dialled.
@@ -87,6 +92,9 @@ impl Conn {
             closed: OnceLock::new(),
             head_bytes: AtomicUsize::new(0),
             rtt_micros: AtomicU64::new(0),
+            window: Mutex::new(Window::new(&core.config().limits)),
+            streams: Mutex::new(StreamCredit::new(&core.config().limits)),
+            stops: Stops::default(),
         });
         core.register(&conn);
         tokio::spawn(conn.clone().write_control(commands));
@@ -114,6 +122,15 @@ impl Conn {
 
     pub(crate) fn limits(&self) -> &TunnelLimits {
         &self.core.config().limits
+    }
+
+    pub(crate) fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// True while beats come and go, and with them the looks at what the peer said of streams.
+    pub(crate) fn has_beats(&self) -> bool {
+        self.detector().is_some()
     }
 
     pub(crate) fn settings(&self) -> watch::Receiver<Option<Settings>> {
@@ -193,12 +210,26 @@ impl Conn {
     pub(crate) fn tick(&self, now: Instant) {
         // A TCP connection may stand idle for days, and cannot be replayed: it is not worth two hundred beats a second.
         let waiting = self.in_flight().saturating_sub(self.tunnels.load(Ordering::Relaxed));
-        self.handle(Event::Tick(Sample { counts: self.counts(), in_flight: waiting }), now);
+        let stats = self.quinn.stats();
+        self.handle(Event::Tick(Sample { counts: counts(&stats), in_flight: waiting }), now);
+        self.stops.observe(stats.frame_rx.stop_sending);
+        let window = lock(&self.window).observe(
+            stats.frame_rx.data_blocked,
+            self.in_flight() == 0,
+            self.limits(),
+            self.core.windows(),
+        );
+        if let Some(window) = window.and_then(|bytes| quinn::VarInt::from_u64(bytes).ok()) {
+            tracing::debug!(peer = %self.peer.spiffe_id, bytes = window.into_inner(), "connection window");
+            self.quinn.set_receive_window(window);
+        }
     }
 
-    fn counts(&self) -> Counts {
-        let stats = self.quinn.stats();
-        Counts { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams }
+    /// A stream of the peer's was accepted: it may have more of them before it has used up what it may have.
+    pub(crate) fn extend_streams(&self) {
+        if let Some(count) = lock(&self.streams).observe(self.in_flight(), self.limits()) {
+            self.quinn.set_max_concurrent_bi_streams(count.into());
+        }
     }
 
     pub(crate) fn tick_due(&self) -> Option<Instant> {
@@ -208,7 +239,7 @@ impl Conn {
     fn request_started(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if !self.is_armed.load(Ordering::Relaxed) {
-            self.handle(Event::RequestStarted(self.counts()), now());
+            self.handle(Event::RequestStarted(counts(&self.quinn.stats())), now());
         }
     }
 
@@ -247,7 +278,7 @@ impl Conn {
     }
 
     fn detector(&self) -> MutexGuard<'_, Option<Detector>> {
-        self.detector.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.detector)
     }
 
     /// The connection is over: everybody who waits for it learns so.
@@ -257,6 +288,7 @@ impl Conn {
         }
         self.verdict.send_replace(Verdict::Dead);
         self.idle.notify_waiters();
+        self.stops.wake_all();
         if let Role::Dialled(peering) = &self.role
             && let Some(peering) = peering.upgrade()
         {
@@ -519,6 +551,20 @@ impl Conn {
             };
         }
     }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        lock(&self.window).close(&self.core.config().limits, self.core.windows());
+    }
+}
+
+fn counts(stats: &quinn::ConnectionStats) -> Counts {
+    Counts { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Conn {

@@ -8,6 +8,7 @@
 //! | `lifecycle` | where a tunnel stands, and when to dial | none |
 //! | `health` | what is ready behind a gateway, as changes | none |
 //! | `lobby` | whose handshake waits, and whose makes room | none |
+//! | `credit`, `stops` | windows and stream credit that grow with use; who waits for a stop | none |
 //! | `tunnels`, `peer`, `accept`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
 //! | `server`, `request`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
 //!
@@ -30,6 +31,7 @@ mod body;
 mod choice;
 mod conn;
 mod connect;
+mod credit;
 mod health;
 mod lifecycle;
 mod lobby;
@@ -38,6 +40,7 @@ mod pump;
 mod request;
 mod server;
 mod socket;
+mod stops;
 mod stream;
 mod ticker;
 mod tunnels;

@@ -27,15 +27,15 @@ use tokio::{sync::mpsc, time::timeout};
 
 /// Requests from other gateways, in the order of their arrival.
 #[derive(Debug)]
-pub struct Incoming(mpsc::Receiver<IncomingRequest>);
+pub struct Incoming(mpsc::Receiver<Box<IncomingRequest>>);
 
 impl Incoming {
-    pub(crate) fn new(requests: mpsc::Receiver<IncomingRequest>) -> Self {
+    pub(crate) fn new(requests: mpsc::Receiver<Box<IncomingRequest>>) -> Self {
         Self(requests)
     }
 
-    /// The next request; `None` once the tunnels are closed.
-    pub async fn next(&mut self) -> Option<IncomingRequest> {
+    /// The next request; `None` once the tunnels are closed. In a box: it is a kilobyte, and moves a few times before it is looked at.
+    pub async fn next(&mut self) -> Option<Box<IncomingRequest>> {
         self.0.recv().await
     }
 }
@@ -126,12 +126,19 @@ pub(crate) async fn serve(core: &Arc<Core>, conn: Arc<Conn>) {
     let mut slow = FuturesUnordered::new();
     let mut next_id = 0;
     let mut refuse_from = u64::MAX;
+    let mut burst = 0u32;
     loop {
         tokio::select! {
             accepted = conn.quinn().accept_bi() => {
                 let Ok((send, recv)) = accepted else { return };
+                // quinn hands out what is there without an end: whoever else shares the thread gets his turn in between.
+                burst = burst.wrapping_add(1);
+                if burst.is_multiple_of(STREAMS_PER_TURN) {
+                    tokio::task::yield_now().await;
+                }
                 let id = u64::from(recv.id());
                 next_id = id.saturating_add(4);
+                conn.extend_streams();
                 let mut arriving = Arriving::new(&conn, send, recv);
                 if id >= refuse_from {
                     arriving.reject();
@@ -214,7 +221,7 @@ impl Arriving {
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
         let request = head.map(|()| body);
         let responder = Responder { outbox, tunnel, in_flight };
-        if let Err(refused) = core.incoming().try_send(IncomingRequest { peer, request, responder }) {
+        if let Err(refused) = core.incoming().try_send(Box::new(IncomingRequest { peer, request, responder })) {
             core.count_rejected();
             refused.into_inner().responder.reject();
         }
@@ -227,6 +234,7 @@ impl Arriving {
     }
 }
 
+const STREAMS_PER_TURN: u32 = 64;
 /// Heads waited for on one connection: a burst of lost packets leaves hundreds of streams without a byte for a round trip.
 const SLOW_HEADS_MAX: usize = 1024;
 /// What they may hold together: a thousand heads of usual size. With 64 connections per peer the bound is 64 MiB, not 4 GiB.

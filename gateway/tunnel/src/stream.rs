@@ -7,6 +7,7 @@ use crate::{
     codec::{self, Code, fields},
     conn::Conn,
     error::TunnelError,
+    stops::Waiting,
     transport::varint,
 };
 use bytes::{Bytes, BytesMut};
@@ -30,6 +31,11 @@ pub(crate) struct Outbox {
     queued_bytes: usize,
     /// Frame headers and sections, carved from one allocation.
     scratch: BytesMut,
+    /// Our place among those who wait for a stop.
+    waiting: Option<Waiting>,
+    /// News of stops when we last asked.
+    looked: u64,
+    /// The same towards a peer without beats.
     stopped: Option<Pin<Box<StoppedFuture>>>,
 }
 
@@ -39,12 +45,14 @@ impl Outbox {
     pub(crate) fn new(stream: quinn::SendStream, conn: Arc<Conn>, on_drop: Code) -> Self {
         Self {
             stream,
+            looked: conn.stops().news(),
             conn,
             on_drop,
             is_open: true,
             queue: VecDeque::with_capacity(4),
             queued_bytes: 0,
             scratch: BytesMut::with_capacity(512),
+            waiting: None,
             stopped: None,
         }
     }
@@ -110,17 +118,26 @@ impl Outbox {
         if !self.is_open {
             return Poll::Pending;
         }
+        if self.stopped.is_none() && (self.waiting.is_some() || self.conn.has_beats()) {
+            // First a place, then the look: what comes in between is seen by one of them.
+            self.conn.stops().wait(&mut self.waiting, cx.waker());
+            let news = self.conn.stops().news();
+            if std::mem::replace(&mut self.looked, news) == news {
+                return Poll::Pending;
+            }
+            // Writing nothing says what writing something would.
+            let asked = pin!(self.stream.write_chunks(&mut [])).poll(cx);
+            return match asked {
+                Poll::Ready(Err(error)) => Poll::Ready(self.failed(error)),
+                Poll::Ready(Ok(_)) | Poll::Pending => Poll::Pending,
+            };
+        }
         let stopped = self.stopped.get_or_insert_with(|| Box::pin(self.stream.stopped()));
         match ready!(stopped.as_mut().poll(cx)) {
-            Ok(Some(code)) => {
-                self.is_open = false;
-                let _ = self.stream.reset(code);
-                Poll::Ready(from_code(code))
-            }
+            Ok(Some(code)) => Poll::Ready(self.failed(quinn::WriteError::Stopped(code))),
             Ok(None) => Poll::Pending,
             Err(quinn::StoppedError::ConnectionLost(cause)) => {
-                self.is_open = false;
-                Poll::Ready(self.conn.lost(cause, Some(self.stream.id())))
+                Poll::Ready(self.failed(quinn::WriteError::ConnectionLost(cause)))
             }
             Err(quinn::StoppedError::ZeroRttRejected) => Poll::Ready(TunnelError::Closed),
         }
@@ -129,29 +146,35 @@ impl Outbox {
     /// Ends the stream cleanly. Everything must have been flushed.
     pub(crate) fn finish(&mut self) {
         debug_assert!(self.queue.is_empty());
-        if self.is_open {
-            self.is_open = false;
+        if self.close() {
             let _ = self.stream.finish();
         }
     }
 
     /// Ends the stream with an error.
     pub(crate) fn reset(&mut self, code: Code) {
-        if self.is_open {
-            self.is_open = false;
+        if self.close() {
             let _ = self.stream.reset(varint(code));
         }
+    }
+
+    /// Nothing more is sent; true if that is news.
+    fn close(&mut self) -> bool {
+        if let Some(waiting) = self.waiting.take() {
+            self.conn.stops().leave(waiting);
+        }
+        std::mem::take(&mut self.is_open)
     }
 
     fn failed(&mut self, error: quinn::WriteError) -> TunnelError {
         match error {
             quinn::WriteError::Stopped(code) => {
-                self.is_open = false;
+                self.close();
                 let _ = self.stream.reset(code);
                 from_code(code)
             }
             quinn::WriteError::ConnectionLost(cause) => {
-                self.is_open = false;
+                self.close();
                 self.conn.lost(cause, Some(self.stream.id()))
             }
             quinn::WriteError::ClosedStream | quinn::WriteError::ZeroRttRejected => TunnelError::Closed,

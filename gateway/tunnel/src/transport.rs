@@ -2,6 +2,7 @@
 
 use crate::{
     config::{TunnelConfig, TunnelLimits},
+    credit,
     error::BindError,
     socket::{CutSet, CutSocket},
 };
@@ -75,7 +76,7 @@ pub(crate) fn transport(limits: &TunnelLimits) -> Arc<TransportConfig> {
     mtu.upper_bound(1452).interval(Duration::from_secs(120));
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(limits.streams.into())
+        .max_concurrent_bidi_streams(credit::first_streams(limits).into())
         // Control, two of QPACK, health, and as many that a stock peer greases with.
         .max_concurrent_uni_streams(16u32.into())
         .stream_receive_window(limits.stream_window_bytes.into())

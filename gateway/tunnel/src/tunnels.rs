@@ -6,6 +6,7 @@ use crate::{
     codec::Code,
     config::{Peer, PeerName, TunnelConfig},
     conn::Conn,
+    credit::Budget,
     error::BindError,
     health::{HealthBook, ServiceHealth},
     peer::{PeerState, Peering},
@@ -69,6 +70,7 @@ impl Tunnels {
             ticker: Ticker::new(),
             incarnation: rand::random::<u64>() >> 2,
             counters: Counters::default(),
+            windows: Budget::new(config.limits.window_budget_bytes),
             config,
         });
         tokio::spawn(accept::accept(core.clone()));
@@ -222,7 +224,7 @@ pub(crate) struct Core {
     cut_spec: Mutex<Cut>,
     peers: ArcSwap<BTreeMap<PeerName, Arc<Peering>>>,
     conns: Mutex<Vec<Weak<Conn>>>,
-    incoming: mpsc::Sender<IncomingRequest>,
+    incoming: mpsc::Sender<Box<IncomingRequest>>,
     changes: watch::Sender<u64>,
     chosen: Mutex<Chosen>,
     health: Mutex<HealthBook>,
@@ -232,6 +234,7 @@ pub(crate) struct Core {
     ticker: Ticker,
     incarnation: u64,
     counters: Counters,
+    windows: Budget,
 }
 
 #[derive(Debug, Default)]
@@ -261,7 +264,12 @@ impl Core {
         &self.ticker
     }
 
-    pub(crate) fn incoming(&self) -> &mpsc::Sender<IncomingRequest> {
+    /// What connections hold beyond their first window.
+    pub(crate) fn windows(&self) -> &Budget {
+        &self.windows
+    }
+
+    pub(crate) fn incoming(&self) -> &mpsc::Sender<Box<IncomingRequest>> {
         &self.incoming
     }
 

@@ -128,8 +128,8 @@ pub async fn serve(mut incoming: Incoming, report: mpsc::Sender<String>) {
     }
 }
 
-async fn answer(incoming: IncomingRequest, report: mpsc::Sender<String>) {
-    let IncomingRequest { peer, request, mut responder } = incoming;
+async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
+    let IncomingRequest { peer, request, mut responder } = *incoming;
     let path = request.uri().path().to_owned();
     let body = |bytes: Vec<u8>| Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync();
     let result = match path.as_str() {
