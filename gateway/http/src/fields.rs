@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::name::{self, Known, Name};
+use crate::name::{self, Known, MESH, Name, OTHER_MESH};
 use crate::text;
 
 /// An ordered list of fields.
@@ -68,11 +68,11 @@ impl Fields {
     /// Appends a field. Bytes that no value may have are written as spaces (RFC 9110 §5.5), so that nothing can be smuggled in.
     pub fn push(&mut self, name: Known, value: &[u8]) {
         let taken = if text::is_value(value) {
-            self.append(name.as_str().as_bytes(), text::trim(value), name as u8, 0)
+            self.append(name.as_str().as_bytes(), text::trim(value), name as u8)
         } else {
             let clean: Vec<u8> =
                 value.iter().map(|byte| if text::is_value_byte(*byte) { *byte } else { b' ' }).collect();
-            self.append(name.as_str().as_bytes(), text::trim(&clean), name as u8, 0)
+            self.append(name.as_str().as_bytes(), text::trim(&clean), name as u8)
         };
         debug_assert!(taken.is_some(), "a message of 4 GiB");
     }
@@ -87,9 +87,9 @@ impl Fields {
             return Err(InvalidField::Value);
         }
         let taken = match Known::of(name) {
-            Some(known) => self.append(name, value, known as u8, 0),
+            Some(known) => self.append(name, value, known as u8),
             None if name.len() > usize::from(u16::MAX) || !text::is_token(name) => return Err(InvalidField::Name),
-            None => self.append(name, value, Field::OTHER, if name::is_mesh(name) { Field::MESH } else { 0 }),
+            None => self.append(name, value, Field::OTHER),
         };
         taken.ok_or(InvalidField::Full)
     }
@@ -135,6 +135,10 @@ impl Fields {
 
     /// Removes what only gateways may say, under any spelling; for trailers, and for clients that forge it.
     pub fn strip_mesh(&mut self) {
+        if self.known & (MESH | OTHER_MESH) == 0 {
+            return;
+        }
+        self.known &= !(MESH | OTHER_MESH);
         self.fields.retain(|field| !field.is_mesh());
     }
 
@@ -217,7 +221,7 @@ impl Fields {
     }
 
     /// Appends `name: value CRLF` to the text, if it has room.
-    fn append(&mut self, name: &[u8], value: &[u8], known: u8, flags: u8) -> Option<()> {
+    fn append(&mut self, name: &[u8], value: &[u8], known: u8) -> Option<()> {
         let start = self.text.len();
         let value_start = start + name.len() + 2;
         let value_end = value_start + value.len();
@@ -227,7 +231,7 @@ impl Fields {
             value_end: u32::try_from(value_end).ok().filter(|end| *end < u32::MAX - 2)?,
             name_len: u16::try_from(name.len()).ok()?,
             known,
-            flags: flags | Field::CANONICAL,
+            flags: Field::flags(Known::from_id(known), name) | Field::CANONICAL,
         };
         self.text.reserve(name.len() + value.len() + 4);
         self.text.extend_from_slice(name);
@@ -258,14 +262,15 @@ impl Fields {
         self.text.len()
     }
 
-    /// Appends all fields but those of `without` to a message of HTTP/1.1.
+    /// Appends all fields to a message of HTTP/1.1 but those that its writer writes itself: `Host`, `Connection`, `Transfer-Encoding`, and
+    /// the length unless `with_length`.
     #[inline]
-    pub(crate) fn write_lines(&self, without: u128, out: &mut Vec<u8>) {
+    pub(crate) fn write_lines(&self, with_length: bool, out: &mut Vec<u8>) {
         let text = |from: usize, to: usize| self.text.get(from..to).unwrap_or_default();
         // The run of kept lines that has not been copied yet.
         let (mut from, mut to) = (0, 0);
         for field in &self.fields {
-            if without & field.bit() != 0 {
+            if Known::is_written_by_framing(field.known, !with_length) {
                 continue;
             }
             let start = field.start as usize;
@@ -292,15 +297,25 @@ impl Field {
     pub(crate) const OTHER: u8 = u8::MAX;
     /// The line in the text is `name: value CRLF`.
     pub(crate) const CANONICAL: u8 = 1;
-    /// A name that only gateways may say and that is not in the table.
+    /// A name that only gateways may say.
     pub(crate) const MESH: u8 = 2;
     /// Marked by one pass for removal by the next.
     pub(crate) const DOOMED: u8 = 4;
 
+    /// What is worth knowing of a name before it is asked for.
+    #[inline]
+    pub(crate) fn flags(known: Option<Known>, name: &[u8]) -> u8 {
+        let is_mesh = known.map_or_else(|| name::is_mesh(name), Known::is_mesh);
+        if is_mesh { Self::MESH } else { 0 }
+    }
+
     #[inline]
     pub(crate) fn bit(&self) -> u128 {
-        // 255 for other names: no bit.
-        1_u128.checked_shl(u32::from(self.known)).unwrap_or(0)
+        match self.known {
+            Self::OTHER if self.is_mesh() => OTHER_MESH,
+            Self::OTHER => 0,
+            known => 1_u128.checked_shl(u32::from(known)).unwrap_or(0),
+        }
     }
 
     pub(crate) fn name<'a>(&self, text: &'a [u8]) -> &'a [u8] {
@@ -317,7 +332,7 @@ impl Field {
     }
 
     pub(crate) fn is_mesh(&self) -> bool {
-        self.flags & Self::MESH != 0 || Known::from_id(self.known).is_some_and(Known::is_mesh)
+        self.flags & Self::MESH != 0
     }
 
     /// Only the first bytes of the value count.

@@ -47,14 +47,14 @@ known! {
     Host = "host",
     /// `connection`
     Connection = "connection",
+    /// `transfer-encoding`
+    TransferEncoding = "transfer-encoding",
+    /// `content-length`
+    ContentLength = "content-length",
     /// `keep-alive`
     KeepAlive = "keep-alive",
     /// `proxy-connection`
     ProxyConnection = "proxy-connection",
-    /// `content-length`
-    ContentLength = "content-length",
-    /// `transfer-encoding`
-    TransferEncoding = "transfer-encoding",
     /// `te`
     Te = "te",
     /// `trailer`
@@ -266,6 +266,11 @@ impl Known {
         (text.len() == name.len() && text.eq_ignore_ascii_case(name)).then_some(*known)
     }
 
+    /// True for what the writers of HTTP/1.1 write themselves, from what a message is: the first names of the table.
+    pub(crate) const fn is_written_by_framing(id: u8, with_length: bool) -> bool {
+        id < Self::ContentLength as u8 || with_length && id == Self::ContentLength as u8
+    }
+
     pub(crate) fn from_id(id: u8) -> Option<Self> {
         Self::ALL.get(usize::from(id)).copied()
     }
@@ -339,7 +344,10 @@ pub(crate) const HOP_BY_HOP: u128 = mask(&[
     Known::Http2Settings,
 ]);
 
-const MESH: u128 = mask(&[
+/// In a set of names: one that only gateways may say and that is not in the table.
+pub(crate) const OTHER_MESH: u128 = 1 << 127;
+
+pub(crate) const MESH: u128 = mask(&[
     Known::XForwardedClientCert,
     Known::MeshSource,
     Known::MeshCluster,
@@ -407,7 +415,7 @@ static SLOTS: [u8; 1024] = slots();
 
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler: an index out of bounds is a build that fails")]
 const fn slots() -> [u8; 1024] {
-    assert!(NAMES.len() <= 128, "a set of known names is 128 bits");
+    assert!(NAMES.len() <= 127, "a set of known names is 127 bits, and one for unknown names of gateways");
     let mut slots = [u8::MAX; 1024];
     let mut at = 0;
     while at < NAMES.len() {

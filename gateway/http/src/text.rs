@@ -1,14 +1,8 @@
-//! Classes of bytes (RFC 9110 §5.6, §5.5), eight at a time where messages are long.
+//! Classes of bytes (RFC 9110 §5.6, §5.5), many at a time where messages are long.
 
 /// True for a token (RFC 9110 §5.6.2).
 pub(crate) fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && token_len(bytes) == bytes.len()
-}
-
-/// How many of the first bytes may be in a token.
-#[inline]
-pub(crate) fn token_len(bytes: &[u8]) -> usize {
-    bytes.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(bytes.len())
+    !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
 }
 
 #[inline]
@@ -16,14 +10,26 @@ fn is_token_byte(byte: u8) -> bool {
     TOKEN.get(usize::from(byte)).copied().unwrap_or(false)
 }
 
+/// Where the first colon is.
+#[inline]
+pub(crate) fn colon(bytes: &[u8]) -> Option<usize> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut at = 0;
+    for word in words {
+        let zeros = zeros(u64::from_le_bytes(*word) ^ COLONS);
+        if zeros != 0 {
+            // The lowest is exact, only those above one can be of its borrow.
+            return Some(at + zeros.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    rest.iter().position(|byte| *byte == b':').map(|inner| at + inner)
+}
+
 /// True for bytes that may be in a field value: no control but tab (RFC 9110 §5.5); bytes above 127 are obs-text.
 #[inline]
 pub(crate) fn is_value(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.iter().all(|word| {
-        let word = u64::from_le_bytes(*word);
-        !has_control(word) || word.to_le_bytes().iter().all(|byte| is_value_byte(*byte))
-    }) && rest.iter().all(|byte| is_value_byte(*byte))
+    all(bytes, is_value_byte)
 }
 
 #[inline]
@@ -34,32 +40,39 @@ pub(crate) fn is_value_byte(byte: u8) -> bool {
 /// True for bytes that may be in a request target as proxies pass it on: no control and no space.
 #[inline]
 pub(crate) fn is_target(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.iter().all(|word| {
-        let word = u64::from_le_bytes(*word);
-        !has_control(word) && !has_zero(word ^ SPACES)
-    }) && rest.iter().all(|byte| *byte > b' ' && *byte != 0x7f)
+    all(bytes, |byte| byte > b' ' && byte != 0x7f)
 }
 
-/// True when one of eight bytes is below 0x20 or 0x7f.
+/// Sixteen bytes at a time without a branch, which becomes a handful of vector instructions.
 #[inline]
-fn has_control(word: u64) -> bool {
-    // A byte below 0x20 borrows into its high bit; one that had it (above 0x7f) does not count.
-    let low = word.wrapping_sub(SPACES) & !word & HIGH;
-    low != 0 || has_zero(word ^ DELETES)
+fn all(bytes: &[u8], good: impl Fn(u8) -> bool) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<16>();
+    let whole = |block: &[u8]| block.iter().fold(true, |so_far, byte| so_far & good(*byte));
+    blocks.iter().all(|block| whole(block)) && whole(rest)
 }
 
+/// The high bit of each byte that is zero, and maybe of some above one that is.
 #[inline]
-fn has_zero(word: u64) -> bool {
-    word.wrapping_sub(ONES) & !word & HIGH != 0
+fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & HIGH
 }
 
 /// A value without the white space around it (OWS, RFC 9110 §5.6.3).
 #[inline]
-pub(crate) fn trim(mut bytes: &[u8]) -> &[u8] {
+pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
+    trim_start(trim_end(bytes))
+}
+
+#[inline]
+pub(crate) fn trim_start(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = bytes {
         bytes = rest;
     }
+    bytes
+}
+
+#[inline]
+pub(crate) fn trim_end(mut bytes: &[u8]) -> &[u8] {
     while let [rest @ .., b' ' | b'\t'] = bytes {
         bytes = rest;
     }
@@ -95,8 +108,7 @@ pub(crate) fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
 
 const ONES: u64 = u64::MAX / 255;
 const HIGH: u64 = ONES * 0x80;
-const SPACES: u64 = ONES * 0x20;
-const DELETES: u64 = ONES * 0x7f;
+const COLONS: u64 = ONES * b':' as u64;
 
 static TOKEN: [bool; 256] = {
     let mut table = [false; 256];
@@ -135,6 +147,20 @@ mod tests {
             assert_eq!(is_token(&[byte]), byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte));
         }
         assert!(!is_token(b""));
+    }
+
+    #[test]
+    fn the_first_colon_is_found() {
+        for length in 0..30 {
+            for fill in [b'a', b';', 0xba, 0] {
+                let mut bytes = vec![fill; length];
+                assert_eq!(colon(&bytes), None);
+                for at in (0..length).rev() {
+                    bytes[at] = b':';
+                    assert_eq!(colon(&bytes), Some(at));
+                }
+            }
+        }
     }
 
     #[test]

@@ -193,9 +193,11 @@ impl BodyDecoder {
             check_chunk_head(line, self.extensions_left)?;
             return Ok(false);
         };
-        let line = buf.get(..end).unwrap_or_default().strip_suffix(b"\r").ok_or(BadBody::ChunkLine)?;
-        let (size, extension) = check_chunk_head(line, self.extensions_left)?;
-        let size = size.ok_or(BadBody::ChunkSize)?;
+        let text = buf.get(..end).unwrap_or_default();
+        let line = text.strip_suffix(b"\r");
+        // What is before the line's end is judged first, as it is when the end has not come yet.
+        let (size, extension) = check_chunk_head(line.unwrap_or(text), self.extensions_left)?;
+        let size = line.and(size).ok_or(if line.is_some() { BadBody::ChunkSize } else { BadBody::ChunkLine })?;
         self.extensions_left -= extension;
         buf.advance(end + 1);
         self.state = if size == 0 { State::Trailers } else { State::ChunkData { left: size } };

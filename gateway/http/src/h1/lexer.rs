@@ -1,7 +1,7 @@
 //! Lines of a head or of trailers, each looked at once however its bytes arrive.
 
 use crate::fields::{Field, Fields};
-use crate::name::{self, Known};
+use crate::name::Known;
 use crate::text;
 
 /// How far the head at the start of a buffer has been read, so that bytes are looked at once however they arrive.
@@ -166,41 +166,27 @@ impl<'a> Line<'a> {
         if let Some(b' ' | b'\t') = self.text.first() {
             return Err(Fault::Folded);
         }
-        let name_len = text::token_len(self.text);
-        let (Some((name, rest)), Ok(name_len)) = (self.text.split_at_checked(name_len), u16::try_from(name_len)) else {
-            return Err(Fault::Name);
-        };
-        let (value, mut plain) = match rest {
-            [b':', value @ ..] => (value, true),
-            [b' ' | b'\t', ..] if reading == Reading::Lenient => match text::trim(rest) {
-                [b':', value @ ..] => (value, false),
-                _ => return Err(Fault::Name),
-            },
-            _ => return Err(Fault::Name),
-        };
-        if name.is_empty() {
+        let colon = text::colon(self.text).ok_or(Fault::Name)?;
+        let (name, rest) = self.text.split_at_checked(colon).ok_or(Fault::Name)?;
+        let name = if reading == Reading::Lenient { text::trim_end(name) } else { name };
+        let known = Known::of(name);
+        if known.is_none() && !text::is_token(name) {
             return Err(Fault::Name);
         }
-        // Where the value begins is counted from the end of the line, which a tolerant reading has not moved.
-        let value = trim_end(value);
-        let end = self.start + usize::from(name_len) + trim_end(rest).len();
-        let value = trim_start(value);
-        let value_end = end;
-        let value_start = value_end - value.len();
+        let value = text::trim_end(rest.get(1..).unwrap_or_default());
+        let value_end = self.start + colon + 1 + value.len();
+        let value = text::trim_start(value);
         if !text::is_value(value) {
             return Err(Fault::Value);
         }
-        let known = Known::of(name);
-        let start = self.start;
-        plain &= self.crlf
+        let (start, value_start) = (self.start, value_end - value.len());
+        let name_len = u16::try_from(name.len()).map_err(|_| Fault::Name)?;
+        let plain = self.crlf
             && rest.get(1) == Some(&b' ')
-            && value_start == start + usize::from(name_len) + 2
+            && value_start == start + name.len() + 2
             && value_end == start + self.text.len();
         let offset = |at: usize| u32::try_from(at.saturating_sub(base)).map_err(|_| Fault::Value);
-        let mut flags = if plain { Field::CANONICAL } else { 0 };
-        if known.is_none() && name::is_mesh(name) {
-            flags |= Field::MESH;
-        }
+        let flags = Field::flags(known, name) | if plain { Field::CANONICAL } else { 0 };
         let field = Field {
             start: offset(start)?,
             value_start: offset(value_start)?,
@@ -211,22 +197,6 @@ impl<'a> Line<'a> {
         };
         Ok(Read { field, known, value })
     }
-}
-
-#[inline]
-fn trim_start(mut bytes: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] = bytes {
-        bytes = rest;
-    }
-    bytes
-}
-
-#[inline]
-fn trim_end(mut bytes: &[u8]) -> &[u8] {
-    while let [rest @ .., b' ' | b'\t'] = bytes {
-        bytes = rest;
-    }
-    bytes
 }
 
 /// Names of two dozen fields; a browser sends one.

@@ -50,15 +50,13 @@ pub fn write_request(head: &RequestHead, framing: Framing, block: &[u8], out: &m
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(authority);
     out.extend_from_slice(b"\r\n");
-    let mut without = WRITTEN_HERE;
     match framing {
         // A request is never ended by its connection: who cannot say how long it is sends chunks.
         Framing::Chunked | Framing::UntilClose => out.extend_from_slice(CHUNKED),
         Framing::Length(length) => push_length(length, out),
         Framing::Empty => {}
     }
-    without |= Known::ContentLength.bit();
-    head.fields.write_lines(without, out);
+    head.fields.write_lines(false, out);
     push_nominations(&head.fields, None, out);
     out.extend_from_slice(block);
     out.extend_from_slice(b"\r\n");
@@ -75,16 +73,12 @@ pub fn write_response(
     out: &mut Vec<u8>,
 ) {
     status_line(head, block.len(), out);
-    let mut without = WRITTEN_HERE;
     match framing {
         Framing::Chunked => out.extend_from_slice(CHUNKED),
         Framing::Length(length) => push_length(length, out),
         Framing::Empty | Framing::UntilClose => {}
     }
-    if framing != Framing::Empty {
-        without |= Known::ContentLength.bit();
-    }
-    head.fields.write_lines(without, out);
+    head.fields.write_lines(framing == Framing::Empty, out);
     let option: Option<&[u8]> = match persistence {
         Persistence::Implied => None,
         Persistence::KeepAlive => Some(b"keep-alive"),
@@ -98,7 +92,7 @@ pub fn write_response(
 /// Appends an interim response (RFC 9110 §15.2). Never for a client of HTTP/1.0, which would take it for the final one.
 pub fn write_interim(head: &ResponseHead, out: &mut Vec<u8>) {
     status_line(head, 0, out);
-    head.fields.write_lines(WRITTEN_HERE | Known::ContentLength.bit(), out);
+    head.fields.write_lines(false, out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -143,7 +137,7 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 pub fn last_chunk(trailers: Option<&Fields>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
     if let Some(trailers) = trailers {
-        trailers.write_lines(WRITTEN_HERE | Known::ContentLength.bit(), out);
+        trailers.write_lines(false, out);
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -179,4 +173,3 @@ fn push_nominations(fields: &Fields, option: Option<&[u8]>, out: &mut Vec<u8>) {
 }
 
 const CHUNKED: &[u8] = b"transfer-encoding: chunked\r\n";
-const WRITTEN_HERE: u128 = Known::Host.bit() | Known::TransferEncoding.bit() | Known::Connection.bit();
