@@ -6,6 +6,7 @@ use archipelago_model::{
     delta::{Delta, Shared},
     export,
     id::ServiceKey,
+    selector,
 };
 use archipelago_proto::v1::{
     self, Endpoint, ExportFacts, LocalPort, LocalService, LocalUpdate, ReportedPort, ServiceReport,
@@ -183,7 +184,8 @@ fn carried(facts: &ExportFacts) -> ExportFacts {
     let mut facts = facts.clone();
     if export::words_bytes(&facts) > export::WORDS_BYTES_MAX {
         facts.labels.clear();
-        facts.annotations.clear();
+        // Those decide where requests go, and are short.
+        facts.annotations.retain(|key, _| key == selector::ANNOTATION);
     }
     facts
 }
@@ -275,8 +277,10 @@ mod tests {
             ..ExportFacts::default()
         };
         assert_eq!(carried(&facts(100)), facts(100));
-        let cut = carried(&facts(100_000));
+        let annotations = ["other", selector::ANNOTATION].map(|key| (key.to_owned(), "[]".to_owned()));
+        let cut = carried(&ExportFacts { annotations: annotations.into(), ..facts(100_000) });
         assert_eq!((cut.labels.len(), cut.created_unix_ms), (0, 7));
+        assert_eq!(cut.annotations.keys().collect::<Vec<_>>(), [selector::ANNOTATION]);
     }
 
     #[test]

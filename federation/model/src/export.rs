@@ -24,6 +24,8 @@ use std::{collections::BTreeMap, fmt};
 
 use archipelago_proto::v1::{ExportFacts, ExportType, Exporter, Protocol, ReportedPort, ServiceReport};
 
+use crate::selector::{self, ClusterSelectors};
+
 /// What an import of the service says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merged {
@@ -43,7 +45,7 @@ pub struct Merged {
     pub ip_families: Vec<String>,
     /// Exported labels, all of one export.
     pub labels: BTreeMap<String, String>,
-    /// Exported annotations, all of one export.
+    /// Exported annotations, all of one export; its cluster selectors are one of them.
     pub annotations: BTreeMap<String, String>,
     /// What the exports contradict each other about; each kind once, in the order of [`ConflictKind`].
     pub conflicts: Vec<Conflict>,
@@ -131,6 +133,8 @@ pub enum ConflictKind {
     InternalTrafficPolicy,
     /// `trafficDistribution`.
     TrafficDistribution,
+    /// Cluster selectors.
+    ClusterSelectors,
 }
 
 impl ConflictKind {
@@ -146,7 +150,16 @@ impl ConflictKind {
             Self::Annotations => "AnnotationsConflict",
             Self::InternalTrafficPolicy => "InternalTrafficPolicyConflict",
             Self::TrafficDistribution => "TrafficDistributionConflict",
+            Self::ClusterSelectors => "ClusterSelectorsConflict",
         }
+    }
+}
+
+impl Merged {
+    /// Which clusters come first; `None`: nobody said, or not in words that this version knows.
+    #[must_use]
+    pub fn cluster_selectors(&self) -> Option<ClusterSelectors> {
+        ClusterSelectors::parse(self.annotations.get(selector::ANNOTATION)?).ok()
     }
 }
 

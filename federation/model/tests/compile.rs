@@ -16,11 +16,12 @@ use archipelago_model::{
         Backend, Cluster, ClusterSpec, FailoverPolicy, FailoverPolicySpec, FailoverTier, Metadata, Residency, Resource,
         ServiceExport, ServiceExportSpec, TrafficSplit, TrafficSplitSpec,
     },
+    selector,
 };
 use archipelago_proto::v1::{
-    Backend as CompiledBackend, ConfigResource, GatewayAddresses, Match, NamedMatch, Protocol, ReportedPort, RouteRule,
-    ServiceConfig, ServicePort, ServiceReport, Tier, config_resource::Body, r#match::On, named_match::How,
-    service_port::Listener,
+    Backend as CompiledBackend, ConfigResource, ExportFacts, GatewayAddresses, Match, NamedMatch, Protocol,
+    ReportedPort, RouteRule, ServiceConfig, ServicePort, ServiceReport, Tier, config_resource::Body, r#match::On,
+    named_match::How, service_port::Listener,
 };
 use proptest::prelude::*;
 
@@ -170,6 +171,50 @@ fn an_order_is_relative_and_leaves_out_what_it_does_not_name() {
     assert_eq!(checkout.exporters, ["frankfurt", "lyon", "paris", "tokyo"]);
     let failback = checkout.failback.unwrap();
     assert_eq!((failback.after_ms, failback.ramp_ms, failback.automatic), (600_000, 300_000, false));
+}
+
+/// Exports of checkout through the Multi-Cluster Services API, each with cluster selectors, oldest first.
+fn select(state: &mut FederationState, exports: &[(&str, &str)]) {
+    for (created, (cluster, selectors)) in exports.iter().enumerate() {
+        let facts = ExportFacts {
+            created_unix_ms: i64::try_from(created + 1).unwrap(),
+            annotations: [(selector::ANNOTATION.to_owned(), (*selectors).to_owned())].into(),
+            ..ExportFacts::default()
+        };
+        state.reports.get_mut(*cluster).unwrap()[0].export = Some(facts);
+    }
+}
+
+#[test]
+fn kep_5939_selectors_are_the_order_of_whoever_has_no_policy() {
+    let mut state = federation();
+    let by = |key: &str, value: &str| format!(r#"{{"propertySelector":{{"matchProperties":{{"{key}":"{value}"}}}}}}"#);
+    let tokyo_then_region =
+        format!("[{},{}]", by(selector::CLUSTER_ID, "tokyo"), by(selector::REGION, "@SameAsImporter@"));
+    select(&mut state, &[("lyon", &tokyo_then_region), ("paris", "[]")]);
+    // Relative to the importer, each cluster once, and whoever is not selected comes last.
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → tokyo:1 | lyon:1 paris:1 | frankfurt:1"]);
+    assert_eq!(rules(&state, "frankfurt", "checkout"), ["default:  → tokyo:1 | frankfurt:1 | lyon:1 paris:1"]);
+    let unknown = format!("[{}]", by("continent.topology.k8s.io", "@SameAsImporter@"));
+    select(&mut state, &[("lyon", &unknown)]);
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → frankfurt:1 lyon:1 paris:1 tokyo:1"]);
+    // What a newer agent says, or a broken one: as without it.
+    select(&mut state, &[("lyon", r#"[{"cel":"true"}]"#)]);
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → paris:1 | lyon:1 | frankfurt:1 tokyo:1"]);
+
+    select(&mut state, &[("lyon", &tokyo_then_region)]);
+    let policy = |spec: &str| {
+        let name = "metadata: { name: checkout, namespace: shop }";
+        format!("{HEAD}kind: FailoverPolicy\n{name}\nspec:\n  service: checkout\n{spec}")
+    };
+    with(&mut state, &policy("  residency: { regions: [eu-west, eu-central] }\n"));
+    assert_eq!(
+        rules(&state, "paris", "checkout"),
+        ["default:  → lyon:1 paris:1 | frankfurt:1"],
+        "within the residency"
+    );
+    with(&mut state, &policy("  order: [{ clusters: [frankfurt] }]\n"));
+    assert_eq!(rules(&state, "paris", "checkout"), ["default:  → frankfurt:1"], "a policy's order counts more");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use archipelago_model::selector;
 use serde::Deserialize;
 
 use super::{Condition, FullMeta, MCS_GROUP, MCS_VERSION, unix_ms};
@@ -16,6 +17,8 @@ pub struct ServiceExport {
     pub labels: BTreeMap<String, String>,
     /// `spec.exportedAnnotations`.
     pub annotations: BTreeMap<String, String>,
+    /// Annotation `archipelago.dev/cluster-selectors`, as it is written there.
+    pub selectors: Option<String>,
     /// What was said of it.
     pub conditions: Vec<Condition>,
     /// It is being deleted.
@@ -49,13 +52,14 @@ impl Kind for ServiceExport {
     const RESOURCE: Resource = Resource { group: MCS_GROUP, version: MCS_VERSION, plural: "serviceexports" };
 
     fn keep(raw: Raw, _: &mut Names) -> Option<Self> {
-        let Raw { metadata, spec, status } = raw;
+        let Raw { mut metadata, spec, status } = raw;
         let spec = spec.unwrap_or_default();
         Some(Self {
             created_unix_ms: unix_ms(&metadata.creation_timestamp),
             generation: metadata.generation,
             labels: spec.exported_labels,
             annotations: spec.exported_annotations,
+            selectors: metadata.annotations.remove(selector::ANNOTATION),
             conditions: status.unwrap_or_default().conditions,
             is_terminating: metadata.deletion_timestamp.is_some(),
         })

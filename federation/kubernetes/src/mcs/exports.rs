@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use archipelago_agent::provider::Imports;
-use archipelago_model::{export::Merged, id::ServiceKey};
+use archipelago_model::{
+    export::Merged,
+    id::ServiceKey,
+    selector::{self, ClusterSelectors},
+};
 use archipelago_proto::v1::{ExportFacts, ExportType, UncarriedPort};
 use imbl::OrdMap;
 
@@ -66,6 +70,13 @@ fn facts_of(export: &ServiceExport, service: &Service) -> ExportFacts {
     };
     let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
     let uncarried = service.ports.iter().filter(|port| port.transport != Transport::Tcp);
+    let mut annotations = export.annotations.clone();
+    annotations.remove(selector::ANNOTATION);
+    if let Some(Ok(selectors)) = selectors(export, service)
+        && !selectors.as_slice().is_empty()
+    {
+        annotations.insert(selector::ANNOTATION.to_owned(), selectors.to_json());
+    }
     ExportFacts {
         created_unix_ms: export.created_unix_ms,
         r#type: r#type.into(),
@@ -77,7 +88,7 @@ fn facts_of(export: &ServiceExport, service: &Service) -> ExportFacts {
         traffic_distribution: text(&service.traffic_distribution),
         ip_families: service.ip_families.iter().map(ToString::to_string).collect(),
         labels: export.labels.clone(),
-        annotations: export.annotations.clone(),
+        annotations,
         uncarried_ports: uncarried
             .map(|port| UncarriedPort {
                 name: port.name.to_string(),
@@ -87,6 +98,22 @@ fn facts_of(export: &ServiceExport, service: &Service) -> ExportFacts {
             })
             .collect(),
     }
+}
+
+/// The cluster selectors of an export; `None`: it has none. As an error why they do not count: reason and message.
+fn selectors(export: &ServiceExport, service: &Service) -> Option<Result<ClusterSelectors, (&'static str, String)>> {
+    let text = export.selectors.as_deref()?;
+    if service.kind == ServiceType::Headless {
+        let message = "cluster selectors are for Services with a cluster IP: clients of a headless one choose its pods themselves.                        Remove the annotation";
+        return Some(Err(("InvalidServiceType", message.to_owned())));
+    }
+    Some(ClusterSelectors::parse(text).map_err(|reason| {
+        let message = format!(
+            "the annotation {} is not used, and the Service is exported as without it: {reason}",
+            selector::ANNOTATION
+        );
+        ("InvalidClusterSelector", message)
+    }))
 }
 
 /// What an export is judged by.
@@ -110,12 +137,22 @@ pub(super) fn conditions(judged: &Judged<'_>) -> Vec<Condition> {
         Condition::new(r#type, status, reason, message, export.generation, now).after(&export.conditions)
     };
     let mut conditions = vec![said("Valid", valid(verdict, key))];
+    if let Some(selectors) = service.and_then(|service| selectors(export, service)) {
+        conditions.push(said(
+            SELECTORS,
+            match selectors {
+                Ok(_) => (Status::True, "Accepted".into(), "they count unless a FailoverPolicy has an order".into()),
+                Err((reason, message)) => (Status::False, reason.into(), message),
+            },
+        ));
+    }
     match judged.listed() {
         // Nobody to ask: what was true when there was is the best guess.
         None if verdict == Verdict::Valid => {
             let known = export.conditions.iter().filter(|condition| matches!(&*condition.r#type, "Ready" | "Conflict"));
+            let before = conditions.len();
             conditions.extend(known.cloned());
-            if conditions.len() == 1 {
+            if conditions.len() == before {
                 let message =
                     "the federation has not said anything yet: the agent has no session with the control plane";
                 conditions.push(said("Ready", (Status::Unknown, "Pending".into(), message.into())));
@@ -217,5 +254,7 @@ impl Judged<'_> {
     }
 }
 
+/// Type of the condition about cluster selectors.
+pub(super) const SELECTORS: &str = "archipelago.dev/ClusterSelectors";
 /// Every cluster has them, and they are not the same thing everywhere.
 const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];

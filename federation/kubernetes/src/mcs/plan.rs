@@ -193,7 +193,9 @@ impl Controller {
         };
         let conditions = exports::conditions(&judged);
         let is_said = |condition: &Condition| export.conditions.contains(condition);
-        if !conditions.iter().all(is_said) {
+        let is_about = |condition: &Condition| condition.r#type == exports::SELECTORS;
+        let is_over = export.conditions.iter().any(is_about) && !conditions.iter().any(is_about);
+        if is_over || !conditions.iter().all(is_said) {
             let body = json!({
                 "apiVersion": format!("{MCS_GROUP}/{MCS_VERSION}"), "kind": "ServiceExport",
                 "metadata": { "name": key.name, "namespace": key.namespace },

@@ -11,12 +11,13 @@ use archipelago_proto::v1::{
 use super::{
     Index, Meaning, hosts,
     index::{Facts, Report},
-    tiers::{self, Chains},
+    tiers::{self, Chains, Order},
 };
 use crate::{
     export::{self, MergedPort, Transport},
     id::{ClusterId, ServiceKey},
     resource::{Backend, Failback, FailbackMode, Route, RouteMatch, Sticky},
+    selector::ClusterSelectors,
 };
 
 /// What the clusters together offer under one name.
@@ -29,6 +30,8 @@ pub(super) struct Offer<'i> {
     /// Cluster that serves any port → what it reports.
     exporters: BTreeMap<&'i ClusterId, &'i Report>,
     disagreeing: Vec<(&'i ClusterId, Protocol, u32)>,
+    /// Whom its clusters want to serve first.
+    selectors: Option<ClusterSelectors>,
 }
 
 impl Offer<'_> {
@@ -68,6 +71,7 @@ pub(super) fn offer<'i>(index: &'i Index, key: &ServiceKey) -> Option<Offer<'i>>
         .filter(|(cluster, report)| index.clusters.contains_key(*cluster) && facts.exports(cluster, report))
         .collect();
     let merged = export::merge(exported.iter().map(|(_, report)| &report.says));
+    let selectors = merged.cluster_selectors();
     let ports: Vec<MergedPort> = merged.ports.into_iter().filter(|port| port.transport == Transport::Tcp).collect();
     let first = ports.first()?;
     let has_first = |exporter: &&&Exporter| {
@@ -89,6 +93,7 @@ pub(super) fn offer<'i>(index: &'i Index, key: &ServiceKey) -> Option<Offer<'i>>
         exporters: exporters.collect(),
         disagreeing: disagreeing.collect(),
         ports,
+        selectors,
     })
 }
 
@@ -176,7 +181,12 @@ fn rules(
     allowed: &impl Fn(&str) -> bool,
 ) -> (Vec<RouteRule>, Vec<FailoverChain>) {
     let versions = offer.versions(port);
-    let order = tiers::order(index, &versions, facts.policy().map_or(&[], |policy| &policy.order), cluster, allowed);
+    let order = match (facts.policy(), &offer.selectors) {
+        (Some(policy), _) if !policy.order.is_empty() => Order::Policy(&policy.order),
+        (_, Some(selectors)) => Order::Selectors(selectors),
+        _ => Order::Default,
+    };
+    let order = tiers::order(index, &versions, order, cluster, allowed);
     let mut chains = Chains::new(&order, &versions);
     let elsewhere = |cluster: &str| {
         let cluster = ClusterId::new(cluster);

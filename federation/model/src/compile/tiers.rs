@@ -8,21 +8,32 @@ use super::{Index, service::Versions};
 use crate::{
     id::ClusterId,
     resource::{Backend, FailoverTier, LOCAL, SAME},
+    selector::{self, ClusterSelectors},
 };
+
+/// What decides on the order.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Order<'a> {
+    /// A FailoverPolicy. Clusters that it does not reach are left out even if they export the service: it is a statement about
+    /// where requests may end.
+    Policy(&'a [FailoverTier]),
+    /// Whom the exporting clusters prefer, and then the rest.
+    Selectors(&'a ClusterSelectors),
+    /// Nobody: the local cluster, its region, the rest.
+    Default,
+}
 
 /// The tiers of `local`, as names of clusters; every cluster stands in its first tier only, empty tiers are dropped.
 ///
-/// With an order given, clusters that it does not reach are left out even if they export the service: an order is a
-/// statement about where requests may end. Without one: the local cluster, its region, the rest.
 /// Drained and avoided clusters stay: whether to use them is decided with what the gateway knows of the others.
 pub(super) fn order<'i>(
     index: &Index,
     exporters: &Versions<'i>,
-    order: &[FailoverTier],
-    local: &ClusterId,
+    order: Order<'_>,
+    own: &ClusterId,
     allowed: &impl Fn(&str) -> bool,
 ) -> Vec<Vec<&'i ClusterId>> {
-    let local = local.as_str();
+    let local = own.as_str();
     let region_of = |cluster: &str| index.clusters.get(cluster).map(|spec| spec.region.as_str());
     let home = region_of(local);
     let in_tier = |tier: &FailoverTier, cluster: &str| match tier {
@@ -43,16 +54,35 @@ pub(super) fn order<'i>(
             tiers.push(tier);
         }
     };
-    if order.is_empty() {
-        take(&|cluster| cluster == local);
-        take(&|cluster| home.is_some() && region_of(cluster) == home);
-        take(&|_| true);
-    } else {
-        for tier in order {
-            take(&|cluster| in_tier(tier, cluster));
+    match order {
+        Order::Policy(tiers) => tiers.iter().for_each(|tier| take(&|cluster| in_tier(tier, cluster))),
+        Order::Selectors(selectors) => {
+            for selector in selectors.as_slice() {
+                let property = |cluster: &str, key: &str| property(index, cluster, key);
+                take(&|cluster| {
+                    selector.selects(&|key: &str| property(local, key), &|key: &str| property(cluster, key))
+                });
+            }
+            take(&|_| true);
+        }
+        Order::Default => {
+            take(&|cluster| cluster == local);
+            take(&|cluster| home.is_some() && region_of(cluster) == home);
+            take(&|_| true);
         }
     }
     tiers
+}
+
+/// What the About API calls a ClusterProperty, as far as the federation knows it.
+fn property<'p>(index: &'p Index, cluster: &str, key: &str) -> Option<&'p str> {
+    let (name, spec) = index.clusters.get_key_value(cluster)?;
+    match key {
+        selector::CLUSTER_ID => Some(name.as_str()),
+        selector::CLUSTERSET => Some(&index.trust_domain),
+        selector::REGION => Some(&spec.region),
+        _ => None,
+    }
 }
 
 /// The failover chains of a service: one for each way in which its rules ask for versions.

@@ -9,6 +9,7 @@ use super::{
     ports::{self, Dropped, Port},
     type_of,
 };
+use crate::selector;
 
 /// The lists of ports are not identical. A cluster that gives ports no names is held only against numbers and protocols.
 pub(super) fn of_ports(by_age: &[&Exporter], union: &[MergedPort], dropped: &[Dropped<'_>]) -> Option<Conflict> {
@@ -90,7 +91,14 @@ pub(super) fn of_facts(by_age: &[&Exporter]) -> Vec<Conflict> {
             }),
         ),
         disagreement(ConflictKind::Labels, "exportedLabels", &values(|facts| map(&facts.labels))),
-        disagreement(ConflictKind::Annotations, "exportedAnnotations", &values(|facts| map(&facts.annotations))),
+        disagreement(
+            ConflictKind::Annotations,
+            "exportedAnnotations",
+            &values(|facts| {
+                let others = facts.annotations.iter().filter(|(key, _)| *key != selector::ANNOTATION);
+                map(&others.map(|(key, value)| (key.clone(), value.clone())).collect())
+            }),
+        ),
         disagreement(
             ConflictKind::InternalTrafficPolicy,
             "internalTrafficPolicy",
@@ -100,6 +108,11 @@ pub(super) fn of_facts(by_age: &[&Exporter]) -> Vec<Conflict> {
             ConflictKind::TrafficDistribution,
             "trafficDistribution",
             &values(|facts| word(&facts.traffic_distribution)),
+        ),
+        disagreement(
+            ConflictKind::ClusterSelectors,
+            selector::ANNOTATION,
+            &values(|facts| word(facts.annotations.get(selector::ANNOTATION).map_or("", String::as_str))),
         ),
     ];
     found.into_iter().flatten().collect()

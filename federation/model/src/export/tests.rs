@@ -195,6 +195,28 @@ fn the_message_says_whose_word_counts_and_what_does_not() {
 }
 
 #[test]
+fn cluster_selectors_are_a_conflict_of_their_own() {
+    const OWN: &str = r#"[{"propertySelector":{"matchProperties":{"cluster.clusterset.k8s.io":"@SameAsImporter@"}}}]"#;
+    let select = |cluster: &str, created: i64, text: &str| {
+        with(export(cluster, created, vec![http("http", 80)]), |facts| {
+            facts.annotations = [(selector::ANNOTATION.to_owned(), text.to_owned())].into();
+        })
+    };
+    let plain = export("lyon", 3, vec![http("http", 80)]);
+    let merged = merge(&[plain.clone(), select("paris", 1, OWN), select("tokyo", 2, OWN)]);
+    assert_eq!(merged.cluster_selectors(), Some(ClusterSelectors::parse(OWN).unwrap()));
+    assert_eq!(reasons(&merged), ["ClusterSelectorsConflict"]);
+    assert_eq!(merged.conflicts[0].clusters, ["lyon", "paris", "tokyo"]);
+    let message = &merged.conflicts[0].message;
+    assert!(message.starts_with("archipelago.dev/cluster-selectors is [{"), "{message}");
+    assert!(message.ends_with("as paris says, whose export is the oldest; lyon says not said"), "{message}");
+    // The oldest counts, also when it has none.
+    let oldest = with(plain, |facts| facts.created_unix_ms = 0);
+    assert_eq!(merge(&[oldest, select("paris", 1, OWN)]).cluster_selectors(), None);
+    assert_eq!(reasons(&merge(&[select("paris", 1, OWN), select("tokyo", 2, OWN)])), [""; 0]);
+}
+
+#[test]
 fn everything_else_is_as_the_oldest_export_says() {
     let ports = || vec![http("http", 80)];
     let labels = |value: &str| BTreeMap::from([("team".to_owned(), value.to_owned())]);

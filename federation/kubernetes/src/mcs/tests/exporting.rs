@@ -1,5 +1,6 @@
 //! The other direction: what an owner of a ServiceExport is told.
 
+use archipelago_model::selector;
 use serde_json::json;
 
 use super::{
@@ -66,6 +67,48 @@ fn what_cannot_be_exported_is_named() {
         assert!(is(&world, "Ready", ready.0, ready.1), "{service:?} {:?}", said(&world));
         assert!(exports(&world.seen().exports, &world.seen().services).is_empty());
     }
+}
+
+#[test]
+fn cluster_selectors_are_carried_in_one_form_or_refused_in_words() {
+    const KEY: &str = selector::ANNOTATION;
+    let selecting = |service: Option<serde_json::Value>, text: &str| {
+        let mut world = exporting(service);
+        world.put("serviceexports", "shop", "checkout", json!({ "metadata": { "annotations": { KEY: text } } }));
+        world.settle();
+        world
+    };
+    let carried = |world: &World| {
+        let facts = exports(&world.seen().exports, &world.seen().services);
+        facts.get(&Key::new("shop", "checkout")).and_then(|facts| facts.annotations.get(KEY).cloned())
+    };
+    let condition = "archipelago.dev/ClusterSelectors";
+    let ip = || cluster_ip(json!([{ "name": "http", "port": 80 }]));
+    let local =
+        r#"[ { "propertySelector": { "matchProperties": { "region.topology.k8s.io": "@SameAsImporter@" } } } ]"#;
+    let mut world = selecting(ip(), local);
+    assert_eq!(carried(&world).unwrap(), local.replace(' ', ""));
+    assert!(is(&world, condition, "True", "Accepted") && is(&world, "Valid", "True", "Valid"), "{:?}", said(&world));
+
+    // A slip loses nothing but itself.
+    let broken = selecting(ip(), "region");
+    assert!(is(&broken, condition, "False", "InvalidClusterSelector") && is(&broken, "Valid", "True", "Valid"));
+    let export = broken.get("serviceexports", "shop", "checkout").unwrap();
+    let message = export["status"]["conditions"][1]["message"].as_str().unwrap();
+    assert!(
+        message.contains("exported as without it") && message.contains("expected a JSON list such as"),
+        "{message}"
+    );
+    assert_eq!(exports(&broken.seen().exports, &broken.seen().services).len(), 1);
+    let headless = selecting(Some(json!({ "clusterIP": "None", "ports": [{ "port": 80 }] })), local);
+    assert!(is(&headless, condition, "False", "InvalidServiceType"), "{:?}", said(&headless));
+    assert_eq!((carried(&broken), carried(&headless)), (None, None));
+
+    // Without the annotation nothing is said of it.
+    let before = world.get("serviceexports", "shop", "checkout").unwrap();
+    world.put("serviceexports", "shop", "checkout", json!({ "status": before["status"] }));
+    world.settle();
+    assert!(!said(&world).contains_key(condition) && carried(&world).is_none(), "{:?}", said(&world));
 }
 
 #[test]
