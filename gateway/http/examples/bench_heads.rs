@@ -77,11 +77,11 @@ fn measure(text: &str, work: &mut impl FnMut(&[u8])) -> (f64, f64) {
     let region = Region::new(ALLOCATOR);
     let rounds = (0..20).map(|_| {
         let began = Instant::now();
-        (0..CALLS).for_each(|_| work(black_box(text.as_bytes())));
-        began.elapsed().as_nanos() as f64 / f64::from(CALLS)
+        (0..calls()).for_each(|_| work(black_box(text.as_bytes())));
+        began.elapsed().as_nanos() as f64 / f64::from(calls())
     });
     let least = rounds.fold(f64::INFINITY, f64::min);
-    (least, region.change().allocations as f64 / f64::from(20 * CALLS))
+    (least, region.change().allocations as f64 / f64::from(20 * calls()))
 }
 
 /// The same for a hyper server on a connection that always has the next request and forgets what is written.
@@ -89,7 +89,7 @@ fn hyper_reads(text: &str) -> (f64, f64) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("no I/O, no timers: nothing to fail");
     let mut least = (f64::INFINITY, 0.0);
     for _ in 0..20 {
-        let stream = Endless { text: text.repeat(8).into_bytes(), left: CALLS as usize / 8 };
+        let stream = Endless { text: text.repeat(8).into_bytes(), left: calls() as usize / 8 };
         let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
             black_box(&request);
             std::future::ready(Ok::<_, Infallible>(http::Response::new(http_body_util::Empty::<&[u8]>::new())))
@@ -98,7 +98,7 @@ fn hyper_reads(text: &str) -> (f64, f64) {
             hyper::server::conn::http1::Builder::new().pipeline_flush(true).serve_connection(stream, service);
         let (region, began) = (Region::new(ALLOCATOR), Instant::now());
         black_box(runtime.block_on(connection).is_ok());
-        let requests = f64::from(CALLS / 8 * 8);
+        let requests = f64::from(calls() / 8 * 8);
         let nanoseconds = began.elapsed().as_nanos() as f64 / requests;
         if nanoseconds < least.0 {
             least = (nanoseconds, region.change().allocations as f64 / requests);
@@ -137,7 +137,11 @@ impl Write for Endless {
     }
 }
 
-const CALLS: u32 = 64 * 400;
+/// The first argument: fewer for a run under callgrind.
+fn calls() -> u32 {
+    std::env::args().nth(1).and_then(|calls| calls.parse().ok()).unwrap_or(25_600)
+}
+
 const MINIMAL: &str = "GET / HTTP/1.1\r\nHost: checkout.shop\r\n\r\n";
 const BROWSER: &str = "GET /catalogue/items?category=shoes&page=3 HTTP/1.1\r\nHost: checkout.shop\r\nConnection: keep-alive\r\n\
 sec-ch-ua: \"Chromium\";v=\"140\", \"Not=A?Brand\";v=\"24\"\r\nsec-ch-ua-mobile: ?0\r\nsec-ch-ua-platform: \"Linux\"\r\n\

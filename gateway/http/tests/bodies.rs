@@ -102,6 +102,25 @@ fn trailers_say_nothing_about_where_and_whence() {
 }
 
 #[test]
+fn bytes_that_were_sent_one_by_one_come_out_together() {
+    let text =
+        format!("{}200\r\n{}\r\n201\r\n{}\r\n0\r\n\r\n", "1;x\r\na\r\n".repeat(1000), "b".repeat(512), "c".repeat(513));
+    let mut buf = BytesMut::from(text.as_str());
+    let mut decoder = BodyDecoder::new(Framing::Chunked);
+    let mut pieces = Vec::new();
+    while let Piece::Data(data) = decoder.decode(&mut buf).unwrap() {
+        pieces.push(data.len());
+    }
+    assert_eq!(pieces, [1000 + 512, 513]);
+    assert!(decoder.is_done());
+    // What is wrong among them is found all the same, after what was right.
+    let mut buf = BytesMut::from("1\r\na\r\n1\r\nb\r\nx\r\n");
+    let mut decoder = BodyDecoder::new(Framing::Chunked);
+    assert_eq!(decoder.decode(&mut buf), Ok(Piece::Data("ab".into())));
+    assert_eq!(decoder.decode(&mut buf), Err(BadBody::ChunkSize));
+}
+
+#[test]
 fn chunk_heads() {
     for (length, text) in
         [(1, "1\r\n"), (16, "10\r\n"), (0xabc_def, "abcdef\r\n"), (usize::MAX, "ffffffffffffffff\r\n")]

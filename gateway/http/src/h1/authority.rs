@@ -1,5 +1,7 @@
 //! Whom a request is for: `host [ ":" port ]` (RFC 3986 §3.2, RFC 9110 §4.2).
 
+use crate::text::is_host_byte;
+
 /// True for a host that is not empty, with or without a port.
 ///
 /// User information is refused: in front of a host it is a phishing trick, not a service (RFC 9110 §4.2.4).
@@ -41,23 +43,17 @@ fn number(port: Option<&[u8]>, default: u16) -> u32 {
 fn is_host(host: &[u8]) -> bool {
     if let Some(address) = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")) {
         // IPv6, with a zone as browsers write it, or an IPvFuture nobody has seen.
-        return !address.is_empty() && address.iter().all(|byte| is_name_byte(*byte) || matches!(byte, b':' | b'%'));
+        return !address.is_empty() && address.iter().all(|byte| is_host_byte(*byte) || matches!(byte, b':' | b'%'));
     }
     let mut rest = host;
     while let Some((byte, after)) = rest.split_first() {
         rest = match (byte, after) {
             (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => after,
-            (byte, after) if is_name_byte(*byte) => after,
+            (byte, after) if is_host_byte(*byte) => after,
             _ => return false,
         };
     }
     !host.is_empty()
-}
-
-/// unreserved / sub-delims (RFC 3986 §2).
-#[inline]
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 #[cfg(test)]

@@ -134,11 +134,15 @@ impl BodyDecoder {
                     return Ok(Piece::Data(piece));
                 }
                 State::ChunkData { left } => {
+                    if let Some(piece) = gather(*left, &mut self.extensions_left, buf) {
+                        self.state = State::ChunkEnd;
+                        return Ok(Piece::Data(piece));
+                    }
                     let Some(piece) = take(left, buf) else { return Ok(Piece::More) };
                     if *left == 0 {
                         self.state = State::ChunkEnd;
                     }
-                    self.extensions_left = (self.extensions_left + piece.len() as u64).min(EXTENSION_BYTES);
+                    replenish(&mut self.extensions_left, piece.len() as u64);
                     return Ok(Piece::Data(piece));
                 }
                 State::ChunkEnd => match buf.as_ref() {
@@ -276,6 +280,36 @@ fn take(left: &mut u64, buf: &mut BytesMut) -> Option<Bytes> {
     Some(buf.split_to(available).freeze())
 }
 
+/// The whole chunk whose data begins the buffer, if it is small, and all small ones behind it that are whole: moved together in place, so that
+/// bytes that were sent one by one do not cost a piece, an allocation and a chunk of ours each. Stops before whatever is not in order.
+fn gather(first: u64, extensions_left: &mut u64, buf: &mut BytesMut) -> Option<Bytes> {
+    let small = |size: u64| usize::try_from(size).ok().filter(|size| *size <= GATHERED_CHUNK_BYTES_MAX);
+    let mut written = small(first).filter(|size| *size <= buf.len())?;
+    let mut read = written;
+    replenish(extensions_left, first);
+    while let Some(rest) = buf.get(read..).and_then(|rest| rest.strip_prefix(b"\r\n")) {
+        let head = rest.get(..GATHERED_HEAD_BYTES_MAX.min(rest.len())).unwrap_or_default();
+        let Some(line) = memchr::memchr(b'\n', head).and_then(|feed| rest.get(..feed)?.strip_suffix(b"\r")) else {
+            break;
+        };
+        let Ok((Some(size @ 1..), extension)) = check_chunk_head(line, *extensions_left) else { break };
+        let from = read + 2 + line.len() + 2;
+        let Some(length) = small(size).filter(|length| from + length <= buf.len()) else { break };
+        buf.copy_within(from..from + length, written);
+        (written, read) = (written + length, from + length);
+        *extensions_left -= extension;
+        replenish(extensions_left, size);
+    }
+    let piece = buf.split_to(written).freeze();
+    buf.advance(read - written);
+    Some(piece)
+}
+
+/// Data gives room for extensions.
+fn replenish(extensions_left: &mut u64, data: u64) {
+    *extensions_left = (*extensions_left + data).min(EXTENSION_BYTES);
+}
+
 /// The size, once there is a digit, and how many bytes are not its digits.
 fn check_chunk_head(line: &[u8], extensions_left: u64) -> Result<(Option<u64>, u64), BadBody> {
     let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
@@ -310,3 +344,7 @@ fn hex(digit: u8) -> u8 {
 const CHUNK_EXTENSION_BYTES_MAX: usize = 1024;
 /// How far extensions may run ahead of the data that they extend (as in Go's net/http since CVE-2023-39326).
 const EXTENSION_BYTES: u64 = 16 * 1024;
+/// Moving so many bytes costs less than handing them out on their own.
+const GATHERED_CHUNK_BYTES_MAX: usize = 512;
+/// A chunk head without much of an extension.
+const GATHERED_HEAD_BYTES_MAX: usize = 64;
