@@ -64,8 +64,9 @@ class World:
         self.clusters = {name: lab.Cluster(name) for name in self.clusters}
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "bin").mkdir(parents=True)
-        for name in ("meshctl", "archipelago-control-plane"):
-            (self.folder / "bin" / name).symlink_to(self.programs / name)
+        # Copies: what is built meanwhile is for the next run.
+        for name in ("meshctl", "archipelago-control-plane", "chaos"):
+            shutil.copy2(self.programs / name, self.folder / "bin" / name)
         tools = pathlib.Path(self.run(HERE.parent / "tools").strip())
         for name, source in (("kubectl", lab.cache_folder() / "bin/kubectl"), ("helm", tools / "helm")):
             (self.folder / "bin" / name).symlink_to(source)
@@ -221,7 +222,7 @@ class World:
         address = self.import_address(cluster, service)
         namespace, name = service.split("/")
         host = f"{name}.{namespace}.svc.clusterset.local"
-        return Load(self.programs / "chaos", self[cluster], pod, f"http://{address}/", host=host, **options)
+        return Load(self.folder / "bin/chaos", self[cluster], pod, f"http://{address}/", host=host, **options)
 
     def import_address(self, cluster, service):
         """The address that a ServiceImport has in a cluster, once it has one."""
