@@ -262,8 +262,7 @@ impl Known {
     #[inline]
     pub fn of(name: &[u8]) -> Option<Self> {
         let known = Self::ALL.get(usize::from(*SLOTS.get(slot(name)?)?))?;
-        let text = known.as_str().as_bytes();
-        (text.len() == name.len() && text.eq_ignore_ascii_case(name)).then_some(*known)
+        same(known.as_str().as_bytes(), name).then_some(*known)
     }
 
     /// True for what the writers of HTTP/1.1 write themselves, from what a message is: the first names of the table.
@@ -311,6 +310,28 @@ impl fmt::Display for Known {
         f.write_str(self.as_str())
     }
 }
+
+/// True when `name` is `known` in whatever case. `known` has lower-case letters, digits and hyphens only, so a byte with 0x40 is a letter,
+/// and the bit in which the cases of a letter differ may differ exactly there.
+#[inline]
+fn same(known: &[u8], name: &[u8]) -> bool {
+    let same_word = |known: &[u8; 8], name: &[u8; 8]| {
+        let (known, name) = (u64::from_le_bytes(*known), u64::from_le_bytes(*name));
+        (known ^ name) & !((known & LETTERS) >> 1) == 0
+    };
+    if known.len() != name.len() {
+        return false;
+    }
+    match (known.last_chunk(), name.last_chunk()) {
+        (Some(known_end), Some(name_end)) => {
+            let mut words = known.as_chunks().0.iter().zip(name.as_chunks().0);
+            words.all(|(known, name)| same_word(known, name)) && same_word(known_end, name_end)
+        }
+        _ => known.iter().zip(name).all(|(known, name)| (known ^ name) & !((known & 0x40) >> 1) == 0),
+    }
+}
+
+const LETTERS: u64 = u64::MAX / 255 * 0x40;
 
 /// True for names that only gateways may say.
 ///

@@ -288,6 +288,8 @@ fn limits() {
     assert_eq!(verdict(target(51).as_bytes()), Err(Refusal::TargetTooLong));
     assert_eq!(verdict(&[b'x'; 115]), Err(Refusal::TargetTooLong));
     assert_eq!(verdict(&[b'x'; 114]), Ok(None));
+    assert_eq!(verdict(&[[b'x'; 114].as_slice(), b"\r"].concat()), Ok(None));
+    assert_eq!(verdict(&[[b'x'; 114].as_slice(), b"\r\n"].concat()), Err(Refusal::RequestLine));
     for refusal in Refusal::ALL {
         assert!(refusal.status().is_client_error() || refusal.status().is_server_error());
         assert!(refusal.line().len() > 20 && !refusal.reason().is_empty());

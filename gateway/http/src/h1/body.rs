@@ -226,7 +226,7 @@ impl BodyDecoder {
         if self.trailer_lines > self.limits.fields {
             return Err(BadBody::TrailersTooLarge);
         }
-        let read = Line { text, start: 0, crlf: true }.read(0, Reading::Strict);
+        let read = Line { text, start: 0, crlf: true, controls: true }.read(0, Reading::Strict);
         let read = read.map_err(|fault| match fault {
             Fault::Folded | Fault::Name | Fault::Value => BadBody::Trailer,
             Fault::TooMany => BadBody::TrailersTooLarge,

@@ -14,6 +14,8 @@ pub struct Progress {
     line: usize,
     /// Up to where its end was looked for.
     searched: usize,
+    /// There is a control in it that is no tab and not of its end.
+    controls: bool,
     /// Where the fields begin: behind the request line or status line; 0 before it was read.
     fields_from: usize,
     lines: usize,
@@ -36,23 +38,32 @@ impl Progress {
         *self = Self::default();
     }
 
-    /// The next line that is whole.
+    /// The next line that is whole. Its bytes are looked at once, for its end and for controls.
     #[inline]
     pub(super) fn next_line<'a>(&mut self, bytes: &'a [u8]) -> Option<Line<'a>> {
-        let rest = bytes.get(self.searched..).unwrap_or_default();
-        let Some(feed) = memchr::memchr(b'\n', rest) else {
-            self.searched = bytes.len();
-            return None;
-        };
-        let end = self.searched + feed;
-        let start = self.line;
-        let text = bytes.get(start..end).unwrap_or_default();
-        (self.line, self.searched) = (end + 1, end + 1);
-        let line = match text.split_last() {
-            Some((b'\r', text)) => Line { text, start, crlf: true },
-            _ => Line { text, start, crlf: false },
-        };
-        Some(line)
+        loop {
+            let Some(inner) = bytes.get(self.searched..).and_then(text::control) else {
+                self.searched = bytes.len();
+                return None;
+            };
+            let at = self.searched + inner;
+            match (bytes.get(at), bytes.get(at + 1)) {
+                (Some(b'\r'), Some(b'\n')) => return Some(self.take(bytes, at, 2)),
+                (Some(b'\n'), _) => return Some(self.take(bytes, at, 1)),
+                (Some(b'\r'), None) => {
+                    self.searched = at;
+                    return None;
+                }
+                _ => (self.controls, self.searched) = (true, at + 1),
+            }
+        }
+    }
+
+    #[inline]
+    fn take<'a>(&mut self, bytes: &'a [u8], end: usize, end_len: usize) -> Line<'a> {
+        let (start, controls) = (self.line, std::mem::take(&mut self.controls));
+        (self.line, self.searched) = (end + end_len, end + end_len);
+        Line { text: bytes.get(start..end).unwrap_or_default(), start, crlf: end_len == 2, controls }
     }
 
     /// Up to where lines were taken.
@@ -133,6 +144,8 @@ pub(super) struct Line<'a> {
     pub(super) start: usize,
     /// False when it ended with LF alone.
     pub(super) crlf: bool,
+    /// False when it has no control but tab; true when that is not known.
+    pub(super) controls: bool,
 }
 
 /// How strictly a field line is read.
@@ -176,7 +189,7 @@ impl<'a> Line<'a> {
         let value = text::trim_end(rest.get(1..).unwrap_or_default());
         let value_end = self.start + colon + 1 + value.len();
         let value = text::trim_start(value);
-        if !text::is_value(value) {
+        if self.controls && !text::is_value(value) {
             return Err(Fault::Value);
         }
         let (start, value_start) = (self.start, value_end - value.len());

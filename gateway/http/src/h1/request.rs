@@ -78,7 +78,9 @@ fn advance(
             }
         }
     }
-    within(limits, bytes.len(), !progress.is_in_head(), bytes.len().saturating_sub(progress.taken()))?;
+    // A CR at the end may be the half of a line's end.
+    let begun = bytes.get(progress.taken()..).map_or(0, |line| line.strip_suffix(b"\r").unwrap_or(line).len());
+    within(limits, bytes.len(), !progress.is_in_head(), begun)?;
     Ok(None)
 }
 
