@@ -245,6 +245,10 @@ impl Fields {
     /// Takes a field whose line will be given to [`adopt`](Self::adopt).
     pub(crate) fn note(&mut self, field: Field) {
         self.known |= field.bit();
+        if self.fields.capacity() == 0 {
+            // Room for most messages at once, rather than in three steps.
+            self.fields.reserve(FIELDS_TYPICAL);
+        }
         self.fields.push(field);
     }
 
@@ -363,5 +367,6 @@ impl fmt::Debug for Fields {
     }
 }
 
+const FIELDS_TYPICAL: usize = 16;
 /// Bytes of a line in a browser's request, more or less.
 const LINE_BYTES_TYPICAL: usize = 32;

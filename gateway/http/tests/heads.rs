@@ -290,6 +290,11 @@ fn limits() {
     assert_eq!(verdict(&[b'x'; 114]), Ok(None));
     assert_eq!(verdict(&[[b'x'; 114].as_slice(), b"\r"].concat()), Ok(None));
     assert_eq!(verdict(&[[b'x'; 114].as_slice(), b"\r\n"].concat()), Err(Refusal::RequestLine));
+    // What a client is told are the limits that hold.
+    let Limits { head_bytes, fields, target_bytes } = Limits::default();
+    assert!(Refusal::HeadTooLarge.line().contains(&format!("({} KiB)", head_bytes / 1024)));
+    assert!(Refusal::TooManyFields.line().contains(&format!("({fields})")));
+    assert!(Refusal::TargetTooLong.line().contains(&format!("({} KiB)", target_bytes / 1024)));
     for refusal in Refusal::ALL {
         assert!(refusal.status().is_client_error() || refusal.status().is_server_error());
         assert!(refusal.line().len() > 20 && !refusal.reason().is_empty());
