@@ -256,6 +256,9 @@ impl Driver {
 
     fn done(&mut self, done: &crate::apply::Done) {
         let failures = self.desk.done(done, Instant::now(), rand::random());
+        if done.result.as_ref().is_err_and(crate::client::Failure::is_invalid) {
+            self.controller.refused(&done.write);
+        }
         crate::apply::log(done, failures);
     }
 

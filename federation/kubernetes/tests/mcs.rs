@@ -174,6 +174,29 @@ async fn imports_come_and_go_through_conflicts_and_broken_answers() {
 }
 
 #[tokio::test]
+async fn a_service_whose_addresses_are_taken_gets_others() {
+    let api = cluster().await;
+    let replica = Replica::start(&api);
+    replica.lead(1);
+    replica.import(["checkout".to_owned()]);
+    until_ready(&api, 1).await;
+    let service = || api.all("Service").first().cloned();
+    let (name, before) = (text(&service().unwrap(), "name"), service().unwrap()["spec"]["clusterIPs"].clone());
+    let again = |api: &ApiServer| {
+        let (service, import) = (api.get("Service", "shop", &name)?, api.get("ServiceImport", "shop", "checkout")?);
+        let addresses = service["spec"].get("clusterIPs")?;
+        (is_ready(&import) && import["spec"]["ips"] == *addresses).then(|| addresses.clone())
+    };
+    api.remove("Service", "shop", &name);
+    assert_eq!(api.wait("the Service with its addresses", again).await, before);
+    // What an API server says of an address that somebody else has by now.
+    api.fault(Fault::status(422).method("PATCH").on("/services/").times(1));
+    api.remove("Service", "shop", &name);
+    let moved = |api: &ApiServer| again(api).filter(|addresses| *addresses != before);
+    api.wait("the Service with others", moved).await;
+}
+
+#[tokio::test]
 async fn a_replica_that_does_not_lead_writes_nothing_and_knows_the_captures_all_the_same() {
     let api = cluster().await;
     let (leader, follower) = (Replica::start(&api), Replica::start(&api));

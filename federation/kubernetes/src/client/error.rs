@@ -75,6 +75,12 @@ impl Failure {
         self.status == Some(StatusCode::NOT_FOUND)
     }
 
+    /// What was to be written is not valid, whenever it is repeated.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        self.status == Some(StatusCode::UNPROCESSABLE_ENTITY)
+    }
+
     /// Somebody else was faster.
     #[must_use]
     pub fn is_conflict(&self) -> bool {

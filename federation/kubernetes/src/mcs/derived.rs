@@ -76,14 +76,20 @@ pub(super) fn protocol(port: &ImportPort) -> ServiceProtocol {
 }
 
 /// The body of the derived Service. It has no selector, and every port of the import: one that nobody serves is refused at
-/// once by kube-proxy, which is better than silence.
-pub(super) fn service(key: &Key, import_name: &str, import_uid: &str, ports: &[ImportPort]) -> Value {
+/// once by kube-proxy, which is better than silence. `addresses`: which to ask for; empty: any.
+pub(super) fn service(
+    key: &Key,
+    import_name: &str,
+    import_uid: &str,
+    ports: &[ImportPort],
+    addresses: &[String],
+) -> Value {
     let ports: Vec<Value> = usable(ports)
         .map(|(port, transport, _)| {
             json!({ "name": names::port(transport, port), "port": port, "protocol": transport.as_str() })
         })
         .collect();
-    json!({
+    let mut body = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
@@ -101,7 +107,12 @@ pub(super) fn service(key: &Key, import_name: &str, import_uid: &str, ports: &[I
             "internalTrafficPolicy": "Local",
             "ports": ports,
         },
-    })
+    });
+    if let (Some(first), Some(spec)) = (addresses.first(), body.get_mut("spec").and_then(Value::as_object_mut)) {
+        spec.insert("clusterIP".into(), json!(first));
+        spec.insert("clusterIPs".into(), json!(addresses));
+    }
+    body
 }
 
 /// Whether a Service is one of ours that stands for an import.

@@ -75,6 +75,15 @@ impl Wanted {
         self
     }
 
+    /// While that Service is away it is to come back with the addresses that it had: clients know them.
+    pub(super) fn awaiting(mut self, found: &ServiceImport) -> Self {
+        if self.spec.r#type == ImportType::ClusterSetIP && found.spec.r#type == ImportType::ClusterSetIP {
+            self.spec.ips.clone_from(&found.spec.ips);
+            self.spec.ip_families.clone_from(&found.spec.ip_families);
+        }
+        self
+    }
+
     /// Everything of it is there already. Of labels and annotations others may have added theirs.
     pub(super) fn is_in(&self, import: &ServiceImport) -> bool {
         let within = |ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String>| {
@@ -95,6 +104,8 @@ impl Wanted {
 pub(super) struct Judged<'a> {
     pub(super) import: &'a ServiceImport,
     pub(super) wanted: &'a Wanted,
+    /// The Service that it is derived into is there.
+    pub(super) is_derived: bool,
     /// The Service that it is derived into is not this agent's.
     pub(super) is_blocked: bool,
     /// TCP ports without a listen port.
@@ -134,7 +145,7 @@ impl Judged<'_> {
             );
             return (Status::False, "Failed", message);
         }
-        if spec.ips.is_empty() {
+        if spec.ips.is_empty() || !self.is_derived {
             return (Status::False, "Pending", "waits for the addresses of the Service that stands for it".into());
         }
         let uncarried = spec.ports.iter().filter(|port| port.protocol != "TCP");

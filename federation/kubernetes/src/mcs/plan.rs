@@ -70,13 +70,26 @@ pub struct Controller {
     cluster: String,
     trust_domain: String,
     ports: Allocator,
+    /// Derived Services that cannot have the addresses back that they had.
+    moved: BTreeSet<Key>,
 }
 
 impl Controller {
     /// `capture_ports`: what gateways may be told to listen on.
     #[must_use]
     pub fn new(cluster: &str, trust_domain: &str, capture_ports: RangeInclusive<u16>) -> Self {
-        Self { cluster: cluster.into(), trust_domain: trust_domain.into(), ports: Allocator::new(capture_ports) }
+        let (cluster, trust_domain) = (cluster.into(), trust_domain.into());
+        Self { cluster, trust_domain, ports: Allocator::new(capture_ports), moved: BTreeSet::new() }
+    }
+
+    /// The API server does not take this write as it is, whenever it is repeated.
+    pub fn refused(&mut self, write: &Write) {
+        let asks = |body: &Value| body.pointer("/spec/clusterIPs").is_some();
+        if let (What::Apply(body), Resource { plural: "services", .. }) = (&write.what, write.target.resource)
+            && asks(body)
+        {
+            self.moved.insert(write.target.key.clone());
+        }
     }
 
     /// What has to be written. `now` is RFC 3339, for conditions that change.
@@ -85,6 +98,11 @@ impl Controller {
         let merged = merged(seen);
         let wanted = wanted(seen, &merged, &mut plan);
         self.allocate(seen, &wanted, at, &mut plan);
+        if !self.moved.is_empty() {
+            let derived = wanted.keys().map(|key| Key::new(key.namespace.clone(), names::derived(&key.name)));
+            let away: BTreeSet<Key> = derived.filter(|key| !seen.services.contains_key(key)).collect();
+            self.moved.retain(|key| away.contains(key));
+        }
         let mut expected = Expected::default();
         for (key, wanted) in &wanted {
             self.import(seen, key, wanted, now, &mut expected, &mut plan);
@@ -111,8 +129,12 @@ impl Controller {
         let derived_key = Key::new(key.namespace.clone(), names::derived(&key.name));
         let service = seen.services.get(&derived_key).filter(|service| !service.is_terminating);
         let ours = service.filter(|service| derived::is_ours(service));
-        let wanted = wanted.clone().with_addresses(ours.map(|service| &**service));
         let found = seen.service_imports.get(key);
+        let is_away = !seen.services.contains_key(&derived_key) && !self.moved.contains(&derived_key);
+        let wanted = match found {
+            Some(found) if is_away => wanted.clone().awaiting(found),
+            _ => wanted.clone().with_addresses(ours.map(|service| &**service)),
+        };
         if found.is_none_or(|found| !wanted.is_in(found)) {
             plan.write(ServiceImport::RESOURCE, key, What::Apply(import_body(key, &wanted)));
         } else if found.is_some_and(|found| !wanted.is_all_of(found)) {
@@ -125,7 +147,8 @@ impl Controller {
         if !is_headless && !is_blocked {
             expected.services.insert(derived_key.clone());
             if ours.is_none_or(|ours| !derived::is_right(ours, &key.name, &import.uid, &wanted.spec.ports)) {
-                let body = derived::service(&derived_key, &key.name, &import.uid, &wanted.spec.ports);
+                let addresses = if is_away { wanted.spec.ips.as_slice() } else { &[] };
+                let body = derived::service(&derived_key, &key.name, &import.uid, &wanted.spec.ports, addresses);
                 plan.write(Service::RESOURCE, &derived_key, What::Apply(body));
             }
             if let Some(service) = ours {
@@ -134,7 +157,8 @@ impl Controller {
         }
         let without: Vec<u16> =
             plan.without.iter().filter(|(service, _)| *service == service_key(key)).map(|(_, port)| *port).collect();
-        let judged = imports::Judged { import, wanted: &wanted, is_blocked, without: &without, now };
+        let judged =
+            imports::Judged { import, wanted: &wanted, is_derived: ours.is_some(), is_blocked, without: &without, now };
         let status = judged.status();
         if status != import.status {
             let body = json!({

@@ -191,6 +191,35 @@ fn without_a_control_plane_nothing_goes_and_slices_follow_the_gateways() {
 }
 
 #[test]
+fn a_derived_service_comes_back_with_its_addresses_or_with_others() {
+    let mut world = cluster();
+    world.settle();
+    let derived = names::derived("checkout");
+    let addresses = |world: &World| world.get("services", "shop", &derived).unwrap()["spec"]["clusterIPs"].clone();
+    let import = |world: &World| world.get("serviceimports", "shop", "checkout").unwrap();
+    let before = addresses(&world);
+    world.remove("services", "shop", &derived);
+    world.round();
+    let meanwhile = import(&world);
+    assert_eq!(meanwhile["spec"]["ips"], before);
+    assert_eq!(meanwhile["status"]["conditions"][0]["reason"], "Pending");
+    world.settle();
+    assert_eq!((addresses(&world), &import(&world)["spec"]["ips"]), (before.clone(), &before));
+    assert_eq!(import(&world)["status"]["conditions"][0]["reason"], "Ready");
+
+    // Somebody has them by now.
+    world.remove("services", "shop", &derived);
+    world.refuse();
+    world.settle();
+    let after = addresses(&world);
+    assert!(after != before && import(&world)["spec"]["ips"] == after, "{after}");
+    // And the next time it is those.
+    world.remove("services", "shop", &derived);
+    world.settle();
+    assert_eq!(addresses(&world), after);
+}
+
+#[test]
 fn a_headless_service_has_no_address_and_says_that_nothing_answers() {
     let mut world = cluster();
     world.settle();

@@ -150,6 +150,13 @@ impl World {
         self.controller.plan(seen, "2026-02-02T00:00:00Z", self.now)
     }
 
+    /// The API server takes none of the writes of a round.
+    pub(super) fn refuse(&mut self) {
+        for write in self.writes() {
+            self.controller.refused(&write);
+        }
+    }
+
     pub(super) fn plan(&mut self) -> Plan {
         let seen = self.seen();
         self.plan_of(&seen)
@@ -208,7 +215,8 @@ impl World {
             object["metadata"].as_object_mut().unwrap().remove("ownerReferences");
         }
         if slot.0 == "services" {
-            let addresses = object["spec"].get("clusterIPs").cloned().unwrap_or_else(|| {
+            let asked = body["spec"].get("clusterIPs").or_else(|| object["spec"].get("clusterIPs"));
+            let addresses = asked.cloned().unwrap_or_else(|| {
                 self.next += 1;
                 json!([format!("10.96.{}.{}", self.next / 250, self.next % 250 + 1)])
             });
