@@ -16,7 +16,7 @@ use archipelago_kubernetes::{
     types::{Key, Kind, Service},
     watch::{Feed, Index, Selection, follow},
 };
-use archipelago_model::id::ServiceKey;
+use archipelago_model::{id::ServiceKey, selector};
 use archipelago_proto::v1::{ExportFacts, Exporter, Import, PolicyStatus, Protocol, ReportedPort, UncarriedPort};
 use http::Request;
 use kube::Client;
@@ -155,6 +155,40 @@ async fn a_real_api_server_takes_everything_that_is_written() {
     .await;
     let captures = timeout(Duration::from_secs(60), captured.wait_for(|captures| !captures.captures.is_empty())).await;
     assert_eq!(captures.unwrap().unwrap().captures[0].cluster_ips, found.spec.ips);
+
+    // Cluster selectors have a condition of a type of ours, for as long as there are any.
+    let selecting = |selectors: Option<&str>| {
+        let annotations: BTreeMap<&str, &str> =
+            selectors.map(|text| (selector::ANNOTATION, text)).into_iter().collect();
+        json!({
+            "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+            "metadata": { "name": "checkout", "annotations": annotations },
+        })
+    };
+    for (selectors, said) in [(Some("[]"), Some(Status::True)), (Some("?"), Some(Status::False)), (None, None)] {
+        let path = format!("{mcs_base}/serviceexports/checkout?fieldManager=test&force=true");
+        send(&client, "PATCH", &path, &selecting(selectors)).await;
+        until(&feeds.exports, "what is said of cluster selectors", |index| {
+            let conditions = index.objects.get(&at).map(|export| export.conditions.as_slice()).unwrap_or_default();
+            let found = conditions.iter().find(|it| it.r#type == "archipelago.dev/ClusterSelectors");
+            conditions.iter().any(|it| it.r#type == "Valid") && found.map(|it| it.status) == said
+        })
+        .await;
+    }
+
+    // Somebody deletes the Service that stands for it: another object, and the same address.
+    let derived = |index: &Index<Service>| {
+        let ours = index.objects.iter().find(|(key, service)| {
+            *key.namespace == *namespace && service.imported_name.is_some() && !service.cluster_ips.is_empty()
+        });
+        ours.map(|(key, service)| (key.clone(), service.clone()))
+    };
+    let (key, before) = derived(&feeds.services.now()).unwrap();
+    send(&client, "DELETE", &format!("{base}/services/{}", key.name), &json!({})).await;
+    let again = until(&feeds.services, "another Service", |index| {
+        derived(index).is_some_and(|(_, service)| service.uid != before.uid)
+    });
+    assert_eq!(derived(&again.await).unwrap().1.cluster_ips, before.cluster_ips);
 
     let splits = feed(&client, &shutdown);
     let policy_feeds = policy::Feeds { splits, failovers: feed(&client, &shutdown) };
