@@ -1,7 +1,7 @@
 //! Which headers cross a gateway: hop-by-hop ones do not (RFC 9110 §7.6.1), `mesh-*` ones only between gateways, and who a client is
 //! says the gateway alone.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, request};
 
@@ -105,6 +105,20 @@ pub fn strip_mesh(headers: &mut HeaderMap) {
     }
 }
 
+/// Several `cookie` fields, as HTTP/2 and HTTP/3 may have them, become the one line that HTTP/1.1 and rules know (RFC 9113 §8.2.3,
+/// RFC 9114 §4.2.1).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Values with what is allowed in values between them.
+    if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, line);
+    }
+}
+
 /// CGI, WSGI and their kin show `mesh_source` to an application under the name of `mesh-source`; so it is with Envoy's header.
 fn is_mesh(name: &str) -> bool {
     let is_xfcc = || {
@@ -177,6 +191,19 @@ mod tests {
 
     fn parts(build: impl FnOnce(request::Builder) -> request::Builder) -> request::Parts {
         build(http::Request::builder()).body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn rfc9113_s8_2_3_cookies_become_one_line() {
+        let mut headers = HeaderMap::new();
+        join_cookies(&mut headers);
+        assert!(headers.is_empty());
+        for crumb in ["a=1", "b=2; c=3", "d=\u{e9}"] {
+            headers.append(COOKIE, HeaderValue::from_bytes(crumb.as_bytes()).unwrap());
+        }
+        join_cookies(&mut headers);
+        let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(lines, ["a=1; b=2; c=3; d=\u{e9}".as_bytes()]);
     }
 
     #[test]

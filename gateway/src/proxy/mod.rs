@@ -136,7 +136,8 @@ async fn respond(responder: Responder, response: Response<ResponseBody>) {
     }
 }
 
-fn call(worker: &Rc<Worker>, parts: request::Parts, body: Replayable, origin: Origin, record: Record) -> Box<Call> {
+fn call(worker: &Rc<Worker>, mut parts: request::Parts, body: Replayable, origin: Origin, record: Record) -> Box<Call> {
+    headers::join_cookies(&mut parts.headers);
     Box::new(Call {
         worker: Rc::clone(worker),
         parts,
