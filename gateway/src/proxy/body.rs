@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use archipelago_tunnel::TunnelBody;
+use archipelago_tunnel::{Exchange, TunnelBody};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 
 use super::headers;
 use super::record::Finish;
-use super::upstream::Lease;
+use super::upstream::{Lease, UpstreamBody};
 
 /// Errors of bodies; they end the message with a reset.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -244,8 +244,8 @@ pub struct ResponseBody {
 enum Kind {
     Empty,
     Full(Bytes),
-    Local(Incoming),
-    Tunnel(TunnelBody),
+    Local(UpstreamBody),
+    Tunnel(Exchange<RequestBody>),
 }
 
 impl ResponseBody {
@@ -255,14 +255,14 @@ impl ResponseBody {
     }
 
     /// From an endpoint.
-    pub fn local(body: Incoming, lease: Option<Lease>) -> Self {
+    pub fn local(body: UpstreamBody, lease: Option<Lease>) -> Self {
         let mut this = Self { kind: Kind::Local(body), lease, finish: None };
         this.settle();
         this
     }
 
     /// From another gateway.
-    pub fn tunnel(body: TunnelBody) -> Self {
+    pub fn tunnel(body: Exchange<RequestBody>) -> Self {
         Self { kind: Kind::Tunnel(body), lease: None, finish: None }
     }
 
@@ -276,12 +276,31 @@ impl ResponseBody {
     /// A body without frames is at its end before anybody polls it.
     fn settle(&mut self) {
         if self.is_end_stream() {
-            if let Some(lease) = self.lease.take() {
-                lease.give_back();
+            self.end();
+        }
+    }
+
+    /// The response is complete.
+    fn end(&mut self) {
+        match &mut self.kind {
+            // An endpoint that answered early may still want the rest of the request: it goes on alone.
+            Kind::Local(UpstreamBody::Http2(exchange)) => {
+                if let Some(upload) = exchange.take_upload() {
+                    tokio::task::spawn_local(upload);
+                }
             }
-            if let Some(finish) = self.finish.as_mut() {
-                finish.clean();
+            Kind::Tunnel(exchange) => {
+                if let Some(upload) = exchange.take_upload() {
+                    tokio::task::spawn_local(upload);
+                }
             }
+            Kind::Empty | Kind::Full(_) | Kind::Local(UpstreamBody::Http1(_)) => {}
+        }
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+        if let Some(finish) = self.finish.as_mut() {
+            finish.clean();
         }
     }
 }
@@ -299,7 +318,10 @@ impl Body for ResponseBody {
                 this.kind = Kind::Empty;
                 (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
             }
-            Kind::Local(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
+            Kind::Local(UpstreamBody::Http1(body)) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from))
+            }
+            Kind::Local(UpstreamBody::Http2(body)) => ready!(Pin::new(body).poll_frame(cx)),
             Kind::Tunnel(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
         };
         let frame = frame.map(|frame| frame.map(without_mesh));
@@ -315,14 +337,7 @@ impl Body for ResponseBody {
                     finish.broken(error);
                 }
             }
-            None => {
-                if let Some(lease) = this.lease.take() {
-                    lease.give_back();
-                }
-                if let Some(finish) = this.finish.as_mut() {
-                    finish.clean();
-                }
-            }
+            None => this.end(),
         }
         Poll::Ready(frame)
     }
@@ -331,7 +346,8 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Local(body) => body.is_end_stream(),
+            Kind::Local(UpstreamBody::Http1(body)) => body.is_end_stream(),
+            Kind::Local(UpstreamBody::Http2(body)) => body.is_end_stream(),
             Kind::Tunnel(body) => body.is_end_stream(),
         }
     }
@@ -340,7 +356,8 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Local(body) => body.size_hint(),
+            Kind::Local(UpstreamBody::Http1(body)) => body.size_hint(),
+            Kind::Local(UpstreamBody::Http2(body)) => body.size_hint(),
             Kind::Tunnel(body) => body.size_hint(),
         }
     }

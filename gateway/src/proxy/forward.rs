@@ -79,9 +79,10 @@ pub async fn forward(call: Box<Call>) -> Outcome {
             }
         };
         touched |= !failed.never_processed;
-        let may_repeat = (failed.never_processed || idempotent) && call.body.can_replay();
+        let is_final = matches!(failed.failure, Failure::RequestHead | Failure::ResponseHead);
+        let may_repeat = !is_final && (failed.never_processed || idempotent) && call.body.can_replay();
         if !may_repeat || attempt >= ATTEMPTS_MAX || !worker.withdraw(failed.purpose) {
-            let unseen_here = !matches!(call.origin, Origin::Client) && !touched;
+            let unseen_here = !matches!(call.origin, Origin::Client) && !touched && !is_final;
             return Err(if unseen_here { Failure::NoEndpointHere } else { failed.failure });
         }
         worker.metrics.replay(failed.purpose, failed.reason);
@@ -129,13 +130,56 @@ async fn send_local(
     body: RequestBody,
 ) -> Result<Response<ResponseBody>, Failed> {
     let protocol = view.snapshot.services.get(service).map_or(Protocol::Http1, |s| s.protocol);
-    let Some((authority, path)) = &call.target else { return Err(Failed::internal()) };
+    let mut first = Some(local_request(call, protocol, attempt, body).ok_or_else(Failed::internal)?);
+    let request = || first.take().or_else(|| local_request(call, protocol, attempt, call.body.attempt()?));
+
+    note_upstream(call, || endpoint.address().to_string());
+    let (in_flight, started) = (endpoint.enter(), Instant::now());
+    let sent = endpoint.send(protocol, request).await;
+    let now = Instant::now();
+    let verdict = match &sent {
+        Ok(_) => Some(Verdict::Answered),
+        Err(error) => error.blames_endpoint().then_some(Verdict::Failed),
+    };
+    if let (Some(live), Some(verdict)) = (view.services.get(service), verdict) {
+        live.judge(endpoint, verdict, now);
+    }
+    match sent {
+        Ok((response, lease)) => {
+            endpoint.observe(now.saturating_duration_since(started), now);
+            let (mut parts, body) = response.into_parts();
+            // The version of the hop behind; the hop in front has its own.
+            parts.version = Version::HTTP_11;
+            headers::strip(&mut parts.headers);
+            if matches!(call.origin, Origin::Client) {
+                parts.headers.insert(MESH_SERVED_BY, call.worker.identity.served_by.clone());
+            }
+            drop(in_flight);
+            Ok(Response::from_parts(parts, ResponseBody::local(body, lease)))
+        }
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
+            let never_processed = error.never_processed();
+            let (failure, reason) = match never_processed {
+                _ if error.is_bad_head() => (Failure::ResponseHead, "endpoint_head"),
+                true => (Failure::NoHealthy, "endpoint_refused"),
+                false => (Failure::Broken, "endpoint_broken"),
+            };
+            let purpose = if never_processed { Purpose::Failover } else { Purpose::Retry };
+            Err(Failed { failure, never_processed, purpose, reason })
+        }
+    }
+}
+
+/// What an endpoint of this cluster is sent; `None` when what was validated at the edge does not hold here.
+fn local_request(call: &Call, protocol: Protocol, attempt: u32, body: RequestBody) -> Option<Request<RequestBody>> {
+    let (authority, path) = call.target.as_ref()?;
     let mut headers = call.parts.headers.clone();
     let uri = if protocol == Protocol::H2c {
         headers.remove(HOST);
-        headers::absolute(authority, path).ok_or_else(Failed::internal)?
+        headers::absolute(authority, path)?
     } else {
-        headers.insert(HOST, HeaderValue::from_str(authority.as_str()).map_err(|_| Failed::internal())?);
+        headers.insert(HOST, HeaderValue::from_str(authority.as_str()).ok()?);
         Uri::from(path.clone())
     };
     if call.trailers {
@@ -163,42 +207,7 @@ async fn send_local(
         MESH_HOP,
         HeaderValue::from_static(if matches!(call.origin, Origin::Client) { INGRESS_HOP } else { "2" }),
     );
-    let request = request(call, uri, headers, body);
-
-    note_upstream(call, || endpoint.address().to_string());
-    let (in_flight, started) = (endpoint.enter(), Instant::now());
-    let sent = endpoint.send(request, protocol).await;
-    let now = Instant::now();
-    let verdict = if sent.is_ok() { Verdict::Answered } else { Verdict::Failed };
-    if let Some(live) = view.services.get(service) {
-        live.judge(endpoint, verdict, now);
-    }
-    match sent {
-        Ok((response, lease)) => {
-            endpoint.observe(now.saturating_duration_since(started), now);
-            let (mut parts, body) = response.into_parts();
-            // The version of the hop behind; the hop in front has its own.
-            parts.version = Version::HTTP_11;
-            headers::strip(&mut parts.headers);
-            if matches!(call.origin, Origin::Client) {
-                parts.headers.insert(MESH_SERVED_BY, identity.served_by.clone());
-            }
-            drop(in_flight);
-            Ok(Response::from_parts(parts, ResponseBody::local(body, lease)))
-        }
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
-            let never_processed = error.never_processed();
-            let purpose = if never_processed { Purpose::Failover } else { Purpose::Retry };
-            let reason = if never_processed { "endpoint_refused" } else { "endpoint_broken" };
-            Err(Failed {
-                failure: if never_processed { Failure::NoHealthy } else { Failure::Broken },
-                never_processed,
-                purpose,
-                reason,
-            })
-        }
-    }
+    Some(request_of(call, uri, headers, body))
 }
 
 async fn send_remote(
@@ -227,7 +236,7 @@ async fn send_remote(
     }
     stamp(call, &mut headers, attempt);
     headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
-    let request = request(call, uri, headers, body);
+    let request = request_of(call, uri, headers, body);
 
     note_upstream(call, || remote.name.to_string());
     let started = Instant::now();
@@ -281,10 +290,15 @@ async fn send_remote(
         }
         Err(error) => {
             tracing::debug!(peer = %remote.name, error = &error as &dyn std::error::Error, "attempt through a tunnel failed");
+            let head = match () {
+                () if error.is_head_too_large() => Some(Failure::RequestHead),
+                () if error.is_peers_head_too_large() => Some(Failure::ResponseHead),
+                () => None,
+            };
             let never_processed = error.never_processed();
             let lost = never_processed || remote.handle.state() != PeerState::Up;
             Err(Failed {
-                failure: if never_processed { Failure::NoHealthy } else { Failure::Broken },
+                failure: head.unwrap_or(if never_processed { Failure::NoHealthy } else { Failure::Broken }),
                 never_processed,
                 purpose: if lost { Purpose::Failover } else { Purpose::Retry },
                 reason: error.reason(),
@@ -305,7 +319,7 @@ impl Failed {
     }
 }
 
-fn request(call: &Call, uri: Uri, headers: HeaderMap, body: RequestBody) -> Request<RequestBody> {
+fn request_of(call: &Call, uri: Uri, headers: HeaderMap, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = call.parts.method.clone();
     *request.uri_mut() = uri;

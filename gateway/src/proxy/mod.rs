@@ -1,7 +1,7 @@
 //! The HTTP path, from a client's connection to a backend's and back.
 //!
 //! Read in this order: [`stack`] (the shapes), [`layers`] (policy, one function each), [`forward`] (attempts and replay),
-//! [`upstream`] (connections to endpoints), [`body`], [`headers`], [`guard`], [`client`] (a client's connection).
+//! [`upstream`] and [`http2`] (connections to endpoints), [`body`], [`headers`], [`guard`], [`client`] (a client's connection).
 //!
 //! What a request costs here, on the back of an envelope, for a small GET over HTTP/1.1:
 //!
@@ -23,6 +23,7 @@ pub mod client;
 pub mod forward;
 pub mod guard;
 pub mod headers;
+pub mod http2;
 pub mod layers;
 pub mod record;
 pub mod stack;

@@ -93,6 +93,10 @@ pub enum Failure {
     Timeout,
     /// The exchange broke, and could not be repeated.
     Broken,
+    /// The head of the request is more than the way to the service carries.
+    RequestHead,
+    /// The head of the response is more than gateways carry, or malformed. Asked again it would be the same.
+    ResponseHead,
     /// A peer may not ask for this.
     Refused(Refusal),
 }
@@ -117,7 +121,8 @@ impl Failure {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Broken | Self::ResponseHead => StatusCode::BAD_GATEWAY,
+            Self::RequestHead => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Refused(Refusal::Hops) => StatusCode::LOOP_DETECTED,
             Self::Refused(_) => StatusCode::FORBIDDEN,
         }
@@ -136,6 +141,8 @@ impl Failure {
             Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
             Self::Timeout => "timeout",
             Self::Broken => "upstream-broken",
+            Self::RequestHead => "request-head-too-large",
+            Self::ResponseHead => "response-head",
             Self::Refused(Refusal::Hops) => "loop",
             Self::Refused(_) => "forbidden",
         }
@@ -144,13 +151,14 @@ impl Failure {
     /// Envoy's letters for the access log.
     pub fn flags(self) -> &'static str {
         match self {
-            Self::Malformed(_) | Self::Unsupported => "DPE",
+            Self::Malformed(_) | Self::Unsupported | Self::RequestHead => "DPE",
             Self::UnknownHost | Self::UnknownPort | Self::NotHttp => "NR",
             Self::Closed => "NC",
             Self::Overloaded => "UO",
             Self::NoHealthy | Self::NoEndpointHere => "UH",
             Self::Timeout => "UT",
             Self::Broken => "UF,URX",
+            Self::ResponseHead => "UPE",
             Self::Refused(Refusal::Hops) => "LR",
             Self::Refused(_) => "UAEX",
         }
@@ -171,6 +179,13 @@ impl Failure {
             Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
             Self::Timeout => "the service did not answer in time".to_owned(),
             Self::Broken => "the service broke the exchange before it answered".to_owned(),
+            Self::RequestHead => {
+                "the headers of this request are larger than gateways carry: 96 KiB, 512 fields".to_owned()
+            }
+            Self::ResponseHead => {
+                "the headers of the service's response are malformed, or larger than gateways carry: 96 KiB, 512 fields"
+                    .to_owned()
+            }
             Self::Refused(refusal) => refusal.to_string(),
         }
     }

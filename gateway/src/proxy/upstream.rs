@@ -1,7 +1,7 @@
 //! Connections to the endpoints of this cluster, one pool per endpoint and worker.
 //!
-//! HTTP/1.1 connections are reused last in, first out, so that few stay warm and the rest time out. HTTP/2 needs one
-//! connection; a second request waits for the first one's handshake instead of dialling again.
+//! HTTP/1.1 connections are reused last in, first out, so that few stay warm and the rest time out. HTTP/2 has a pool of its
+//! own: [`super::http2`].
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::body::RequestBody;
+use super::http2::{Http2Error, Http2Exchange, Http2Pool};
 use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::{Outlier, Verdict};
 use crate::config::Protocol;
-use crate::worker::{self, LocalExecutor};
+use crate::worker;
 
 /// One endpoint as one worker knows it.
 #[derive(Debug)]
@@ -29,14 +30,23 @@ pub struct Endpoint {
     latency: RefCell<PeakEwma>,
     outlier: Cell<Outlier>,
     http1: RefCell<Vec<Idle>>,
-    http2: RefCell<Option<http2::SendRequest<RequestBody>>>,
-    http2_dial: tokio::sync::Mutex<()>,
+    http2: Http2Pool,
 }
 
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
+}
+
+/// The body of a response, as it comes from an endpoint.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation per request")]
+pub enum UpstreamBody {
+    /// Over HTTP/1.1.
+    Http1(Incoming),
+    /// Over HTTP/2; sends what is left of the request, too.
+    Http2(Http2Exchange<RequestBody>),
 }
 
 /// Why an endpoint gave no response.
@@ -65,6 +75,9 @@ pub enum UpstreamError {
         /// Why.
         source: hyper::Error,
     },
+    /// The same of HTTP/2, where more is known of it.
+    #[error(transparent)]
+    Http2(#[from] Http2Error),
 }
 
 impl UpstreamError {
@@ -72,11 +85,22 @@ impl UpstreamError {
     pub fn never_processed(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::NotSent { .. } => true,
-            Self::Broken { source, .. } => {
-                let refused = std::error::Error::source(source).and_then(|e| e.downcast_ref::<h2::Error>());
-                refused.is_some_and(|e| e.reason() == Some(h2::Reason::REFUSED_STREAM))
-            }
+            Self::Broken { .. } => false,
+            Self::Http2(error) => error.never_processed(),
         }
+    }
+
+    /// True when it says something about the endpoint's health.
+    pub fn blames_endpoint(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::NotSent { .. } | Self::Broken { .. } => true,
+            Self::Http2(error) => error.blames_endpoint(),
+        }
+    }
+
+    /// True when the endpoint answered with a head that cannot be carried: it would do so again.
+    pub fn is_bad_head(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_bad_head())
     }
 }
 
@@ -113,8 +137,7 @@ impl Endpoint {
             latency: RefCell::new(PeakEwma::new(now)),
             outlier: Cell::default(),
             http1: RefCell::default(),
-            http2: RefCell::default(),
-            http2_dial: tokio::sync::Mutex::new(()),
+            http2: Http2Pool::new(address),
         }
     }
 
@@ -151,18 +174,29 @@ impl Endpoint {
         InFlight(Arc::clone(&self.in_flight))
     }
 
-    /// Sends one request and waits for the head of the response.
+    /// Sends one request and waits for the head of the response. `request` gives it from its beginning, anew whenever this endpoint
+    /// provably never processed what it was given before; `None` when it cannot be given again.
     ///
     /// # Errors
     /// See [`UpstreamError::never_processed`] for which may be tried again with any method.
     pub async fn send(
         &self,
-        request: Request<RequestBody>,
         protocol: Protocol,
-    ) -> Result<(Response<Incoming>, Option<Lease>), UpstreamError> {
+        mut request: impl FnMut() -> Option<Request<RequestBody>>,
+    ) -> Result<(Response<UpstreamBody>, Option<Lease>), UpstreamError> {
         match protocol {
-            Protocol::Http1 | Protocol::Tcp => self.send_http1(request).await,
-            Protocol::H2c => self.send_http2(request).await.map(|response| (response, None)),
+            Protocol::Http1 | Protocol::Tcp => {
+                let request = request().ok_or(UpstreamError::NotSent { address: self.address })?;
+                let (response, lease) = self.send_http1(request).await?;
+                Ok((response.map(UpstreamBody::Http1), lease))
+            }
+            Protocol::H2c => {
+                let (mut head, mut exchange) = self.http2.send(request).await?;
+                while head.status().is_informational() {
+                    head = exchange.head().await?;
+                }
+                Ok((head.map(|()| UpstreamBody::Http2(exchange)), None))
+            }
         }
     }
 
@@ -191,6 +225,7 @@ impl Endpoint {
         self.http1
             .borrow_mut()
             .retain(|idle| !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < IDLE_TIMEOUT);
+        self.http2.close_idle(now);
     }
 
     async fn send_http1(
@@ -234,53 +269,6 @@ impl Endpoint {
         tokio::task::spawn_local(connection);
         Ok(sender)
     }
-
-    async fn send_http2(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        *request.version_mut() = Version::HTTP_2;
-        for _ in 0..2 {
-            let mut sender = self.http2_sender().await?;
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(mut error) => {
-                    if sender.is_closed() {
-                        self.http2.borrow_mut().take_if(|current| current.is_closed());
-                    }
-                    match error.take_message() {
-                        Some(unsent) => request = unsent,
-                        None => {
-                            return Err(UpstreamError::Broken { address: self.address, source: error.into_error() });
-                        }
-                    }
-                }
-            }
-        }
-        Err(UpstreamError::NotSent { address: self.address })
-    }
-
-    async fn http2_sender(&self) -> Result<http2::SendRequest<RequestBody>, UpstreamError> {
-        let usable = || self.http2.borrow().as_ref().filter(|sender| !sender.is_closed()).cloned();
-        if let Some(sender) = usable() {
-            return Ok(sender);
-        }
-        let _dialling = self.http2_dial.lock().await;
-        if let Some(sender) = usable() {
-            return Ok(sender);
-        }
-        let stream = self.connect().await?;
-        let (sender, connection) = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_send_buf_size(BUFFER_BYTES_MAX)
-            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| UpstreamError::Broken { address: self.address, source })?;
-        tokio::task::spawn_local(connection);
-        self.http2.replace(Some(sender.clone()));
-        Ok(sender)
-    }
 }
 
 /// Endpoints are in the same cluster: a second means packets are dropped.
@@ -290,8 +278,3 @@ const IDLE_CONNECTIONS_MAX: usize = 256;
 /// anew when the connection hands it back unsent; otherwise it counts as a broken exchange.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// One round trip inside a cluster at 10 Gbit/s is about 600 KiB.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,6 +4,7 @@ use crate::{
     codec::{Code, Limits, MessageDecoder, MessageEvent, ProtocolError, Scope, fields},
     conn::InFlight,
     error::TunnelError,
+    exchange,
     stream::Inbox,
 };
 use bytes::Bytes;
@@ -11,13 +12,11 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::task::JoinHandle;
 
-/// The body of a message from a tunnel. Reading it is what lets the far side send more; dropping it before its end
+/// The body of a request from a tunnel. Reading it is what lets the far side send more; dropping it before its end
 /// cancels the rest.
 pub struct TunnelBody(Option<MessageReader>);
 
@@ -35,39 +34,16 @@ impl Body for TunnelBody {
     type Data = Bytes;
     type Error = TunnelError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TunnelError>>> {
-        let Some(reader) = &mut self.0 else { return Poll::Ready(None) };
-        let event = match ready!(reader.poll_event(cx)) {
-            Ok(MessageEvent::Data(data)) => {
-                if reader.decoder.bytes_left() == Some(0) {
-                    reader.look_for_end(cx);
-                }
-                return Poll::Ready(Some(Ok(Frame::data(data))));
-            }
-            Ok(MessageEvent::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
-            Ok(_) => None,
-            Err(error) => Some(Err(error)),
-        };
-        match &event {
-            Some(Err(_)) => self.0 = None,
-            None => {
-                reader.complete();
-                self.0 = None;
-            }
-            Some(Ok(_)) => {}
-        }
-        Poll::Ready(event)
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TunnelError>>> {
+        exchange::poll_frame(&mut self.get_mut().0, cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|reader| reader.decoder.is_complete())
+        self.0.as_ref().is_none_or(MessageReader::is_complete)
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            None => SizeHint::with_exact(0),
-            Some(reader) => reader.decoder.bytes_left().map_or_else(SizeHint::default, SizeHint::with_exact),
-        }
+        exchange::size_hint(self.0.as_ref())
     }
 }
 
@@ -85,18 +61,11 @@ pub(crate) struct MessageReader {
     in_flight: Option<InFlight>,
     /// Why nothing more will be read.
     failed: Option<TunnelError>,
-    /// The task that still sends our request: it ends with us unless we end well.
-    pump: Option<JoinHandle<Result<(), TunnelError>>>,
 }
 
 impl MessageReader {
     pub(crate) fn new(inbox: Inbox, limits: Limits, in_flight: Option<InFlight>) -> Self {
-        Self { inbox, decoder: MessageDecoder::new(limits), limits, in_flight, failed: None, pump: None }
-    }
-
-    /// Ties a request that is still being sent to this response.
-    pub(crate) fn attach_pump(&mut self, pump: JoinHandle<Result<(), TunnelError>>) {
-        self.pump = Some(pump);
+        Self { inbox, decoder: MessageDecoder::new(limits), limits, in_flight, failed: None }
     }
 
     /// Waits for the head of a request.
@@ -105,20 +74,14 @@ impl MessageReader {
         Poll::Ready(self.begin_request(section, cx).map_err(|error| self.violated(error)))
     }
 
-    /// Waits for the head of the response to a request with `method`; informational ones are passed over.
+    /// Waits for the next head of the response to a request with `method`; after an informational one another follows.
     pub(crate) fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
     ) -> Poll<Result<Response<()>, TunnelError>> {
-        loop {
-            let section = ready!(self.poll_head(cx))?;
-            match self.begin_response(section, method, cx) {
-                Ok(Some(response)) => return Poll::Ready(Ok(response)),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Err(self.violated(error))),
-            }
-        }
+        let section = ready!(self.poll_head(cx))?;
+        Poll::Ready(self.begin_response(section, method, cx).map_err(|error| self.violated(error)))
     }
 
     /// The next piece of the body; [`MessageEvent::End`] at a clean end.
@@ -135,10 +98,19 @@ impl MessageReader {
         }
     }
 
-    /// The message ended well: what we still send goes on alone.
+    /// The message ended well.
     pub(crate) fn complete(&mut self) {
-        self.pump = None;
         self.in_flight = None;
+    }
+
+    /// True once nothing more can come of it.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.decoder.is_complete()
+    }
+
+    /// Bytes that are still to come, where that is known.
+    pub(crate) fn bytes_left(&self) -> Option<u64> {
+        self.decoder.bytes_left()
     }
 
     /// Bytes that have arrived and are not consumed.
@@ -166,27 +138,27 @@ impl MessageReader {
         section: Bytes,
         method: &Method,
         cx: &mut Context<'_>,
-    ) -> Result<Option<Response<()>>, ProtocolError> {
+    ) -> Result<Response<()>, ProtocolError> {
         let response = fields::decode_response(section, self.limits)?;
         let status = response.status();
         if status.is_informational() {
             self.decoder.expect_head();
-            return Ok(None);
+            return Ok(response);
         }
         if method == Method::CONNECT && status.is_success() {
             self.decoder.expect_tunnel();
-            return Ok(Some(response));
+            return Ok(response);
         }
         // RFC 9110 §8.6: these carry the length of a body that is not sent.
         let is_bodyless = method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
         let length = if is_bodyless { Some(0) } else { fields::content_length(response.headers())? };
         self.decoder.expect_body(length);
         self.look_for_end(cx);
-        Ok(Some(response))
+        Ok(response)
     }
 
     /// The end mostly arrives with the head: knowing it spares the next hop a chunked empty body.
-    fn look_for_end(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn look_for_end(&mut self, cx: &mut Context<'_>) {
         if !self.decoder.is_complete() {
             let decoder = &mut self.decoder;
             match self.inbox.poll_read(cx, |chunk| decoder.push(chunk)) {
@@ -212,16 +184,6 @@ impl MessageReader {
         }
         let decoder = &mut self.decoder;
         let read = self.inbox.poll_read(cx, |chunk| decoder.push(chunk));
-        if read.is_pending()
-            && let Some(pump) = &mut self.pump
-            && let Poll::Ready(sent) = Pin::new(pump).poll(cx)
-        {
-            self.pump = None;
-            // Only a failure of the body itself is news: a stopped stream or a lost connection shows here anyway.
-            if let Ok(Err(error @ TunnelError::Body(_))) = sent {
-                return Poll::Ready(Err(error));
-            }
-        }
         match ready!(read) {
             Ok(true) => {}
             Ok(false) => self.decoder.finish(),
@@ -249,8 +211,6 @@ impl Drop for MessageReader {
         // HTTP/1.1 writers stop reading once content-length is reached: that is an end, not a cancellation.
         if self.decoder.is_complete() || self.decoder.bytes_left() == Some(0) {
             self.inbox.stop(Code::NO_ERROR);
-        } else if let Some(pump) = &self.pump {
-            pump.abort(); // its stream is reset with it
         }
     }
 }

@@ -1,7 +1,9 @@
 //! One QUIC connection, dialled or accepted: control streams, beats, service health, verdict.
 
 use crate::{
-    codec::{Code, ControlDecoder, ControlEvent, Mesh, ProtocolError, Settings, goaway_frame, varint as quic_varint},
+    codec::{
+        Code, ControlDecoder, ControlEvent, Limits, Mesh, ProtocolError, Settings, goaway_frame, varint as quic_varint,
+    },
     config::TunnelLimits,
     credit::{StreamCredit, Window},
     detector::{Cause, Counts, Detector, Event, Output, Sample, Verdict, beat::Beat},
@@ -57,6 +59,8 @@ pub(crate) struct Conn {
     head_bytes: AtomicUsize,
     /// Smoothed round trip of beats; 0 without any.
     rtt_micros: AtomicU64,
+    /// Largest head that the peer takes.
+    section_bytes_max: AtomicU64,
     window: Mutex<Window>,
     streams: Mutex<StreamCredit>,
     stops: Stops,
@@ -92,6 +96,7 @@ impl Conn {
             closed: OnceLock::new(),
             head_bytes: AtomicUsize::new(0),
             rtt_micros: AtomicU64::new(0),
+            section_bytes_max: AtomicU64::new(u64::MAX),
             window: Mutex::new(Window::new(&core.config().limits)),
             streams: Mutex::new(StreamCredit::new(&core.config().limits)),
             stops: Stops::default(),
@@ -122,6 +127,11 @@ impl Conn {
 
     pub(crate) fn limits(&self) -> &TunnelLimits {
         &self.core.config().limits
+    }
+
+    /// Largest head that the peer takes; no limit until it has said so (RFC 9114 §7.2.4.2).
+    pub(crate) fn section_bytes_max(&self) -> u64 {
+        self.section_bytes_max.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stops(&self) -> &Stops {
@@ -297,6 +307,7 @@ impl Conn {
     }
 
     fn on_settings(self: &Arc<Self>, settings: Settings) {
+        self.section_bytes_max.store(settings.field_section_bytes_max.unwrap_or(u64::MAX), Ordering::Relaxed);
         if settings.mesh.is_some() && self.quinn.max_datagram_size().is_some() {
             let detector = Detector::new(self.core.config().detector, now(), self.quinn.rtt());
             *self.detector() = Some(detector);
@@ -328,7 +339,7 @@ impl Conn {
         let Ok(mut stream) = self.quinn.open_uni().await else { return };
         let _ = stream.set_priority(CONTROL_PRIORITY);
         let settings = Settings {
-            field_section_bytes_max: Some(64 * 1024),
+            field_section_bytes_max: Some(Limits::default().field_section_bytes_max as u64),
             // Only plain CONNECT is served.
             extended_connect: false,
             datagrams: true,

@@ -19,8 +19,8 @@ pub enum TunnelError {
     /// The connection has as many requests in flight as the peer allows.
     #[error("the tunnel carries as many requests as it may")]
     NoStreamCredit,
-    /// HTTP/3 has no form for this request.
-    #[error("request cannot be sent")]
+    /// HTTP/3 has no form for this message, or its head is more than the peer takes.
+    #[error("message cannot be sent")]
     Unsendable(#[from] EncodeError),
     /// The far side refused to look at the request (`H3_REQUEST_REJECTED`).
     #[error("the peer rejected the request unprocessed")]
@@ -60,6 +60,22 @@ impl TunnelError {
             Self::NotConnected { .. } | Self::NoStreamCredit | Self::Unsendable(_) | Self::Rejected => true,
             Self::ConnectionLost { never_processed, .. } => *never_processed,
             Self::Reset { .. } | Self::Protocol(_) | Self::Body(_) | Self::Unread | Self::Closed => false,
+        }
+    }
+
+    /// True when the message that we have has a larger head than the peer takes. No other gateway of these versions would take it: a
+    /// request is answered with 431, a response with 502.
+    pub fn is_head_too_large(&self) -> bool {
+        matches!(self, Self::Unsendable(EncodeError::TooLarge { .. }))
+    }
+
+    /// True when the peer's message has a larger head than we take, or ours one that the peer did not take although it is within
+    /// what it said: asking again would end the same way.
+    pub fn is_peers_head_too_large(&self) -> bool {
+        match self {
+            Self::Protocol(error) => error.code == Code::EXCESSIVE_LOAD,
+            Self::Reset { code } => *code == Code::EXCESSIVE_LOAD,
+            _ => false,
         }
     }
 

@@ -10,7 +10,7 @@
 //! | `lobby` | whose handshake waits, and whose makes room | none |
 //! | `credit`, `stops` | windows and stream credit that grow with use; who waits for a stop | none |
 //! | `tunnels`, `peer`, `accept`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
-//! | `server`, `request`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
+//! | `server`, `request`, `exchange`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
 //!
 //! One [`Tunnels`] belongs to one worker thread (a `current_thread` tokio runtime) and owns one UDP socket, on which it
 //! both dials and accepts. Each side sends its requests on the connection that it dialled itself, so a pair of workers
@@ -24,6 +24,7 @@ pub mod codec;
 mod config;
 pub mod detector;
 mod error;
+mod exchange;
 mod transport;
 
 mod accept;
@@ -52,6 +53,7 @@ pub use config::{Peer, PeerName, TunnelConfig, TunnelLimits};
 pub use connect::{RecvHalf, SendHalf};
 pub use detector::DetectorConfig;
 pub use error::{BindError, TunnelError};
+pub use exchange::{Exchange, Upload};
 pub use health::ServiceHealth;
 pub use peer::PeerState;
 pub use request::PeerHandle;

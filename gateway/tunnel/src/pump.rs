@@ -57,8 +57,11 @@ where
                     }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
-                            self.outbox.push_trailers(&trailers);
                             self.body = None;
+                            if let Err(error) = self.outbox.push_trailers(&trailers) {
+                                self.outbox.reset(Code::EXCESSIVE_LOAD);
+                                return Err(error.into());
+                            }
                         }
                     }
                 },

@@ -1,12 +1,16 @@
 //! Sending requests to a peer.
 
 use crate::{
-    body::{MessageReader, TunnelBody},
-    codec::{Code, Limits, fields},
+    body::MessageReader,
+    codec::{
+        Code, Limits,
+        fields::{self, EncodeError},
+    },
     config::PeerName,
     conn::{Conn, InFlight},
     connect::{RecvHalf, SendHalf},
     error::TunnelError,
+    exchange::Exchange,
     health::ServiceHealth,
     peer::{PeerState, Peering},
     pump::Pump,
@@ -21,7 +25,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -87,31 +91,35 @@ impl PeerHandle {
         self.0.died().await;
     }
 
-    /// Sends a request; resolves with the head of the response, while the request's body may still be on its way.
+    /// Begins a request; resolves as soon as its stream is open. The exchange then has the heads and the body of the response, and
+    /// sends the request whenever it is polled.
     ///
-    /// The body is sent as fast as the far side reads it. Dropping this future, or the response's body before its end,
-    /// cancels the request on the far side.
+    /// Dropping it before the response has ended cancels the request on the far side.
     ///
     /// # Errors
-    /// [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of what it is.
-    pub async fn request<B>(&self, request: Request<B>) -> Result<Response<TunnelBody>, TunnelError>
+    /// [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of what it is;
+    /// [`TunnelError::is_head_too_large`] that it makes no sense to.
+    pub async fn exchange<B>(&self, request: Request<B>) -> Result<Exchange<B>, TunnelError>
     where
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Opened { mut outbox, mut reader } = self.open(|conn| Some(InFlight::new(conn))).await?;
-        outbox.push_frame(|out| fields::encode_request(&request, out))?;
+        let Opened { mut outbox, reader } = self.open(|conn| Some(InFlight::new(conn))).await?;
+        push_request(&mut outbox, &request)?;
         let method = request.method().clone();
-        let mut pump = Pump::new(outbox, request.into_body(), Code::REQUEST_CANCELLED);
-        // Mostly all of the request is at hand and leaves in one write; only then is no task needed.
-        match poll_fn(|cx| Poll::Ready(Pin::new(&mut pump).poll(cx))).await {
-            Poll::Pending => reader.attach_pump(tokio::spawn(pump)),
-            Poll::Ready(Err(error @ TunnelError::Body(_))) => return Err(error),
-            // The far side stopped reading or is gone: what it answered, or why not, is on the other half.
-            Poll::Ready(_) => {}
-        }
-        let response = poll_fn(|cx| reader.poll_response(cx, &method)).await?;
-        Ok(response.map(|()| TunnelBody::new(reader)))
+        Ok(Exchange::new(reader, Pump::new(outbox, request.into_body(), Code::REQUEST_CANCELLED), method))
+    }
+
+    /// Sends a request; resolves with the response's head, whose body goes on sending the request.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    pub async fn request<B>(&self, request: Request<B>) -> Result<Response<Exchange<B>>, TunnelError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.exchange(request).await?.response().await
     }
 
     /// Opens a CONNECT tunnel. After a 2xx response the halves carry bytes; otherwise the receiving half carries the body
@@ -128,9 +136,14 @@ impl PeerHandle {
                 None
             })
             .await?;
-        outbox.push_frame(|out| fields::encode_request(&request, out))?;
+        push_request(&mut outbox, &request)?;
         poll_fn(|cx| outbox.poll_flush(cx)).await?;
-        let response = poll_fn(|cx| reader.poll_response(cx, request.method())).await?;
+        let response = loop {
+            let head = poll_fn(|cx| reader.poll_response(cx, request.method())).await?;
+            if !head.status().is_informational() {
+                break head;
+            }
+        };
         let in_flight = in_flight.map(InFlight::into_tunnel);
         Ok((response, SendHalf::new(outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
     }
@@ -149,6 +162,11 @@ impl PeerHandle {
         let inbox = Inbox::new(recv, conn.clone(), Code::REQUEST_CANCELLED);
         Ok(Opened { outbox, reader: MessageReader::new(inbox, Limits::default(), in_flight) })
     }
+}
+
+fn push_request<B>(outbox: &mut Outbox, request: &Request<B>) -> Result<(), EncodeError> {
+    let bytes_max = outbox.conn().section_bytes_max();
+    outbox.push_frame(|out| fields::encode_request(request, bytes_max, out))
 }
 
 impl fmt::Debug for PeerHandle {

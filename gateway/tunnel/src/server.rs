@@ -16,7 +16,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Method, Request, Response};
 use http_body::Body;
 use std::{
-    convert::Infallible,
     error::Error,
     fmt,
     future::poll_fn,
@@ -58,20 +57,34 @@ pub struct Responder {
     /// Where the data of a CONNECT comes from.
     tunnel: Option<MessageReader>,
     in_flight: InFlight,
+    /// An informational head was sent.
+    has_informed: bool,
 }
 
 impl Responder {
+    /// Sends an informational head (1xx, not 101) ahead of the response.
+    ///
+    /// # Errors
+    /// As [`respond`](Self::respond).
+    pub async fn inform(&mut self, head: Response<()>) -> Result<(), TunnelError> {
+        debug_assert!(head.status().is_informational());
+        self.has_informed = true;
+        self.push_head(&head)?;
+        poll_fn(|cx| self.outbox.poll_flush(cx)).await
+    }
+
     /// Sends the response; resolves when all of it is with QUIC. The body goes as fast as the far side reads.
     ///
     /// # Errors
-    /// The body failed (the stream is reset with `H3_INTERNAL_ERROR`), or the far side does not want it any more.
+    /// The body failed (the stream is reset with `H3_INTERNAL_ERROR`), the head is larger than the far side takes (it is reset with
+    /// `H3_EXCESSIVE_LOAD`), or the far side does not want it any more.
     pub async fn respond<B>(mut self, response: Response<B>) -> Result<(), TunnelError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        self.push_head(&response);
-        let Self { outbox, tunnel, in_flight } = self;
+        self.push_head(&response)?;
+        let Self { outbox, tunnel, in_flight, .. } = self;
         let result = Pump::new(outbox, response.into_body(), Code::INTERNAL_ERROR).await;
         drop((tunnel, in_flight));
         result
@@ -82,18 +95,21 @@ impl Responder {
     /// # Errors
     /// The request was not a CONNECT ([`TunnelError::Closed`]), or its sender is gone.
     pub async fn accept_connect(mut self, response: Response<()>) -> Result<(SendHalf, RecvHalf), TunnelError> {
-        let reader = self.tunnel.take().ok_or(TunnelError::Closed)?;
-        self.push_head(&response);
+        let mut reader = self.tunnel.take().ok_or(TunnelError::Closed)?;
+        self.push_head(&response)?;
+        reader.inbox().cancel_on_drop();
         poll_fn(|cx| self.outbox.poll_flush(cx)).await?;
         let in_flight = Some(self.in_flight.into_tunnel());
         Ok((SendHalf::new(self.outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
     }
 
-    /// Refuses the request as never processed: its sender may send it elsewhere, whatever it is.
+    /// Refuses the request as never processed: its sender may send it elsewhere, whatever it is. Not after an informational head,
+    /// which says the contrary: then it is broken.
     pub fn reject(mut self) {
-        self.outbox.reset(Code::REQUEST_REJECTED);
+        let code = if self.has_informed { Code::INTERNAL_ERROR } else { Code::REQUEST_REJECTED };
+        self.outbox.reset(code);
         if let Some(reader) = &mut self.tunnel {
-            reader.inbox().stop(Code::REQUEST_REJECTED);
+            reader.inbox().stop(code);
         }
     }
 
@@ -102,11 +118,13 @@ impl Responder {
         poll_fn(|cx| self.outbox.poll_stopped(cx)).await
     }
 
-    fn push_head<B>(&mut self, response: &Response<B>) {
-        let Ok(()) = self.outbox.push_frame(|out| -> Result<(), Infallible> {
-            fields::encode_response(response, out);
-            Ok(())
-        });
+    fn push_head<B>(&mut self, response: &Response<B>) -> Result<(), TunnelError> {
+        let bytes_max = self.outbox.conn().section_bytes_max();
+        let pushed = self.outbox.push_frame(|out| fields::encode_response(response, bytes_max, out));
+        pushed.map_err(|error| {
+            self.outbox.reset(Code::EXCESSIVE_LOAD);
+            error.into()
+        })
     }
 }
 
@@ -220,7 +238,7 @@ impl Arriving {
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
         let request = head.map(|()| body);
-        let responder = Responder { outbox, tunnel, in_flight };
+        let responder = Responder { outbox, tunnel, in_flight, has_informed: false };
         if let Err(refused) = core.incoming().try_send(Box::new(IncomingRequest { peer, request, responder })) {
             core.count_rejected();
             refused.into_inner().responder.reject();

@@ -4,7 +4,10 @@
 //! is dropped before its end is reset (or stopped) with the code it was given.
 
 use crate::{
-    codec::{self, Code, fields},
+    codec::{
+        self, Code,
+        fields::{self, EncodeError},
+    },
     conn::Conn,
     error::TunnelError,
     stops::Waiting,
@@ -79,9 +82,9 @@ impl Outbox {
         self.queue.push_back(data);
     }
 
-    pub(crate) fn push_trailers(&mut self, trailers: &HeaderMap) {
-        fields::encode_trailers(trailers, &mut self.scratch);
-        self.push_scratch();
+    pub(crate) fn push_trailers(&mut self, trailers: &HeaderMap) -> Result<(), EncodeError> {
+        let bytes_max = self.conn.section_bytes_max();
+        self.push_frame(|out| fields::encode_trailers(trailers, bytes_max, out))
     }
 
     fn push_scratch(&mut self) {
@@ -235,6 +238,11 @@ impl Inbox {
                 }))
             }
         }
+    }
+
+    /// From now on forgetting it means that what comes is not wanted, rather than not needed.
+    pub(crate) fn cancel_on_drop(&mut self) {
+        self.on_drop = Code::REQUEST_CANCELLED;
     }
 
     /// Tells the far side to stop sending.

@@ -17,8 +17,8 @@ pub struct Protocol(pub HeaderValue);
 /// `:scheme` is the URI's, else `http`, because what a gateway carries arrived in clear text.
 ///
 /// # Errors
-/// A CONNECT without authority, or any request without a way to name its host.
-pub fn encode_request<B>(request: &Request<B>, out: &mut BytesMut) -> Result<(), EncodeError> {
+/// A CONNECT without authority, any request without a way to name its host, or a head of more than `bytes_max`; nothing is appended.
+pub fn encode_request<B>(request: &Request<B>, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
     let uri = request.uri();
     let host = request.headers().get(header::HOST);
     let authority = match uri.authority() {
@@ -28,44 +28,57 @@ pub fn encode_request<B>(request: &Request<B>, out: &mut BytesMut) -> Result<(),
     let protocol = request.extensions().get::<Protocol>();
     let is_plain_connect = request.method() == Method::CONNECT && protocol.is_none();
     let authority = authority.filter(|text| !text.is_empty()).ok_or(EncodeError::NoAuthority)?;
-    frame(out, |out| {
-        qpack::encode_field(":method", request.method().as_str().as_bytes(), false, out);
+    frame(out, bytes_max, |lines| {
+        lines.put(":method", request.method().as_str().as_bytes(), false);
         if !is_plain_connect {
-            qpack::encode_field(":scheme", uri.scheme_str().unwrap_or("http").as_bytes(), false, out);
+            lines.put(":scheme", uri.scheme_str().unwrap_or("http").as_bytes(), false);
         }
-        qpack::encode_field(":authority", authority, false, out);
+        lines.put(":authority", authority, false);
         if !is_plain_connect {
             let path = uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
             let path = if path.is_empty() { "/" } else { path };
-            qpack::encode_field(":path", path.as_bytes(), false, out);
+            lines.put(":path", path.as_bytes(), false);
         }
         if let Some(Protocol(protocol)) = protocol {
-            qpack::encode_field(":protocol", protocol.as_bytes(), false, out);
+            lines.put(":protocol", protocol.as_bytes(), false);
         }
-        encode_headers(request.headers(), Some(&header::HOST), out);
-    });
-    Ok(())
+        encode_headers(request.headers(), Some(&header::HOST), lines);
+    })
 }
 
 /// Appends the HEADERS frame of a response.
-pub fn encode_response<B>(response: &Response<B>, out: &mut BytesMut) {
-    frame(out, |out| {
-        qpack::encode_field(":status", response.status().as_str().as_bytes(), false, out);
-        encode_headers(response.headers(), None, out);
-    });
+///
+/// # Errors
+/// A head of more than `bytes_max`; nothing is appended.
+pub fn encode_response<B>(response: &Response<B>, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
+    frame(out, bytes_max, |lines| {
+        lines.put(":status", response.status().as_str().as_bytes(), false);
+        encode_headers(response.headers(), None, lines);
+    })
 }
 
 /// Appends the HEADERS frame of trailers.
-pub fn encode_trailers(trailers: &HeaderMap, out: &mut BytesMut) {
-    frame(out, |out| encode_headers(trailers, None, out));
+///
+/// # Errors
+/// Trailers of more than `bytes_max`; nothing is appended.
+pub fn encode_trailers(trailers: &HeaderMap, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
+    frame(out, bytes_max, |lines| encode_headers(trailers, None, lines))
 }
 
-/// A request that HTTP/3 has no form for.
+/// A message that HTTP/3 has no form for, or that the peer would not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// Neither the URI nor `host` names an authority.
     #[error("request names no authority")]
     NoAuthority,
+    /// More than the peer accepts.
+    #[error("head of {bytes} bytes (names, values and 32 for each field), more than the {max} that the peer accepts")]
+    TooLarge {
+        /// Its size by RFC 9114 §4.2.2.
+        bytes: u64,
+        /// What the peer accepts.
+        max: u64,
+    },
 }
 
 /// Reads the field section of a request.
@@ -279,36 +292,56 @@ fn is_connection_specific(name: &HeaderName, value: &HeaderValue) -> bool {
     }
 }
 
-fn encode_headers(headers: &HeaderMap, skip: Option<&HeaderName>, out: &mut BytesMut) {
+fn encode_headers(headers: &HeaderMap, skip: Option<&HeaderName>, lines: &mut Lines<'_>) {
     for (name, value) in headers {
         if Some(name) == skip || is_connection_specific(name, value) {
             continue;
         }
         // HTTP/1.1 parsers trim, but a value made by hand may not be.
-        qpack::encode_field(name.as_str(), value.as_bytes().trim_ascii(), value.is_sensitive(), out);
+        lines.put(name.as_str(), value.as_bytes().trim_ascii(), value.is_sensitive());
     }
 }
 
-/// Writes a HEADERS frame around what `fill` appends.
-fn frame(out: &mut BytesMut, fill: impl FnOnce(&mut BytesMut)) {
+/// The lines of a section, and their size by RFC 9114 §4.2.2.
+struct Lines<'a> {
+    out: &'a mut BytesMut,
+    bytes: u64,
+}
+
+impl Lines<'_> {
+    fn put(&mut self, name: &str, value: &[u8], sensitive: bool) {
+        self.bytes += (name.len() + value.len() + 32) as u64;
+        qpack::encode_field(name, value, sensitive, self.out);
+    }
+}
+
+/// Writes a HEADERS frame around what `fill` appends, unless that is more than `bytes_max`.
+fn frame(out: &mut BytesMut, bytes_max: u64, fill: impl FnOnce(&mut Lines<'_>)) -> Result<(), EncodeError> {
     // Nearly every section fits a two-byte length: leave room for one and fill it in afterwards.
     let start = out.len();
     out.put_slice(&[0x01, 0, 0]);
     qpack::begin(out);
-    fill(out);
+    let mut lines = Lines { out, bytes: 0 };
+    fill(&mut lines);
+    let bytes = lines.bytes;
+    if bytes > bytes_max {
+        out.truncate(start);
+        return Err(EncodeError::TooLarge { bytes, max: bytes_max });
+    }
     let length = out.len() - start - 3;
     if length < 0x4000 {
         let [high, low] = (length as u16 | 0x4000).to_be_bytes();
         if let Some([_, first, second, ..]) = out.get_mut(start..) {
             (*first, *second) = (high, low);
         }
-        return;
+        return Ok(());
     }
     let section = out.split_off(start + 3);
     out.truncate(start);
     out.put_u8(0x01);
     varint::encode(length as u64, out);
     out.put(section);
+    Ok(())
 }
 
 const fn malformed(what: &'static str) -> ProtocolError {

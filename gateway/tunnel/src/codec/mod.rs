@@ -129,14 +129,14 @@ impl ProtocolError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one field section, encoded and decoded (RFC 9114 §4.2.2 counts name + value + 32).
-    /// 64 KiB: the largest that HTTP/1.1 servers in front accept by default.
+    /// 96 KiB: what an HTTP/1.1 head of 64 KiB with the most fields comes to, and what gateways add. All legs have this limit.
     pub field_section_bytes_max: usize,
-    /// Fields in one section. 128: nginx and Envoy stop at 100 by default.
+    /// Fields in one section. 512: more than legs accept, so that none is lost between them.
     pub fields_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { field_section_bytes_max: 64 * 1024, fields_max: 128 }
+        Self { field_section_bytes_max: 96 * 1024, fields_max: 512 }
     }
 }

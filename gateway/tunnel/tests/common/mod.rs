@@ -4,7 +4,7 @@
 
 use archipelago_identity::{LiveCredential, SpiffeId, testing::TestAuthority};
 use archipelago_tunnel::{
-    Incoming, IncomingRequest, Peer, PeerHandle, PeerName, PeerState, TunnelBody, TunnelConfig, TunnelError, Tunnels,
+    Incoming, IncomingRequest, Peer, PeerHandle, PeerName, PeerState, TunnelConfig, TunnelError, Tunnels,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -115,7 +115,7 @@ pub fn channel() -> (http_body_util::channel::Sender<Bytes, std::io::Error>, Cha
     Channel::new(4)
 }
 
-pub async fn next_data(body: &mut TunnelBody) -> Bytes {
+pub async fn next_data(body: &mut (impl Body<Data = Bytes, Error = TunnelError> + Unpin)) -> Bytes {
     within("data", body.frame()).await.expect("more body").expect("no error").into_data().expect("data")
 }
 
