@@ -136,8 +136,10 @@ fn text(object: &Value, field: &str) -> String {
     object["metadata"][field].as_str().unwrap_or_default().to_owned()
 }
 
+/// And that is said of the object as it is now: its addresses are a change, after which it is said once more.
 fn is_ready(import: &Value) -> bool {
-    import["status"]["conditions"][0]["status"] == "True"
+    let ready = &import["status"]["conditions"][0];
+    ready["status"] == "True" && ready["observedGeneration"] == import["metadata"]["generation"]
 }
 
 /// All imports are there and ready, and as many slices.
@@ -240,7 +242,12 @@ async fn the_next_leader_goes_on_where_the_last_one_stopped() {
         slices.iter().all(|slice| slice["endpoints"][0]["conditions"]["ready"] == false).then_some(())
     };
     api.wait("slices that follow the gateway", unready).await;
-    assert_eq!(writes(&api) - quiet, 61, "each slice once");
+    let since: Vec<String> =
+        api.seen().into_iter().filter(|seen| seen.method != "GET").skip(quiet).map(|seen| seen.uri).collect();
+    let mut each = since.clone();
+    each.sort();
+    each.dedup();
+    assert!(each.len() == 61 && since.len() == 61, "each slice once: {since:#?}");
 }
 
 #[tokio::test]
@@ -311,8 +318,9 @@ async fn many_imports_are_written_once_each() {
     until_ready(&api, IMPORTS).await;
     let (took, writes) = (began.elapsed(), writes(&api));
     println!("{IMPORTS} imports: {took:?}, {writes} writes");
-    // The import, its Service, its addresses, its slice, and its status, which may come in two steps.
-    assert!(writes <= 7 * IMPORTS, "{writes}");
+    // The import, its Service, its addresses, its slice, and its status, which may come in three steps: without addresses, with
+    // them, and once more when the object says that they were a change. And two properties of the cluster.
+    assert!(writes <= 7 * IMPORTS + 2, "{writes}");
 }
 
 /// Unoptimised, on a machine that tests share; by hand try 2,000.
