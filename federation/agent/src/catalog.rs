@@ -33,7 +33,7 @@ pub struct Service {
     /// What it came from, in the provider's words: it alone reads this, to find its way back after a restart.
     pub origin: String,
     /// What a Multi-Cluster Services export says beyond ports, for providers that know such a thing.
-    pub export: Option<ExportFacts>,
+    pub export: Option<Arc<ExportFacts>>,
 }
 
 /// A port of a service; its number identifies it.
@@ -56,10 +56,10 @@ pub struct Port {
 pub struct Endpoint {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Version of the service there.
-    pub version: String,
-    /// Name of the instance, for logs.
-    pub instance: String,
+    /// Version of the service there. Many have the same, so it is shared.
+    pub version: Arc<str>,
+    /// Name of the instance, for logs. Shared with whatever else the provider knows of it.
+    pub instance: Arc<str>,
     /// What the provider says of it; counts with [`Check::Provider`].
     pub ready: bool,
     /// Where it stands; `None`: nothing is known. Shared by all endpoints of which the same is known.

@@ -5,9 +5,9 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{LiveCredential, MeshRole, tls::ClientAuth};
-use archipelago_model::delta::{Reader, Shared};
+use archipelago_model::{delta::Reader, id::ServiceKey};
 use archipelago_proto::v1::{
-    Captures, LocalService, LocalUpdate, WatchLocalRequest, Workloads,
+    Captures, LocalUpdate, WatchLocalRequest, Workloads,
     local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
 };
 use archipelago_rpc::{
@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
     metrics::Metrics,
-    view::{self, View},
+    view::{self, Shown, View},
 };
 use crate::provider::Nodes;
 
@@ -180,7 +180,7 @@ impl Sources {
 /// What one reader knows.
 #[derive(Default)]
 struct Told {
-    services: Reader<String, Shared<LocalService>>,
+    services: Reader<ServiceKey, Shown>,
     captures: Option<Arc<Captures>>,
     workloads: Option<Arc<Workloads>>,
 }

@@ -265,11 +265,10 @@ async fn merge(
             View::new(&catalog, &readiness, Some(&view.borrow()))
         };
         metrics.viewed(&next);
+        // What says the same is replaced all the same: it would hold on to a whole catalog of before.
         view.send_if_modified(|current| {
             let changed = **current != next;
-            if changed {
-                *current = Arc::new(next);
-            }
+            *current = Arc::new(next);
             changed
         });
         let changed = tokio::select! {

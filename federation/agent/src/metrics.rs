@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::view::View;
-use crate::health::driver::Observer;
+use crate::health::{Health, driver::Observer};
 
 /// Handles to every metric; clones share them.
 #[derive(Debug, Clone)]
@@ -64,10 +64,13 @@ impl Metrics {
 
     pub(super) fn viewed(&self, view: &View) {
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let total: u64 = view.reports.iter().map(|report| u64::from(report.total)).sum();
-        let ready: u64 = view.reports.iter().map(|report| u64::from(report.ready)).sum();
-        let unknown: u64 = view.reports.iter().map(|report| u64::from(report.unknown)).sum();
-        self.services.set(i64::try_from(view.reports.len()).unwrap_or(i64::MAX));
+        let count = |wanted: fn(Health) -> bool| -> u64 {
+            view.services.values().map(|shown| u64::from(shown.count(wanted))).sum()
+        };
+        let total = count(|_| true);
+        let ready = count(|health| health == Health::Ready);
+        let unknown = count(|health| health == Health::Unknown);
+        self.services.set(i64::try_from(view.services.len()).unwrap_or(i64::MAX));
         self.endpoints.get_or_create(&StateLabel { state: "ready" }).set(gauge(ready));
         self.endpoints.get_or_create(&StateLabel { state: "unknown" }).set(gauge(unknown));
         let down = total.saturating_sub(ready).saturating_sub(unknown);

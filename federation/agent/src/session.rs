@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use archipelago_base::{backoff::Backoff, shutdown::Shutdown};
 use archipelago_identity::{LiveCredential, tls::Expect};
 use archipelago_proto::v1::{
-    AgentDirective, AgentHello, AgentMessage, AgentPolicies, AgentReport, PolicyStatus, ServiceReport, SessionOrder,
+    AgentDirective, AgentHello, AgentMessage, AgentPolicies, AgentReport, PolicyStatus, SessionOrder,
     agent_control_client::AgentControlClient, agent_directive, agent_message::Body, notice::Notice,
 };
 use archipelago_rpc::grpc;
@@ -194,9 +194,8 @@ impl Wires {
     }
 
     fn report(&mut self) -> AgentMessage {
-        let reports = self.views.borrow_and_update().reports.clone();
-        let services = reports.iter().map(|report| ServiceReport::clone(report)).collect();
-        AgentMessage { body: Some(Body::Report(AgentReport { services })) }
+        let view = Arc::clone(&self.views.borrow_and_update());
+        AgentMessage { body: Some(Body::Report(AgentReport { services: view.reports() })) }
     }
 
     /// The policies, once all have been read.

@@ -111,7 +111,7 @@ async fn what_is_exported_is_offered_and_pods_have_names() {
     let catalog = agent.until("the export", |catalog| catalog.services.contains_key(&web())).await;
     let port = &catalog.services[&web()].ports[0];
     assert_eq!((port.port, port.endpoints[0].address.to_string()), (80, "10.0.0.1:8080".to_owned()));
-    assert_eq!((port.endpoints[0].version.as_str(), port.endpoints[0].ready), ("v1", true));
+    assert_eq!((&*port.endpoints[0].version, port.endpoints[0].ready), ("v1", true));
 
     api.put(slice(false));
     agent.until("not ready", |catalog| !catalog.services[&web()].ports[0].endpoints[0].ready).await;
@@ -176,9 +176,9 @@ async fn without_a_right_to_see_pods_services_are_offered_without_versions() {
     api.fault(Fault::status(403).on("/pods"));
     let mut agent = Agent::new(&api, Catalog::default());
     let catalog = agent.until("the service", |catalog| catalog.services.contains_key(&web())).await;
-    assert_eq!(catalog.services[&web()].ports[0].endpoints[0].version, "");
+    assert_eq!(catalog.services[&web()].ports[0].endpoints[0].version.len(), 0);
     assert!(agent.workloads.borrow().is_empty(), "nobody is identified");
     api.heal();
-    agent.until("the version", |catalog| catalog.services[&web()].ports[0].endpoints[0].version == "v1").await;
+    agent.until("the version", |catalog| *catalog.services[&web()].ports[0].endpoints[0].version == *"v1").await;
     agent.stop().await;
 }

@@ -184,7 +184,7 @@ impl<'a> StoredService<'a> {
             exported,
             check: check.map_or(Check::Provider, |check| Check::Active(check.restore())),
             origin: origin.into_owned(),
-            export,
+            export: export.map(Arc::new),
         };
         state.services.insert(key, Arc::new(service));
         Ok(())
@@ -213,8 +213,8 @@ impl StoredPort<'_> {
         let Self { name, port, protocol, app_protocol, endpoints } = self;
         let endpoints = endpoints.into_iter().map(|endpoint| Endpoint {
             address: endpoint.address,
-            version: endpoint.version.into_owned(),
-            instance: endpoint.instance.into_owned(),
+            version: (&*endpoint.version).into(),
+            instance: (&*endpoint.instance).into(),
             ready: endpoint.provided_ready,
             locality: usize::try_from(endpoint.locality)
                 .ok()
@@ -356,7 +356,7 @@ mod tests {
             port("metrics", 9090, ServiceProtocol::Tcp, &[("10.0.0.1:8080", false)]),
         ];
         let facts = ExportFacts { labels: [("team".into(), "shop".into())].into(), ..ExportFacts::default() };
-        let exported = Service { export: Some(facts), ..Service::clone(&service(Check::Provider, many)) };
+        let exported = Service { export: Some(Arc::new(facts)), ..Service::clone(&service(Check::Provider, many)) };
         let key = ServiceKey::new("shop", "web");
         State {
             control_plane: vec!["127.0.0.1:7400".into()],
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!((state.control_plane.as_slice(), service.ports.len()), (&["127.0.0.1:7400".to_owned()][..], 1));
         let port = &service.ports[0];
         assert_eq!((port.port, port.protocol, &*port.name, port.endpoints.len()), (80, ServiceProtocol::H2c, "", 2));
-        assert_eq!(port.endpoints[0].instance, "one");
+        assert_eq!(&*port.endpoints[0].instance, "one");
         assert!(
             matches!(&service.check, Check::Active(check) if matches!(&check.probe, Probe::Http { host: None, .. }))
         );
@@ -421,7 +421,7 @@ mod tests {
             .map(|n| Endpoint {
                 address: format!("10.200.100.{n}:8080").parse().unwrap(),
                 version: "1.2.3".into(),
-                instance: format!("checkout-7d9c8b7f5d-abc{n}x"),
+                instance: format!("checkout-7d9c8b7f5d-abc{n}x").into(),
                 ready: true,
                 locality: Some(Arc::new(Locality::in_zone(format!("eu-west-1{}", n % 3).into(), true))),
             })

@@ -17,7 +17,7 @@ pub(super) fn derive(
     service: &Service,
     slices: &[&EndpointSlice],
     version: impl Fn(&Arc<str>) -> Option<Arc<str>>,
-    export: &ExportFacts,
+    export: &Arc<ExportFacts>,
 ) -> Option<catalog::Service> {
     // A name for something outside has no endpoints, and what stands for an import is not ours to offer.
     if service.kind == ServiceType::ExternalName || service.stands_for_import() {
@@ -41,7 +41,7 @@ pub(super) fn derive(
         exported: true,
         check: Check::Provider,
         origin: String::new(),
-        export: Some(export.clone()),
+        export: Some(Arc::clone(export)),
     })
 }
 
@@ -107,8 +107,8 @@ fn endpoints(
     };
     let endpoint = |(address, endpoint): (SocketAddr, &SliceEndpoint)| Endpoint {
         address,
-        version: endpoint.pod.as_ref().and_then(&version).as_deref().unwrap_or_default().to_owned(),
-        instance: endpoint.pod.as_deref().unwrap_or_default().to_owned(),
+        version: endpoint.pod.as_ref().and_then(&version).unwrap_or_default(),
+        instance: endpoint.pod.clone().unwrap_or_default(),
         ready: is_ready(endpoint),
         locality: endpoint.locality.clone().filter(|_| any_ready),
     };

@@ -200,8 +200,8 @@ fn from_file(file: ServiceFile, origin: String) -> (ServiceKey, Arc<Service>) {
     };
     let endpoint = |ServiceEndpoint { address, version, instance, zone }| Endpoint {
         address,
-        version,
-        instance,
+        version: version.into(),
+        instance: instance.into(),
         ready: true,
         locality: zone.map(&mut locality),
     };
@@ -216,8 +216,8 @@ fn to_file(key: &ServiceKey, service: &Service) -> Option<ServiceFile> {
     let port = service.ports.first()?;
     let endpoint = |endpoint: &Endpoint| ServiceEndpoint {
         address: endpoint.address,
-        version: endpoint.version.clone(),
-        instance: endpoint.instance.clone(),
+        version: endpoint.version.to_string(),
+        instance: endpoint.instance.to_string(),
         zone: endpoint.locality.as_ref().and_then(|locality| locality.zone.as_deref()).map(str::to_owned),
     };
     let stays = |endpoint: &Endpoint| endpoint.locality.as_ref().is_some_and(|locality| !locality.for_zones.is_empty());
