@@ -7,7 +7,7 @@ use archipelago_base::shutdown::Shutdown;
 use archipelago_identity::{LiveCredential, MeshRole, tls::ClientAuth};
 use archipelago_model::{delta::Reader, id::ServiceKey};
 use archipelago_proto::v1::{
-    Captures, LocalUpdate, WatchLocalRequest, Workloads,
+    Captures, LocalUpdate, WatchLocalRequest,
     local_discovery_server::{LocalDiscovery, LocalDiscoveryServer},
 };
 use archipelago_rpc::{
@@ -25,7 +25,7 @@ use super::{
     metrics::Metrics,
     view::{self, Shown, View},
 };
-use crate::provider::Nodes;
+use crate::provider::{Nodes, Workloads};
 
 /// What gateways are told of.
 #[derive(Debug, Clone)]
@@ -190,10 +190,10 @@ impl Told {
     fn next(&mut self, sources: &mut Sources, node: &str) -> Option<LocalUpdate> {
         let services = self.services.next(&sources.views.borrow_and_update().services);
         let captures = sources.captures.latest().map(|captures| Arc::clone(&captures));
-        let captures = news(&mut self.captures, captures);
+        let captures = news(&mut self.captures, captures).map(|captures| Captures::clone(&captures));
         // A node that nothing is known of, any more: nobody there is identified.
         let workloads = sources.nodes.latest().map(|nodes| nodes.get(node).cloned().unwrap_or_default());
-        let workloads = news(&mut self.workloads, workloads);
+        let workloads = news(&mut self.workloads, workloads).map(|workloads| workloads.to_proto());
         if services.is_none() && captures.is_none() && workloads.is_none() {
             return None;
         }
@@ -203,13 +203,12 @@ impl Told {
 }
 
 /// `now`, if that is not what was told before.
-fn news<T: Clone + PartialEq>(told: &mut Option<Arc<T>>, now: Option<Arc<T>>) -> Option<T> {
+fn news<T: PartialEq>(told: &mut Option<Arc<T>>, now: Option<Arc<T>>) -> Option<Arc<T>> {
     let now = now?;
-    if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &now) || *told == now) {
-        return None;
-    }
-    *told = Some(Arc::clone(&now));
-    Some(T::clone(&now))
+    // What says the same is taken all the same: the one before would be held for it alone.
+    let before = told.replace(Arc::clone(&now));
+    let is_same = before.is_some_and(|before| Arc::ptr_eq(&before, &now) || before == now);
+    (!is_same).then_some(now)
 }
 
 /// One per gateway, some of them twice during an upgrade.

@@ -9,15 +9,16 @@
 //! use for; the rest of a link stays as it is.
 
 pub mod file;
+mod workload;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use archipelago_base::shutdown::Shutdown;
 use archipelago_model::id::ServiceKey;
 use archipelago_proto::v1;
-use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::workload::{Addresses, Nodes, Uid, Workload, Workloads};
 use crate::catalog::Catalog;
 
 /// A source of services and endpoints.
@@ -91,8 +92,6 @@ impl Link {
     }
 }
 
-/// Node by name → who runs there.
-pub type Nodes = OrdMap<String, Arc<v1::Workloads>>;
 /// What the federation exports, by service.
 pub type Imports = BTreeMap<ServiceKey, v1::Import>;
 

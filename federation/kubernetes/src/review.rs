@@ -3,7 +3,7 @@
 //! A token is a gateway's if it was issued for our audience to the ServiceAccount of the gateways in the agent's own
 //! namespace, and is bound to a pod that runs on a node: then the gateway is that node's.
 
-use archipelago_agent::provider::Review;
+use archipelago_agent::provider::{Review, Uid};
 use archipelago_base::shutdown::Shutdown;
 use http::{Request, header};
 use kube::Client;
@@ -89,7 +89,7 @@ fn gateway(status: &TokenStatus, audience: &str, namespace: &str, pods: &Objects
     let found = pods.get(&Key::new(namespace, pod.as_str()));
     if let Some(found) = found {
         let uid = extra("authentication.kubernetes.io/pod-uid");
-        if uid.is_some_and(|uid| **uid != *found.uid) {
+        if uid.is_some_and(|uid| Uid::from(uid.as_str()) != found.who.uid) {
             return Err(format!("the token is of an earlier pod {pod}"));
         }
     }

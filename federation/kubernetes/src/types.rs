@@ -33,6 +33,11 @@ pub trait Kind: Send + Sync + Eq + Sized + 'static {
 
     /// What is kept of it; `None`: nothing, as if it did not exist.
     fn keep(raw: Self::Raw, names: &mut Names) -> Option<Self>;
+
+    /// Takes over parts of what the object was `before`, where they are equal and others hold on to them.
+    fn share(&mut self, before: &Self) {
+        let _ = before;
+    }
 }
 
 /// Where the objects of a kind are found.

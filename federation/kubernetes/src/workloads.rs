@@ -4,15 +4,13 @@
 //! may be given to the next one before the API server hears of its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
-    iter,
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-use archipelago_agent::provider::Nodes;
-use archipelago_proto::v1;
+use archipelago_agent::provider::{Nodes, Workloads};
 
 use crate::{
     types::{Key, Node, Pod},
@@ -20,15 +18,19 @@ use crate::{
 };
 
 /// Keeps the lists of all nodes in step with a cluster.
+///
+/// Of a pod it keeps where the index has it: a cluster has tens of thousands.
 #[derive(Debug, Default)]
 pub struct Roster {
     pods: Objects<Pod>,
     nodes: Objects<Node>,
     fresh: bool,
-    /// Living pods by address: one, and others; with others it is nobody's.
-    claims: HashMap<IpAddr, (Key, Vec<Key>)>,
-    /// Living pods by node.
-    by_node: BTreeMap<Arc<str>, BTreeSet<Key>>,
+    /// The first living pod of each address.
+    claims: HashMap<IpAddr, Arc<Pod>>,
+    /// More living pods of an address: then it is nobody's.
+    rivals: HashMap<IpAddr, Vec<Arc<Pod>>>,
+    /// Living pods by node, ordered by address.
+    by_node: BTreeMap<Arc<str>, Vec<Arc<Pod>>>,
     lists: Nodes,
 }
 
@@ -38,12 +40,12 @@ impl Roster {
     pub fn update(&mut self, pods: Objects<Pod>, nodes: Objects<Node>, fresh: bool) -> Nodes {
         let before = std::mem::replace(&mut self.pods, pods.clone());
         let mut changed: HashSet<Arc<str>> = HashSet::new();
-        for (key, old, new) in differences(&before, &pods) {
-            if let Some((pod, node)) = old.and_then(|pod| living(pod)) {
-                self.leave(key, pod, node, &mut changed);
+        for (_, old, new) in differences(&before, &pods) {
+            if let Some((pod, node)) = old.and_then(living) {
+                self.leave(pod, node, &mut changed);
             }
-            if let Some((pod, node)) = new.and_then(|pod| living(pod)) {
-                self.enter(key, pod, node, &mut changed);
+            if let Some((pod, node)) = new.and_then(living) {
+                self.enter(pod, node, &mut changed);
             }
         }
         let before = std::mem::replace(&mut self.nodes, nodes.clone());
@@ -56,92 +58,87 @@ impl Roster {
         for node in changed {
             match self.list(&node) {
                 Some(list) => {
-                    if self.lists.get(&*node).is_none_or(|before| **before != list) {
-                        self.lists.insert(node.to_string(), Arc::new(list));
+                    if self.lists.get(&node).is_none_or(|before| **before != list) {
+                        self.lists.insert(node, Arc::new(list));
                     }
                 }
                 None => {
-                    self.lists.remove(&*node);
+                    self.lists.remove(&node);
                 }
             }
         }
         self.lists.clone()
     }
 
-    fn enter(&mut self, key: &Key, pod: &Pod, node: &Arc<str>, changed: &mut HashSet<Arc<str>>) {
-        self.by_node.entry(node.clone()).or_default().insert(key.clone());
+    fn enter(&mut self, pod: &Arc<Pod>, node: &Arc<str>, changed: &mut HashSet<Arc<str>>) {
+        let there = self.by_node.entry(node.clone()).or_default();
+        let at = there.partition_point(|other| other.who.ips.as_slice() <= pod.who.ips.as_slice());
+        there.insert(at, pod.clone());
         changed.insert(node.clone());
-        for ip in &pod.ips {
-            self.rivals(*ip, changed);
+        for ip in pod.who.ips.iter() {
+            self.touch(*ip, changed);
             match self.claims.entry(*ip) {
                 Entry::Vacant(entry) => {
-                    entry.insert((key.clone(), Vec::new()));
+                    entry.insert(pod.clone());
                 }
-                Entry::Occupied(mut entry) => entry.get_mut().1.push(key.clone()),
+                Entry::Occupied(_) => self.rivals.entry(*ip).or_default().push(pod.clone()),
             }
         }
     }
 
-    fn leave(&mut self, key: &Key, pod: &Pod, node: &Arc<str>, changed: &mut HashSet<Arc<str>>) {
-        if let Some(pods) = self.by_node.get_mut(node) {
-            pods.remove(key);
-            if pods.is_empty() {
+    fn leave(&mut self, pod: &Arc<Pod>, node: &Arc<str>, changed: &mut HashSet<Arc<str>>) {
+        if let Some(there) = self.by_node.get_mut(node) {
+            there.retain(|other| other != pod);
+            if there.is_empty() {
                 self.by_node.remove(node);
             }
         }
         changed.insert(node.clone());
-        for ip in &pod.ips {
-            if let Entry::Occupied(mut entry) = self.claims.entry(*ip) {
-                let (first, others) = entry.get_mut();
-                others.retain(|claim| claim != key);
-                if first == key {
-                    match others.pop() {
-                        Some(other) => *first = other,
-                        None => {
-                            entry.remove();
-                        }
-                    }
+        for ip in pod.who.ips.iter() {
+            let mut rivals = self.rivals.remove(ip).unwrap_or_default();
+            rivals.retain(|rival| rival != pod);
+            if self.claims.get(ip).is_some_and(|first| first == pod) {
+                match rivals.pop() {
+                    Some(next) => drop(self.claims.insert(*ip, next)),
+                    None => drop(self.claims.remove(ip)),
                 }
             }
-            self.rivals(*ip, changed);
+            if !rivals.is_empty() {
+                self.rivals.insert(*ip, rivals);
+            }
+            self.touch(*ip, changed);
         }
     }
 
     /// Whoever else has `ip` gains or loses it.
-    fn rivals(&self, ip: IpAddr, changed: &mut HashSet<Arc<str>>) {
-        let claims = self.claims.get(&ip).into_iter().flat_map(|(first, others)| iter::once(first).chain(others));
-        changed.extend(claims.filter_map(|key| self.pods.get(key)?.node.clone()));
+    fn touch(&self, ip: IpAddr, changed: &mut HashSet<Arc<str>>) {
+        let rivals = self.rivals.get(&ip).into_iter().flatten();
+        changed.extend(self.claims.get(&ip).into_iter().chain(rivals).filter_map(|pod| pod.node.clone()));
     }
 
     /// `None`: there is no such node, and nobody on it.
-    fn list(&self, node: &Arc<str>) -> Option<v1::Workloads> {
-        let itself = self.nodes.get(&Key { namespace: "".into(), name: node.clone() });
+    fn list(&self, node: &Arc<str>) -> Option<Workloads> {
+        let itself = self.nodes.get(&Key { namespace: Arc::default(), name: node.clone() });
         let pods = self.by_node.get(node);
         if itself.is_none() && pods.is_none() {
             return None;
         }
-        let mut workloads = Vec::new();
-        for key in pods.into_iter().flatten() {
-            let Some(pod) = self.pods.get(key) else { continue };
-            for ip in pod.ips.iter().filter(|ip| self.claims.get(ip).is_some_and(|(_, others)| others.is_empty())) {
-                workloads.push(v1::Workload {
-                    ip: ip.to_string(),
-                    namespace: key.namespace.to_string(),
-                    service_account: pod.service_account.to_string(),
-                    pod_uid: pod.uid.to_string(),
-                });
-            }
-        }
-        let node_ips = itself.map_or_else(Vec::new, |node| node.addresses.iter().map(IpAddr::to_string).collect());
-        let zone = itself.and_then(|node| node.zone.as_deref()).unwrap_or_default().to_owned();
-        Some(v1::Workloads { fresh: self.fresh, workloads, node_ips, zone })
+        let pods = pods.map(Vec::as_slice).unwrap_or_default();
+        let ips = pods.iter().flat_map(|pod| pod.who.ips.iter().copied());
+        Some(Workloads {
+            fresh: self.fresh,
+            workloads: pods.iter().map(|pod| pod.who.clone()).collect(),
+            disputed: ips.filter(|ip| self.rivals.contains_key(ip)).collect(),
+            node_ips: itself.map_or_else(Vec::new, |node| node.addresses.clone()),
+            zone: itself.and_then(|node| node.zone.clone()),
+        })
     }
 }
 
 /// A pod that may be asked who it is, and its node.
-fn living(pod: &Arc<Pod>) -> Option<(&Pod, &Arc<str>)> {
-    let is_living = !pod.is_host_network && !pod.is_over && !pod.is_terminating && !pod.ips.is_empty();
-    is_living.then_some(&**pod).zip(pod.node.as_ref())
+fn living(pod: &Arc<Pod>) -> Option<(&Arc<Pod>, &Arc<str>)> {
+    let is_living = !pod.is_host_network && !pod.is_over && !pod.is_terminating && !pod.who.ips.as_slice().is_empty();
+    is_living.then_some(pod).zip(pod.node.as_ref())
 }
 
 /// A bookmark comes every minute; who missed one and a half knows too little to say who is who.
@@ -149,14 +146,19 @@ pub const FRESH_TIME_MAX: Duration = Duration::from_secs(90);
 
 #[cfg(test)]
 mod tests {
+    use archipelago_agent::provider::Workload;
+
     use super::*;
 
     fn pod(node: &str, account: &str, ips: &[&str]) -> Pod {
         Pod {
-            uid: format!("uid-of-{account}").into(),
+            who: Arc::new(Workload {
+                namespace: "shop".into(),
+                service_account: account.into(),
+                uid: format!("uid-of-{account}").as_str().into(),
+                ips: ips.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect(),
+            }),
             node: Some(node.into()),
-            service_account: account.into(),
-            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             is_ready: true,
             is_host_network: false,
             is_terminating: false,
@@ -176,8 +178,8 @@ mod tests {
 
     /// `ip account` of a node.
     fn who(nodes: &Nodes, node: &str) -> Vec<String> {
-        let list = nodes.get(node).map(|list| &list.workloads).into_iter().flatten();
-        list.map(|workload| format!("{} {}", workload.ip, workload.service_account)).collect()
+        let list = nodes.get(node).into_iter().flat_map(|list| list.known());
+        list.map(|(ip, workload)| format!("{ip} {}", workload.service_account)).collect()
     }
 
     #[test]
@@ -191,8 +193,9 @@ mod tests {
         let all = pods(&[("a", base), ("b", host), ("c", over), ("d", going), ("e", unscheduled)]);
         let lists = roster.update(all, node("192.0.2.1"), true);
         assert_eq!(who(&lists, "n1"), ["10.0.0.1 web", "fd00::1 web"]);
-        assert_eq!((lists["n1"].node_ips.as_slice(), &*lists["n1"].zone), (&["192.0.2.1".to_owned()][..], "z1"));
-        assert_eq!(lists["n1"].workloads[0].pod_uid, "uid-of-web");
+        let said = lists["n1"].to_proto();
+        assert_eq!((said.node_ips.as_slice(), &*said.zone), (&["192.0.2.1".to_owned()][..], "z1"));
+        assert_eq!(said.workloads[0].pod_uid, "uid-of-web");
         assert_eq!(lists.len(), 1);
     }
 
@@ -208,9 +211,9 @@ mod tests {
         let lists = roster.update(pods(&[("b", b.clone())]), nodes.clone(), true);
         assert_eq!((who(&lists, "n1"), who(&lists, "n2")), (vec![], vec!["10.0.0.1 b".to_owned()]));
         // One that moves to another address leaves the old one behind.
-        let lists = roster.update(pods(&[("b", Pod { ips: vec!["10.0.0.9".parse().unwrap()], ..b })]), nodes, true);
+        let lists = roster.update(pods(&[("b", pod("n2", "b", &["10.0.0.9"]))]), nodes, true);
         assert_eq!(who(&lists, "n2"), ["10.0.0.9 b"]);
-        assert!(roster.claims.len() == 1 && !lists.contains_key("n1"));
+        assert!(roster.claims.len() == 1 && roster.rivals.is_empty() && !lists.contains_key("n1"));
     }
 
     #[test]
@@ -219,7 +222,7 @@ mod tests {
         let (one, two) = (pod("n1", "a", &["10.0.0.1"]), pod("n2", "b", &["10.0.0.2"]));
         let all = pods(&[("a", one.clone()), ("b", two)]);
         let first = roster.update(all.clone(), node("192.0.2.1"), true);
-        let moved = all.update(Key::new("shop", "c"), Arc::new(Pod { ips: vec!["10.0.0.3".parse().unwrap()], ..one }));
+        let moved = all.update(Key::new("shop", "c"), Arc::new(pod("n1", "a", &["10.0.0.3"])));
         let second = roster.update(moved.clone(), node("192.0.2.1"), true);
         assert_eq!(who(&second, "n1"), ["10.0.0.1 a", "10.0.0.3 a"]);
         assert!(Arc::ptr_eq(&first["n2"], &second["n2"]));

@@ -118,7 +118,8 @@ async fn what_is_exported_is_offered_and_pods_have_names() {
     let lists = timeout(Duration::from_secs(60), agent.workloads.wait_for(|lists| lists.contains_key("n1")));
     let list = lists.await.unwrap().unwrap()["n1"].clone();
     assert!(list.fresh);
-    assert_eq!((list.workloads[0].ip.as_str(), list.workloads[0].service_account.as_str()), ("10.0.0.1", "shopper"));
+    let (ip, who) = list.known().next().unwrap();
+    assert_eq!((ip.to_string().as_str(), &*who.service_account), ("10.0.0.1", "shopper"));
 
     timeout(Duration::from_secs(60), agent.leading.wait_for(Option::is_some)).await.unwrap().unwrap();
     api.remove("ServiceExport", "shop", "web");

@@ -2,11 +2,12 @@
 
 use archipelago_proto::v1::{
     AgentHello, AgentPolicies, Capture, Captures, ClusterPolicy, Exporter, Import, Imports as ImportsMessage,
-    PolicyStatus, PolicyStatuses, ReviewAsk, Workload, Workloads, agent_directive::Body as Said,
+    PolicyStatus, PolicyStatuses, ReviewAsk, agent_directive::Body as Said,
 };
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::provider::{Addresses, Workload, Workloads};
 
 /// Hands its link to the test.
 struct Puppet {
@@ -124,16 +125,17 @@ fn capture(listen: u32) -> Arc<Captures> {
 
 fn pods(service_account: &str) -> Arc<Workloads> {
     let workload = Workload {
-        ip: "10.0.0.7".into(),
         namespace: "shop".into(),
         service_account: service_account.into(),
-        pod_uid: "u".into(),
+        uid: "u".into(),
+        ips: Addresses::One("10.0.0.7".parse().unwrap()),
     };
     Arc::new(Workloads {
         fresh: true,
-        workloads: vec![workload],
-        node_ips: vec!["192.0.2.1".into()],
-        zone: "z1".into(),
+        workloads: vec![Arc::new(workload)],
+        disputed: Vec::new(),
+        node_ips: vec!["192.0.2.1".parse().unwrap()],
+        zone: Some("z1".into()),
     })
 }
 
@@ -159,14 +161,14 @@ async fn a_gateway_hears_of_captures_and_of_who_runs_on_its_own_node() {
         nodes.insert("gw-2".into(), pods("other"));
     });
     let said = update(&mut first).await;
-    assert_eq!((said.captures, said.workloads), (None, Some(Workloads::clone(&pods("web")))));
+    assert_eq!((said.captures, said.workloads), (None, Some(pods("web").to_proto())));
 
     // The first message to another has everything; what is said of other nodes is no news to this one.
     let mut second = fixture.watch("paris").await.unwrap();
     let whole = update(&mut second).await;
     assert!(whole.full);
     assert_eq!(whole.captures.as_ref(), Some(&*capture(17_000)));
-    assert_eq!(whole.workloads.as_ref(), Some(&*pods("web")));
+    assert_eq!(whole.workloads, Some(pods("web").to_proto()));
     link.workloads.send_modify(|nodes| drop(nodes.insert("gw-2".into(), pods("another"))));
     link.captures.send_replace(capture(17_000));
     link.captures.send_replace(capture(17_001));
@@ -175,7 +177,7 @@ async fn a_gateway_hears_of_captures_and_of_who_runs_on_its_own_node() {
     }
     // A node that is gone has nobody, and that is said.
     link.workloads.send_modify(|nodes| drop(nodes.remove("gw-1")));
-    assert_eq!(update(&mut first).await.workloads, Some(Workloads::default()));
+    assert_eq!(update(&mut first).await.workloads, Some(Workloads::default().to_proto()));
     scene.fixture.stop().await;
 }
 

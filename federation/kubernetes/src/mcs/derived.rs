@@ -43,7 +43,7 @@ pub struct Gateway {
 pub fn gateways(nodes: &Objects<Node>, pods: &Objects<Pod>, namespace: &str) -> BTreeMap<Arc<str>, Gateway> {
     let mut gateways: BTreeMap<Arc<str>, Gateway> = BTreeMap::new();
     let ours = pods.range(Key::new(namespace, "")..).take_while(|(key, _)| &*key.namespace == namespace);
-    for (_, pod) in ours.filter(|(_, pod)| &*pod.service_account == GATEWAY_ACCOUNT && !pod.is_over) {
+    for (_, pod) in ours.filter(|(_, pod)| &*pod.who.service_account == GATEWAY_ACCOUNT && !pod.is_over) {
         let Some(name) = &pod.node else { continue };
         let Some(node) = nodes.get(&Key::new("", name.clone())) else { continue };
         let gateway = gateways.entry(name.clone()).or_insert_with(|| Gateway {
@@ -169,7 +169,6 @@ pub(super) fn slices(
                     pod: None,
                     node: Some(node.clone()),
                     locality: gateway.locality.clone(),
-                    hostname: None,
                 })
             })
             .collect();

@@ -46,8 +46,6 @@ pub struct SliceEndpoint {
     pub node: Option<Arc<str>>,
     /// Its zone, and `hints`: for whom it is meant.
     pub locality: Option<Arc<Locality>>,
-    /// Its name in the DNS of a headless Service.
-    pub hostname: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,7 +71,6 @@ struct RawPort {
 struct RawEndpoint {
     addresses: Vec<String>,
     conditions: RawConditions,
-    hostname: Option<String>,
     node_name: Option<String>,
     zone: Option<String>,
     hints: Option<RawHints>,
@@ -151,7 +148,6 @@ impl SliceEndpoint {
             pod: pod.map(|pod| pod.name.as_str().into()),
             node: names.intern_some(raw.node_name.as_deref()),
             locality: locality(raw, names),
-            hostname: raw.hostname.as_deref().filter(|name| !name.is_empty()).map(Into::into),
         })
     }
 }

@@ -1,5 +1,6 @@
 use std::{net::IpAddr, sync::Arc};
 
+use archipelago_agent::provider::Workload;
 use serde::Deserialize;
 
 use super::{Kind, Meta, Names, Resource};
@@ -7,14 +8,10 @@ use super::{Kind, Meta, Names, Resource};
 /// A pod: whose it is, where it runs, and the addresses it has. Kept only while it has addresses or can still get some.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
-    /// Unique over time.
-    pub uid: Arc<str>,
+    /// Whose it is, and its `status.podIPs`; empty until the node says. Held by whoever has to know it, and once.
+    pub who: Arc<Workload>,
     /// Empty until it is scheduled.
     pub node: Option<Arc<str>>,
-    /// Whose rights it has.
-    pub service_account: Arc<str>,
-    /// `status.podIPs`; empty until the node says.
-    pub ips: Vec<IpAddr>,
     /// It shares the addresses of its node, and so with others.
     pub is_host_network: bool,
     /// It is being deleted; it still has its addresses until it is gone.
@@ -79,18 +76,27 @@ impl Kind for Pod {
         if ips.is_empty() {
             ips.extend(status.pod_ip.and_then(|ip| ip.parse::<IpAddr>().ok()));
         }
-        ips.shrink_to_fit();
+        let account = spec.service_account_name.as_deref().unwrap_or("default");
         Some(Self {
-            uid: metadata.uid.into(),
+            who: Arc::new(Workload {
+                namespace: names.intern(&metadata.namespace),
+                service_account: names.intern(account),
+                uid: metadata.uid.as_str().into(),
+                ips: ips.into_iter().collect(),
+            }),
             node: names.intern_some(spec.node_name.as_deref()),
-            service_account: names.intern(spec.service_account_name.as_deref().unwrap_or("default")),
-            ips,
             is_host_network: spec.host_network,
             is_terminating: metadata.deletion_timestamp.is_some(),
             is_ready: status.conditions.iter().any(|it| it.r#type == "Ready" && it.status == "True"),
             is_over: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
             version: names.intern_some(version),
         })
+    }
+
+    fn share(&mut self, before: &Self) {
+        if self.who == before.who {
+            self.who = before.who.clone();
+        }
     }
 }
 

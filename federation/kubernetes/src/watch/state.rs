@@ -75,7 +75,7 @@ pub(super) struct ListWatch<K> {
 enum Phase<K> {
     /// `token`: of the next page.
     Listing {
-        found: Objects<K>,
+        found: Vec<(Key, Arc<K>)>,
         token: String,
         is_paged: bool,
     },
@@ -86,7 +86,7 @@ enum Phase<K> {
 
 impl<K> Phase<K> {
     fn from_the_start(is_paged: bool) -> Self {
-        Self::Listing { found: OrdMap::new(), token: String::new(), is_paged }
+        Self::Listing { found: Vec::new(), token: String::new(), is_paged }
     }
 }
 
@@ -120,18 +120,15 @@ impl<K: Kind> ListWatch<K> {
         for object in page.items.unwrap_or_default() {
             let Ok(head) = Head::parse(object) else { continue };
             let key = head.key(&mut self.names);
-            let before = self.index.objects.get(&key);
             match wire::read::<K>(object, &mut self.names) {
-                // Shared with what is known: a new list that brings nothing new costs no memory, and is no change.
                 Ok(Some(now)) => {
-                    let shared = before.filter(|before| ***before == now).cloned();
-                    found.insert(key, shared.unwrap_or_else(|| Arc::new(now)));
+                    found.push(shared(key, now, &self.index.objects));
                 }
                 Ok(None) => {}
                 Err(error) => {
                     report(&key, &error);
-                    if let Some(before) = before {
-                        found.insert(key, before.clone());
+                    if let Some(before) = self.index.objects.get(&key) {
+                        found.push((key, before.clone()));
                     }
                 }
             }
@@ -140,7 +137,7 @@ impl<K: Kind> ListWatch<K> {
             *token = page.metadata.r#continue;
             return None;
         }
-        self.index = Index { objects: mem::take(found), is_complete: true };
+        self.index = Index { objects: packed(mem::take(found)), is_complete: true };
         self.phase = Phase::Watching { version: page.metadata.resource_version };
         Some(self.index.clone())
     }
@@ -179,7 +176,8 @@ impl<K: Kind> ListWatch<K> {
             None => objects.remove(&key).is_some(),
             Some(now) if objects.get(&key).is_some_and(|before| **before == now) => false,
             Some(now) => {
-                objects.insert(key, Arc::new(now));
+                let (key, now) = shared(key, now, objects);
+                objects.insert(key, now);
                 true
             }
         })
@@ -196,6 +194,36 @@ impl<K: Kind> ListWatch<K> {
             Phase::Listing { .. } | Phase::Watching { .. } => Phase::from_the_start(true),
         };
     }
+}
+
+/// Shared with what is known: a new list that brings nothing new costs no memory, and is no change.
+fn shared<K: Kind>(key: Key, mut now: K, known: &Objects<K>) -> (Key, Arc<K>) {
+    let Some((known_key, before)) = known.get_key_value(&key) else { return (key, Arc::new(now)) };
+    if **before == now {
+        return (known_key.clone(), before.clone());
+    }
+    now.share(before);
+    (known_key.clone(), Arc::new(now))
+}
+
+/// Of several with one key the last counts.
+///
+/// A tree that grows at its end only, as that of a sorted list does, leaves every node half empty. Every second entry first, and
+/// then the others in between, fills them.
+fn packed<K>(mut list: Vec<(Key, Arc<K>)>) -> Objects<K> {
+    list.sort_by(|(a, _), (b, _)| a.cmp(b));
+    list.dedup_by(|later, earlier| {
+        let is_same = later.0 == earlier.0;
+        if is_same {
+            mem::swap(later, earlier);
+        }
+        is_same
+    });
+    let mut objects = Objects::new();
+    for first in [0, 1] {
+        objects.extend(list.iter().skip(first).step_by(2).cloned());
+    }
+    objects
 }
 
 fn advance(version: &mut String, to: String) {
