@@ -52,7 +52,7 @@ impl State {
     }
 
     pub(super) fn store(&self, dir: &Path) -> io::Result<()> {
-        durable::write(&dir.join(FILE_NAME), &format::encode(self)?, 0o600)
+        durable::write_with(&dir.join(FILE_NAME), 0o600, |file| Ok(format::encode(self, file)?))
     }
 }
 
@@ -73,7 +73,10 @@ pub(super) async fn keep(
             services: catalogs.borrow_and_update().services.clone(),
             ready: readinesses.borrow_and_update().ready().cloned().collect(),
         };
-        if state != stored {
+        if state == stored {
+            // What was stored would be held for the comparison alone.
+            stored = state;
+        } else {
             let (path, copy) = (dir.clone(), state.clone());
             let written = tokio::task::spawn_blocking(move || copy.store(&path)).await;
             match written.unwrap_or_else(|error| Err(io::Error::other(error))) {

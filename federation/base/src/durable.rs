@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, Write},
+    io::{self, BufWriter, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -17,6 +17,18 @@ use rustix::fs::{FlockOperation, flock};
 /// # Errors
 /// Any step failed; `path` is then unchanged.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write_with(path, mode, |file| file.write_all(bytes))
+}
+
+/// As [`write`], of what `content` writes piece by piece: for what would be large in memory.
+///
+/// # Errors
+/// Any step failed, `content` included; `path` is then unchanged.
+pub fn write_with(
+    path: &Path,
+    mode: u32,
+    content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(name) = path.file_name() else {
@@ -25,9 +37,10 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let unique = NEXT.fetch_add(1, Ordering::Relaxed);
     let temporary = directory.join(format!(".{}.{}.{unique}", name.to_string_lossy(), std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut writer = BufWriter::new(file);
+        content(&mut writer)?;
+        writer.into_inner()?.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
     })();
@@ -120,6 +133,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing").join("file");
         assert!(write(&missing, b"x", 0o600).is_err());
+        let path = dir.path().join("file");
+        write(&path, b"old", 0o600).unwrap();
+        let half = write_with(&path, 0o600, |file| {
+            file.write_all(b"new")?;
+            Err(io::Error::other("no more"))
+        });
+        assert!(half.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]

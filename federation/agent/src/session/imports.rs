@@ -10,7 +10,7 @@ use crate::provider::Imports;
 /// The list on its way: one per session, because the first message of each is complete.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
-    held: Option<Imports>,
+    held: Option<Arc<Imports>>,
     /// Parts of a change whose last part has not arrived.
     parts: Option<v1::Imports>,
 }
@@ -39,7 +39,7 @@ impl Assembly {
         }
         let mut imports = match (mem::take(&mut self.held), change.full) {
             (_, true) => Imports::new(),
-            (Some(held), false) => held,
+            (Some(held), false) => Arc::unwrap_or_clone(held),
             (None, false) => return Err(Broken::NoBase),
         };
         for key in change.removals.iter().filter_map(|key| ServiceKey::from_str(key).ok()) {
@@ -48,8 +48,9 @@ impl Assembly {
         for import in change.upserts {
             imports.insert(ServiceKey::new(import.namespace.as_str(), import.name.as_str()), import);
         }
-        self.held = Some(imports.clone());
-        Ok(Some(Arc::new(imports)))
+        let imports = Arc::new(imports);
+        self.held = Some(Arc::clone(&imports));
+        Ok(Some(imports))
     }
 }
 

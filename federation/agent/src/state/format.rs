@@ -1,6 +1,6 @@
 //! `agent.json`: the state as text, and what it was in formats before this one.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, io::Write, net::SocketAddr, sync::Arc, time::Duration};
 
 use archipelago_model::{
     id::ServiceKey,
@@ -9,7 +9,7 @@ use archipelago_model::{
 use archipelago_proto::v1::ExportFacts;
 use data_encoding::BASE64;
 use prost::Message;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::State;
 use crate::{
@@ -17,10 +17,10 @@ use crate::{
     health::Target,
 };
 
-pub(super) fn encode(state: &State) -> serde_json::Result<Vec<u8>> {
-    let services = state.services.iter().map(|(key, service)| StoredService::of(state, key, service)).collect();
-    let control_plane = Cow::Borrowed(state.control_plane.as_slice());
-    serde_json::to_vec(&Stored { format: FORMAT, control_plane, services })
+/// Writes service by service: all of them at once would be larger than the state itself.
+pub(super) fn encode(state: &State, out: &mut impl Write) -> serde_json::Result<()> {
+    let control_plane = state.control_plane.as_slice();
+    serde_json::to_writer(out, &Storing { format: FORMAT, control_plane, services: Services(state) })
 }
 
 /// Reads this format and those before it.
@@ -49,9 +49,28 @@ struct Envelope {
     format: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+/// [`Stored`] on its way out.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Storing<'a> {
+    format: u32,
+    control_plane: &'a [String],
+    services: Services<'a>,
+}
+
+struct Services<'a>(&'a State);
+
+impl Serialize for Services<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(state) = self;
+        serializer.collect_seq(state.services.iter().map(|(key, service)| StoredService::of(state, key, service)))
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Stored<'a> {
+    #[expect(dead_code, reason = "read before, off the Envelope")]
     format: u32,
     control_plane: Cow<'a, [String]>,
     services: Vec<StoredService<'a>>,
@@ -371,10 +390,16 @@ mod tests {
         }
     }
 
+    fn encoded(state: &State) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(state, &mut bytes).unwrap();
+        bytes
+    }
+
     #[test]
     fn everything_comes_back_and_what_is_damaged_does_not() {
         let state = state();
-        let bytes = encode(&state).unwrap();
+        let bytes = encoded(&state);
         assert_eq!(decode(&bytes).unwrap(), state);
         let text = String::from_utf8(bytes).unwrap();
         let later = text.replace("\"format\":4", "\"format\":9");
@@ -439,7 +464,7 @@ mod tests {
                 .collect(),
             ..State::default()
         };
-        let bytes = encode(&large).unwrap();
+        let bytes = encoded(&large);
         assert!(bytes.len() < 4 << 20, "{} bytes", bytes.len());
         assert_eq!(decode(&bytes).unwrap(), large);
     }
