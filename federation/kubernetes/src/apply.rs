@@ -40,16 +40,40 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
     /// Make it so.
-    Apply(Value),
+    Apply(Body),
     /// Make it so, once: what is seen of the object does not tell whether it is.
-    ApplyOnce(Value),
+    ApplyOnce(Body),
     /// Make its status so.
-    ApplyStatus(Value),
+    ApplyStatus(Body),
     /// Delete it, if it is still the one with this uid.
     Delete {
         /// `None`: whichever it is.
         uid: Option<String>,
     },
+}
+
+/// An object, or its status, as JSON. A text, because a large cluster wants thousands at once, and a tree of values is five times
+/// as large.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Body(Box<str>);
+
+impl Body {
+    /// As it is sent.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As it was made.
+    pub(crate) fn value(&self) -> Value {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<Value> for Body {
+    fn from(value: Value) -> Self {
+        Self(value.to_string().into())
+    }
 }
 
 /// Sends writes, several at a time, and says what became of them.
@@ -112,7 +136,7 @@ async fn send(client: &Client, write: &Write) -> Result<(), Failure> {
     };
     let request = Request::patch(format!("{path}{of}?fieldManager={FIELD_MANAGER}&force=true"))
         .header(header::CONTENT_TYPE, "application/apply-patch+yaml")
-        .body(body.to_string().into_bytes())
+        .body(body.as_str().as_bytes().to_vec())
         .map_err(Failure::transport)?;
     client::fetch(client, request).await.map(drop)
 }

@@ -6,7 +6,7 @@
 mod service;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
 };
 
@@ -41,8 +41,8 @@ pub struct Sources {
 #[derive(Debug, Default)]
 pub struct Discovery {
     seen: Sources,
-    /// Slices by the service that they belong to.
-    slices: HashMap<Key, BTreeSet<Key>>,
+    /// Slices by the service that they belong to, in their order. Nearly always one.
+    slices: HashMap<Key, Vec<Key>>,
     catalog: OrdMap<ServiceKey, Arc<catalog::Service>>,
 }
 
@@ -75,7 +75,7 @@ impl Discovery {
             if let Some(before) = before {
                 let service = Key { namespace: key.namespace.clone(), name: before.service.clone() };
                 if let Some(slices) = self.slices.get_mut(&service) {
-                    slices.remove(key);
+                    slices.retain(|slice| slice != key);
                     if slices.is_empty() {
                         self.slices.remove(&service);
                     }
@@ -84,7 +84,10 @@ impl Discovery {
             }
             if let Some(after) = after {
                 let service = Key { namespace: key.namespace.clone(), name: after.service.clone() };
-                self.slices.entry(service.clone()).or_default().insert(key.clone());
+                let slices = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+                if let Err(at) = slices.binary_search(key) {
+                    slices.insert(at, key.clone());
+                }
                 changed.insert(service);
             }
         }

@@ -35,14 +35,14 @@ pub(crate) async fn catalog(feeds: Offered, catalog: watch::Sender<Arc<Catalog>>
     let mut discovery = Discovery::default();
     // Made anew only when they may have changed: endpoints come and go far more often.
     let mut exported = (exports.now(), services.now(), Exports::default());
-    exported.2 = mcs::exports(&exported.0.objects, &exported.1.objects);
+    exported.2 = mcs::exports(&exported.0.objects, &exported.1.objects, &exported.2);
     let (mut changed_services, mut changed_slices) = (services.index(), slices.index());
     let (mut changed_pods, mut changed_exports) = (pods.index(), exports.index());
     loop {
         let began = Instant::now();
         let now = (exports.now(), services.now());
         if !now.0.objects.ptr_eq(&exported.0.objects) || !now.1.objects.ptr_eq(&exported.1.objects) {
-            let fresh = mcs::exports(&now.0.objects, &now.1.objects);
+            let fresh = mcs::exports(&now.0.objects, &now.1.objects, &exported.2);
             exported = (now.0, now.1, fresh);
         }
         let sources = Sources {

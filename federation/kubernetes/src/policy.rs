@@ -152,7 +152,7 @@ fn write(resource: Resource, kind: &str, key: Key, status: &PolicyStatus) -> Wri
         "metadata": { "name": key.name, "namespace": key.namespace },
         "status": status,
     });
-    Write { target: Target { resource, key }, what: What::ApplyStatus(body) }
+    Write { target: Target { resource, key }, what: What::ApplyStatus(body.into()) }
 }
 
 /// What the control plane says, in the words of conditions.

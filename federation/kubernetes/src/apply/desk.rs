@@ -139,9 +139,7 @@ fn slot(write: &Write) -> Slot {
 fn digest(what: &What) -> u64 {
     let mut hasher = DefaultHasher::new();
     match what {
-        What::Apply(body) | What::ApplyOnce(body) | What::ApplyStatus(body) => {
-            (0_u8, body.to_string()).hash(&mut hasher)
-        }
+        What::Apply(body) | What::ApplyOnce(body) | What::ApplyStatus(body) => (0_u8, body).hash(&mut hasher),
         What::Delete { uid } => (1_u8, uid).hash(&mut hasher),
     }
     hasher.finish()
@@ -175,16 +173,16 @@ mod tests {
     }
 
     fn apply(name: &str, value: u32) -> Write {
-        write(name, What::Apply(json!({ "value": value })))
+        write(name, What::Apply(json!({ "value": value }).into()))
     }
 
     fn status(value: u32) -> Write {
-        write("a", What::ApplyStatus(json!({ "value": value })))
+        write("a", What::ApplyStatus(json!({ "value": value }).into()))
     }
 
     fn values(choice: &Choice) -> Vec<Value> {
         let body = |write: &Write| match &write.what {
-            What::Apply(body) | What::ApplyOnce(body) | What::ApplyStatus(body) => body["value"].clone(),
+            What::Apply(body) | What::ApplyOnce(body) | What::ApplyStatus(body) => body.value()["value"].clone(),
             What::Delete { .. } => Value::Null,
         };
         choice.now.iter().map(body).collect()
@@ -210,7 +208,7 @@ mod tests {
     #[test]
     fn what_is_done_once_is_done_once() {
         let (mut desk, now) = (Desk::default(), Instant::now());
-        let once = || write("a", What::ApplyOnce(json!({ "value": 1 })));
+        let once = || write("a", What::ApplyOnce(json!({ "value": 1 }).into()));
         desk.choose(vec![once()], now);
         desk.done(&ok(once()), now, 0.5);
         let later = desk.choose(vec![once()], now + Duration::from_secs(3_600));

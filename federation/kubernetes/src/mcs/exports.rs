@@ -50,14 +50,15 @@ impl Verdict {
     }
 }
 
-/// What the cluster exports, for the catalog.
+/// What the cluster exports, for the catalog. What did not change is shared with `before`.
 #[must_use]
-pub fn exports(exports: &Objects<ServiceExport>, services: &Objects<Service>) -> Exports {
+pub fn exports(exports: &Objects<ServiceExport>, services: &Objects<Service>, before: &Exports) -> Exports {
     let mut facts = OrdMap::new();
     for (key, export) in exports.iter().filter(|(_, export)| !export.is_terminating) {
         let service = services.get(key).map(|service| &**service);
         if let (Verdict::Valid, Some(service)) = (Verdict::of(service), service) {
-            facts.insert(key.clone(), Arc::new(facts_of(export, service)));
+            let (known, now) = (before.get(key), facts_of(export, service));
+            facts.insert(key.clone(), known.filter(|known| ***known == now).cloned().unwrap_or_else(|| Arc::new(now)));
         }
     }
     facts

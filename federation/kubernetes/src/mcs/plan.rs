@@ -86,7 +86,7 @@ impl Controller {
     pub fn refused(&mut self, write: &Write) {
         let asks = |body: &Value| body.pointer("/spec/clusterIPs").is_some();
         if let (What::Apply(body), Resource { plural: "services", .. }) = (&write.what, write.target.resource)
-            && asks(body)
+            && asks(&body.value())
         {
             self.moved.insert(write.target.key.clone());
         }
@@ -136,10 +136,10 @@ impl Controller {
             _ => wanted.clone().with_addresses(ours.map(|service| &**service)),
         };
         if found.is_none_or(|found| !wanted.is_in(found)) {
-            plan.write(ServiceImport::RESOURCE, key, What::Apply(import_body(key, &wanted)));
+            plan.write(ServiceImport::RESOURCE, key, What::Apply(import_body(key, &wanted).into()));
         } else if found.is_some_and(|found| !wanted.is_all_of(found)) {
             // There is more than we ask for: either somebody else's, or what we no longer ask for. Asking once settles it.
-            plan.write(ServiceImport::RESOURCE, key, What::ApplyOnce(import_body(key, &wanted)));
+            plan.write(ServiceImport::RESOURCE, key, What::ApplyOnce(import_body(key, &wanted).into()));
         }
         let Some(import) = found else { return };
         let is_headless = wanted.spec.r#type == ImportType::Headless;
@@ -149,7 +149,7 @@ impl Controller {
             if ours.is_none_or(|ours| !derived::is_right(ours, &key.name, &import.uid, &wanted.spec.ports)) {
                 let addresses = if is_away { wanted.spec.ips.as_slice() } else { &[] };
                 let body = derived::service(&derived_key, &key.name, &import.uid, &wanted.spec.ports, addresses);
-                plan.write(Service::RESOURCE, &derived_key, What::Apply(body));
+                plan.write(Service::RESOURCE, &derived_key, What::Apply(body.into()));
             }
             if let Some(service) = ours {
                 self.slices(seen, key, &wanted, &derived_key, service, expected, plan);
@@ -166,7 +166,7 @@ impl Controller {
                 "metadata": { "name": key.name, "namespace": key.namespace },
                 "status": status,
             });
-            plan.write(ServiceImport::RESOURCE, key, What::ApplyStatus(body));
+            plan.write(ServiceImport::RESOURCE, key, What::ApplyStatus(body.into()));
         }
     }
 
@@ -188,7 +188,7 @@ impl Controller {
                 let family = service.ip_families.iter().find(|family| names::slice_is_of(&slice_key.name, family));
                 let family = family.map_or("IPv4", |family| &**family);
                 let body = derived::slice(&slice_key, &slice, family, &service.uid);
-                plan.write(EndpointSlice::RESOURCE, &slice_key, What::Apply(body));
+                plan.write(EndpointSlice::RESOURCE, &slice_key, What::Apply(body.into()));
             }
             expected.slices.insert(slice_key);
         }
@@ -225,7 +225,7 @@ impl Controller {
                 "metadata": { "name": key.name, "namespace": key.namespace },
                 "status": { "conditions": conditions },
             });
-            plan.write(ServiceExport::RESOURCE, key, What::ApplyStatus(body));
+            plan.write(ServiceExport::RESOURCE, key, What::ApplyStatus(body.into()));
         }
     }
 
@@ -237,7 +237,7 @@ impl Controller {
                 "metadata": { "name": name, "labels": { MANAGED_BY: APP } },
                 "spec": { "value": value },
             });
-            plan.write(CLUSTER_PROPERTY, &Key::new("", name), What::ApplyOnce(body));
+            plan.write(CLUSTER_PROPERTY, &Key::new("", name), What::ApplyOnce(body.into()));
         }
     }
 }

@@ -107,6 +107,7 @@ fn only_what_is_news_is_written_and_only_to_objects_that_are_there() {
     let all = [said(), elsewhere];
     let writes = statuses(&policies, &all, "2026-01-01T00:00:00Z");
     let [Write { target, what: What::ApplyStatus(body) }] = writes.as_slice() else { panic!("{writes:?}") };
+    let body = body.value();
     assert_eq!(target.to_string(), "trafficsplits.archipelago.dev shop/checkout");
     assert_eq!((&body["status"]["gateways"], &body["status"]["revision"]), (&json!("6/6"), &json!(12)));
     policies.values_mut().next().unwrap().status = serde_json::from_value(body["status"].clone()).unwrap();

@@ -3,6 +3,8 @@
 use archipelago_model::selector;
 use serde_json::json;
 
+use crate::discovery::Exports;
+
 use super::{
     world::{exporter, import},
     *,
@@ -39,7 +41,7 @@ fn an_export_is_valid_by_its_service_and_ready_once_the_federation_lists_it() {
     let mut world = exporting(cluster_ip(json!([{ "name": "http", "port": 80 }])));
     world.settle();
     assert!(is(&world, "Valid", "True", "Valid") && is(&world, "Ready", "False", "Pending"), "{:?}", said(&world));
-    let facts = exports(&world.seen().exports, &world.seen().services);
+    let facts = exports(&world.seen().exports, &world.seen().services, &Exports::default());
     assert_eq!(facts.len(), 1);
     world.imports(&[import("shop", "checkout", vec![exporter("paris", 1, vec![port("http", 80)])])]);
     world.settle();
@@ -65,7 +67,7 @@ fn what_cannot_be_exported_is_named() {
         world.settle();
         assert!(is(&world, "Valid", valid.0, valid.1), "{service:?} {:?}", said(&world));
         assert!(is(&world, "Ready", ready.0, ready.1), "{service:?} {:?}", said(&world));
-        assert!(exports(&world.seen().exports, &world.seen().services).is_empty());
+        assert!(exports(&world.seen().exports, &world.seen().services, &Exports::default()).is_empty());
     }
 }
 
@@ -79,7 +81,7 @@ fn cluster_selectors_are_carried_in_one_form_or_refused_in_words() {
         world
     };
     let carried = |world: &World| {
-        let facts = exports(&world.seen().exports, &world.seen().services);
+        let facts = exports(&world.seen().exports, &world.seen().services, &Exports::default());
         facts.get(&Key::new("shop", "checkout")).and_then(|facts| facts.annotations.get(KEY).cloned())
     };
     let condition = "archipelago.dev/ClusterSelectors";
@@ -99,7 +101,7 @@ fn cluster_selectors_are_carried_in_one_form_or_refused_in_words() {
         message.contains("exported as without it") && message.contains("expected a JSON list such as"),
         "{message}"
     );
-    assert_eq!(exports(&broken.seen().exports, &broken.seen().services).len(), 1);
+    assert_eq!(exports(&broken.seen().exports, &broken.seen().services, &Exports::default()).len(), 1);
     let headless = selecting(Some(json!({ "clusterIP": "None", "ports": [{ "port": 80 }] })), local);
     assert!(is(&headless, condition, "False", "InvalidServiceType"), "{:?}", said(&headless));
     assert_eq!((carried(&broken), carried(&headless)), (None, None));
@@ -118,7 +120,7 @@ fn a_service_that_stands_for_an_import_is_not_exported_again() {
     let derived = names::derived("checkout");
     world.put("serviceexports", "shop", &derived, json!({}));
     world.settle();
-    assert!(exports(&world.seen().exports, &world.seen().services).is_empty());
+    assert!(exports(&world.seen().exports, &world.seen().services, &Exports::default()).is_empty());
     let export = world.get("serviceexports", "shop", &derived).unwrap();
     assert_eq!(export["status"]["conditions"][0]["reason"], "InvalidServiceType");
 }
@@ -166,7 +168,7 @@ fn the_facts_of_an_export_are_those_of_its_service_and_of_the_export_alone() {
             "ports": [{ "name": "tcp", "port": 42 }, { "name": "udp", "port": 42, "protocol": "UDP", "appProtocol": "x" }],
         },
     }));
-    let facts = exports(&world.seen().exports, &world.seen().services);
+    let facts = exports(&world.seen().exports, &world.seen().services, &Exports::default());
     let facts = facts.get(&Key::new("shop", "checkout")).unwrap();
     assert_eq!(
         **facts,

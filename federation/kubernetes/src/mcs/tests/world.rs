@@ -192,10 +192,11 @@ impl World {
                 self.objects.remove(&slot);
             }
             What::ApplyStatus(body) => {
+                let body = body.value();
                 let object = self.objects.get_mut(&slot).unwrap();
                 object["status"] = body["status"].clone();
             }
-            What::Apply(body) | What::ApplyOnce(body) => self.apply(slot, body),
+            What::Apply(body) | What::ApplyOnce(body) => self.apply(slot, body.value()),
         }
     }
 
