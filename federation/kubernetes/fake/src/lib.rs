@@ -22,6 +22,7 @@
 
 mod fault;
 mod kinds;
+pub mod large;
 mod patch;
 mod selector;
 mod serve;
