@@ -199,7 +199,13 @@ impl Admin {
 
     async fn explain(&self, request: Request<Incoming>) -> Result<Value, (StatusCode, String)> {
         let ask: ExplainRequest = read(request).await?;
-        let query = ExplainQuery { host: ask.host, method: ask.method, path: ask.path, headers: ask.headers };
+        let query = ExplainQuery {
+            host: ask.host,
+            method: ask.method,
+            path: ask.path,
+            headers: ask.headers,
+            probe_tunnels: false,
+        };
         let e = self
             .workers
             .explain(query)

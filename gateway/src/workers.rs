@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelProbe, TunnelStatus};
 use archipelago_tunnel::Cut;
+use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::telemetry::GatewayMetrics;
 use crate::worker::Reply;
 use crate::worker::command::{self, Command, Report};
+use crate::worker::probe;
 
 /// A way to ask every worker; cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +36,12 @@ impl Workers {
     /// Asks the first worker what would happen to a request.
     pub async fn explain(&self, query: ExplainQuery) -> Option<ExplainResponse> {
         ask(self.0.first()?, |reply| Command::Explain(Box::new(query), reply)).await
+    }
+
+    /// What comes back through the tunnels of all workers, one entry per peer.
+    pub async fn probe(&self) -> Vec<TunnelProbe> {
+        let asked = self.0.iter().map(|worker| ask(worker, Command::Probe));
+        probe::merge(join_all(asked).await.into_iter().flatten())
     }
 
     /// Every worker's report; those that do not answer in time are left out.

@@ -2,6 +2,8 @@
 //!
 //! The form is that of Linkerd's `check`: categories, one line per check, a hint for what is wrong.
 
+mod tunnels;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -15,10 +17,21 @@ use crate::duration;
 pub(crate) struct Facts {
     pub(crate) status: v1::StatusResponse,
     pub(crate) tunnels: Vec<v1::TunnelStatus>,
+    /// What gateways found when they were asked to send requests through their tunnels.
+    pub(crate) probed: Vec<Probed>,
     /// Unix seconds.
     pub(crate) now: i64,
     /// What is left of the operator's own certificate.
     pub(crate) credential_left: Duration,
+}
+
+/// One gateway's requests through its tunnels.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    pub(crate) cluster: String,
+    pub(crate) gateway: String,
+    /// What came back; or why nobody asked, or nobody answered.
+    pub(crate) outcome: Result<Vec<v1::TunnelProbe>, String>,
 }
 
 /// `-o json`.
@@ -67,7 +80,7 @@ pub(crate) fn judge(facts: &Facts, pre: bool) -> Report {
     if pre {
         categories.push(joining(facts));
     } else {
-        categories.extend([clusters(facts), gateways(facts), tunnels(facts)]);
+        categories.extend([clusters(facts), gateways(facts), tunnels::judge(facts)]);
     }
     categories.push(clocks(facts));
     let failed = categories.iter().flat_map(|category| &category.checks).any(|check| check.result == Verdict::Error);
@@ -241,54 +254,6 @@ fn gateways(facts: &Facts) -> Category {
     }
 }
 
-/// Of each two clusters with gateways, both directions: every gateway dials for itself.
-///
-/// "up" is a measurement and no memory: gateways send each other datagrams through every tunnel, at least once a second, and say
-/// so only while those come back.
-fn tunnels(facts: &Facts) -> Category {
-    let living: Vec<&str> = facts
-        .status
-        .clusters
-        .iter()
-        .filter(|cluster| cluster.gateways.iter().any(|gateway| gateway.state != "disconnected"))
-        .map(|cluster| cluster.name.as_str())
-        .collect();
-    let mut checks = Vec::new();
-    for from in &living {
-        for to in living.iter().filter(|to| *to != from) {
-            let between = |tunnel: &&v1::TunnelStatus| tunnel.from_cluster == *from && tunnel.to_cluster == *to;
-            let up: Vec<&v1::TunnelStatus> =
-                facts.tunnels.iter().filter(between).filter(|tunnel| tunnel.state == "up").collect();
-            let slowest = up.iter().map(|tunnel| tunnel.rtt_micros).max().unwrap_or_default();
-            let said = match up.is_empty() {
-                true => format!("beats of {from} come back from {to}"),
-                false => format!("beats of {from} come back from {to}, within {}", duration::measured(slowest)),
-            };
-            let states = facts
-                .tunnels
-                .iter()
-                .filter(between)
-                .filter(|tunnel| tunnel.state != "up")
-                .map(|tunnel| format!("{} to {} is {}", tunnel.from, tunnel.to, tunnel.state));
-            let verdict = if up.is_empty() { Verdict::Error } else { Verdict::Warning };
-            let problem = lines(states).or_else(|| {
-                up.is_empty()
-                    .then(|| format!("no gateway of {from} has a tunnel to {to}: is its tunnel port (UDP) open?"))
-            });
-            checks.push(check(said, verdict, "tunnels", problem));
-        }
-    }
-    if living.len() < 2 {
-        checks.push(check(
-            "there are two clusters to connect",
-            Verdict::Warning,
-            "tunnels",
-            Some(format!("{} with a connected gateway", living.len())),
-        ));
-    }
-    Category { category_name: "tunnels", checks }
-}
-
 fn clocks(facts: &Facts) -> Category {
     let off = facts.status.clocks.iter().map(|clock| {
         let by = duration::display(Duration::from_millis(clock.offset_ms.unsigned_abs()));
@@ -386,7 +351,17 @@ mod tests {
         }
     }
 
-    fn healthy() -> Facts {
+    fn probed(from: &str, to: &str) -> Probed {
+        let probe = v1::TunnelProbe {
+            to: format!("{to}/node-1"),
+            to_cluster: to.into(),
+            round_trip_micros: 4_560,
+            ..Default::default()
+        };
+        Probed { cluster: from.into(), gateway: "node-1".into(), outcome: Ok(vec![probe]) }
+    }
+
+    pub(super) fn healthy() -> Facts {
         Facts {
             status: v1::StatusResponse {
                 members: vec![member(1, "leader"), member(2, "follower"), member(3, "follower")],
@@ -394,13 +369,14 @@ mod tests {
                 ..Default::default()
             },
             tunnels: vec![tunnel("paris", "tokyo", "up"), tunnel("tokyo", "paris", "up")],
+            probed: vec![probed("paris", "tokyo"), probed("tokyo", "paris")],
             now: NOW,
             credential_left: Duration::from_secs(300 * 24 * 3_600),
         }
     }
 
     /// What is found wrong: category, verdict, and the words.
-    fn wrong(facts: &Facts, pre: bool) -> Vec<(&'static str, Verdict, String)> {
+    pub(super) fn wrong(facts: &Facts, pre: bool) -> Vec<(&'static str, Verdict, String)> {
         let found = judge(facts, pre).categories.into_iter().flat_map(|category| {
             let name = category.category_name;
             category
@@ -426,7 +402,7 @@ mod tests {
     #[test]
     fn each_trouble_is_found_and_weighed() {
         type Case = (fn(&mut Facts), &'static str, Verdict, &'static str);
-        let cases: [Case; 14] = [
+        let cases: [Case; 12] = [
             (|facts| facts.credential_left = Duration::from_secs(3_600), "operator", Verdict::Warning, "in 1h"),
             (
                 |facts| facts.status.members[2].role = "unreachable".into(),
@@ -483,18 +459,6 @@ mod tests {
                 "gateways",
                 Verdict::Warning,
                 "1m left",
-            ),
-            (
-                |facts| facts.tunnels[0].state = "dead".into(),
-                "tunnels",
-                Verdict::Error,
-                "paris/node-1 to tokyo/node-1 is dead",
-            ),
-            (
-                |facts| drop(facts.tunnels.remove(1)),
-                "tunnels",
-                Verdict::Error,
-                "no gateway of tokyo has a tunnel to paris",
             ),
             (
                 |facts| {
@@ -577,6 +541,8 @@ mod tests {
             "gateways-synced",
             "gateways-certificates",
             "gateways-problems",
+            "tunnels-requests",
+            "tunnels-unasked",
         ];
         anchors.extend(others.map(str::to_owned));
         for anchor in anchors {

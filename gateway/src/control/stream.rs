@@ -159,6 +159,17 @@ impl ControlStream {
                         Some(gateway_directive::Body::SendHeld(_)) => {
                             send(&out, gateway_message::Body::Held(self.held())).await?;
                         }
+                        // Beside everything else: it lasts as long as a peer that does not answer. Who asks is limited by the member.
+                        Some(gateway_directive::Body::Explain(ask)) if asks_for_probes(&ask) => {
+                            let (workers, out) = (self.workers.clone(), out.clone());
+                            tokio::spawn(async move {
+                                let response =
+                                    ExplainResponse { probed: true, probes: workers.probe().await, ..ExplainResponse::default() };
+                                let reply = ExplainReply { id: ask.id, response: Some(response) };
+                                // The session may have ended meanwhile, and whoever asked has been told.
+                                drop(send(&out, gateway_message::Body::Explain(reply)).await);
+                            });
+                        }
                         Some(gateway_directive::Body::Explain(ask)) => {
                             let reply = self.explain(ask).await;
                             send(&out, gateway_message::Body::Explain(reply)).await?;
@@ -264,6 +275,10 @@ impl ControlStream {
         });
         ExplainReply { id: ask.id, response: Some(response) }
     }
+}
+
+fn asks_for_probes(ask: &ExplainAsk) -> bool {
+    ask.query.as_ref().is_some_and(|query| query.probe_tunnels)
 }
 
 async fn outcome(pending: &mut Option<Pending>) -> Result<Result<Applied, Refusal>, oneshot::error::RecvError> {

@@ -3,18 +3,20 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelProbe, TunnelStatus};
 use archipelago_tunnel::{Cut, PeerHandle, PeerState};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Reply, Worker};
+use super::{Reply, Worker, probe};
 
 /// A question or an order.
 #[derive(Debug)]
 pub enum Command {
     /// What would happen to this request?
     Explain(Box<ExplainQuery>, Reply<ExplainResponse>),
+    /// What comes back through every tunnel?
+    Probe(Reply<Vec<TunnelProbe>>),
     /// How are the tunnels, and what is being carried?
     Report(Reply<Report>),
     /// Drop packets in silence.
@@ -57,6 +59,11 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 worker.random(),
                 Instant::now(),
             ))),
+            // Answers take as long as the slowest peer, and reports must not wait for it.
+            Command::Probe(reply) => {
+                let worker = Rc::clone(&worker);
+                drop(tokio::task::spawn_local(async move { drop(reply.send(probe::all(worker).await)) }));
+            }
             Command::Report(reply) => drop(reply.send(report(&worker))),
             Command::Cut(cut, reply) => {
                 worker.tunnels.cut(cut);
@@ -147,7 +154,8 @@ fn severity(state: &str) -> u8 {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+/// Microseconds, as they are reported.
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

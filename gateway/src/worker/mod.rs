@@ -9,6 +9,7 @@ pub mod command;
 mod health;
 pub mod listen;
 pub mod ports;
+pub(crate) mod probe;
 pub mod streams;
 pub mod view;
 
@@ -568,6 +569,8 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
                 let _open = listen::Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
                 crate::tcp::serve_peer(Rc::clone(&worker), *request).await;
             }));
+        } else if probe::is_probe(&request.request) {
+            tokio::task::spawn_local(Box::pin(probe::answer(worker, request)));
         } else {
             tokio::task::spawn_local(Box::pin(crate::proxy::serve_peer(worker, request)));
         }

@@ -3,8 +3,11 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
+use archipelago_proto::v1;
+use futures_util::{StreamExt as _, stream};
+
 use super::Context;
-use crate::checks::{Facts, Report, Verdict, judge};
+use crate::checks::{Facts, Probed, Report, Verdict, judge};
 use crate::cli::CheckArgs;
 use crate::client::Client;
 use crate::exit::{Failure, Outcome};
@@ -18,7 +21,7 @@ pub(super) async fn run(context: &Context, args: &CheckArgs) -> Outcome {
     let client = context.client()?;
     let deadline = Instant::now() + args.wait;
     let report = loop {
-        let report = judge(&facts(&client).await?, args.pre);
+        let report = judge(&facts(&client, args.pre).await?, args.pre);
         if report.success || Instant::now() >= deadline {
             break report;
         }
@@ -31,15 +34,43 @@ pub(super) async fn run(context: &Context, args: &CheckArgs) -> Outcome {
     }
 }
 
-async fn facts(client: &Client) -> Outcome<Facts> {
+async fn facts(client: &Client, pre: bool) -> Outcome<Facts> {
     let now = SystemTime::now();
     let unix = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let status = client.status().await?;
+    // Before anything is judged: an idle tunnel beats slower than one that has just been used.
+    let probed = if pre { Vec::new() } else { probed(client, &status).await };
     Ok(Facts {
-        status: client.status().await?,
+        status,
         tunnels: client.tunnels().await?,
+        probed,
         now: i64::try_from(unix.as_secs()).unwrap_or(i64::MAX),
         credential_left: client.credential_left(now),
     })
+}
+
+/// Has every connected gateway send a request through each of its tunnels.
+async fn probed(client: &Client, status: &v1::StatusResponse) -> Vec<Probed> {
+    let connected = status
+        .clusters
+        .iter()
+        .flat_map(|cluster| cluster.gateways.iter().map(|gateway| (cluster.name.clone(), gateway)))
+        .filter(|(_, gateway)| gateway.state != "disconnected")
+        .map(|(cluster, gateway)| (cluster, gateway.name.clone()));
+    let asked = connected.map(|(cluster, gateway)| async move {
+        let request = v1::ExplainRequest {
+            cluster: cluster.clone(),
+            gateway: gateway.clone(),
+            query: Some(v1::ExplainQuery { probe_tunnels: true, ..Default::default() }),
+        };
+        let outcome = match client.explain(request).await {
+            Ok(answer) if answer.probed => Ok(answer.probes),
+            Ok(_) => Err("it, or the control plane, is of a version that knows beats only".to_owned()),
+            Err(failure) => Err(failure.to_string()),
+        };
+        Probed { cluster, gateway, outcome }
+    });
+    stream::iter(asked).buffered(ASKED_AT_ONCE_MAX).collect().await
 }
 
 /// Linkerd's form: a category, underlined, and its checks, the mark first.
@@ -71,13 +102,13 @@ fn mark(verdict: Verdict) -> &'static str {
     }
 }
 
+/// What a member asks of its gateways at once is limited, too.
+const ASKED_AT_ONCE_MAX: usize = 8;
 /// Gateways beat at least once a second.
 const BETWEEN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use archipelago_proto::v1;
-
     use super::*;
 
     #[test]

@@ -32,6 +32,7 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Outcome {
             method: args.method.to_ascii_uppercase(),
             path: args.path,
             headers: args.headers.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect(),
+            probe_tunnels: false,
         }),
     };
     let answer = context.client()?.explain(request).await?;

@@ -1,5 +1,6 @@
 """From nothing to the first answer from another cluster, by the commands of docs/kubernetes.md."""
 
+import json
 import time
 
 import apps
@@ -81,6 +82,27 @@ def callers(world, report):
     body = world.answered("paris", "on-host", URL)
     report.check(body["caller"] is None, f"a pod on the host's network is nobody ({body['caller']})")
     world.kubectl("paris", "delete", "pod", "-n", apps.WEB, "other", "on-host", "--wait=true")
+
+
+@scenario("meshctl check: every gateway's own requests come back through each of its tunnels")
+def checked(world, report):
+    def fine():
+        found = tunnel_checks(world)
+        return found if all(each["result"] == "success" for each in found) else None
+
+    # A busy machine may need longer for one than a gateway waits.
+    found = wait_until("nothing to be wrong with tunnels", fine, every=1)
+    for source in world.clusters:
+        for target in (name for name in world.clusters if name != source):
+            answered = [each for each in found if each["description"].startswith(f"requests of {source} are answered by {target}")]
+            report.check(len(answered) == 1, answered[0]["description"] if answered else f"nothing is said of requests from {source} to {target}")
+
+
+def tunnel_checks(world, environment=None):
+    """What `meshctl check` says of tunnels, once nothing is broken."""
+    words = ("check", "--wait", "4m", "-o", "json")
+    categories = json.loads(world.meshctl(*words, environment=environment))["categories"]
+    return next(each["checks"] for each in categories if each["categoryName"] == "tunnels")
 
 
 def pod_name(number):

@@ -9,7 +9,7 @@ from report import Skipped
 from world import DNS_ADDRESS, SYSTEM, wait_until
 
 from . import scenario
-from .joining import URL, caller
+from .joining import URL, caller, tunnel_checks
 from .policies import held, shares, without_split
 
 
@@ -131,6 +131,9 @@ def works(world, report, environment=None):
         wait_until("tokyo alone", lambda: shares(world, 10) == {"tokyo": 10}, every=0.5)
     finally:
         without_split(world)
+    for each in tunnel_checks(world):
+        # A version that cannot be asked to send requests is named, and answers those of others.
+        report.check(each["result"] != "error", " ".join([each["description"], each.get("error", "")]).strip())
     wait_until("every gateway to be ready", lambda: ready_gateways(world, environment) == 3)
     report.check(True, "meshctl status names 3 gateways that run the current revision")
 
