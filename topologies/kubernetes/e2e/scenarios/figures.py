@@ -1,5 +1,6 @@
 """Measured, never asserted: how fast a change is seen, and what a large cluster costs."""
 
+import json
 import statistics
 import time
 
@@ -62,28 +63,41 @@ def answers(world, pid, address):
     return world.run("nsenter", f"--net=/proc/{pid}/ns/net", *ask, check=False).strip() == "200"
 
 
-@scenario("figures: 2,000 services with 20,000 endpoints in one cluster", clusters=2)
+@scenario("figures: 2,000 exported services with 20,000 endpoints in one cluster", seconds=3600)
 def large(world, report):
     """Objects on the real API server, endpoints by hand: what counts is what agent and gateway hold of them."""
     before = memory(world)
-    count = world.large_services
-    namespaces = [apps.namespace(f"large-{number}") for number in range(10)]
-    world.apply("tokyo", apps.text(*namespaces))
-    for number in range(10):
-        items = [each for index in range(number, count, 10) for each in service_with_endpoints(f"large-{number}", index)]
-        world.kubectl("tokyo", "create", "-f", "-", stdin=apps.text(*items), timeout=600)
-    wait_until("the agents to know them", lambda: known(world) >= count, every=1)
-    after = memory(world)
-    for component in after:
-        report.figure(f"memory of the largest {component} in tokyo before", round(before[component]), "MB")
-        report.figure(f"memory of the largest {component} in tokyo with {count} services × 10 endpoints", round(after[component]), "MB")
-    status, _ = world.curl("paris", "client-1", URL)
-    report.check(status == 200, "traffic goes on")
-    world.kubectl("tokyo", "delete", "namespace", *(f"large-{number}" for number in range(10)), "--wait=false")
+    count, spaces = world.large_services, [f"large-{number}" for number in range(10)]
+    try:
+        world.apply("tokyo", apps.text(*map(apps.namespace, spaces)))
+        began = time.monotonic()
+        for number, space in enumerate(spaces):
+            items = [each for index in range(number, count, 10) for each in service_with_endpoints(space, index)]
+            world.kubectl("tokyo", "create", "-f", "-", stdin=apps.text(*items), timeout=900)
+        report.figure(f"{3 * count} objects written by kubectl", round(time.monotonic() - began, 1), "s")
+        wait_until("the agents to know them", lambda: known(world) >= count, 900, 1)
+        report.figure("of the first one until the agent holds all of them", round(time.monotonic() - began, 1), "s")
+        wait_until("the federation to know them", lambda: offered(world) >= count, 900, 5)
+        report.figure("of the first one until the control plane offers all of them", round(time.monotonic() - began, 1), "s")
+        after = memory(world)
+        for component in after:
+            report.figure(f"memory of the largest {component} in tokyo before", round(before[component]), "MB")
+            report.figure(f"memory of the largest {component} in tokyo with {count} services × 10 endpoints", round(after[component]), "MB")
+        status, _ = world.curl("paris", "client-1", URL)
+        report.check(status == 200, "traffic goes on")
+    finally:
+        world.kubectl("tokyo", "delete", "namespace", *spaces, "--wait=false", "--ignore-not-found")
+        wait_until("the federation to forget them", lambda: 0 <= offered(world) < 10, 1800, 5)
+
+
+def offered(world):
+    """Services of the many that the control plane knows; -1 when it does not answer."""
+    listed = world.meshctl("services", "-o", "json", check=False)
+    return sum(each["name"].startswith("large-") for each in json.loads(listed)) if listed else -1
 
 
 def service_with_endpoints(namespace, index):
-    """A Service without a selector and a slice with ten addresses that nobody has."""
+    """An exported Service without a selector and a slice with ten addresses that nobody has."""
     name = f"service-{index}"
     labels = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "lab.test"}
     addresses = [f"10.250.{(index * 10 + n) // 250}.{(index * 10 + n) % 250 + 1}" for n in range(10)]
@@ -101,6 +115,7 @@ def service_with_endpoints(namespace, index):
         "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
         "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
     }
+    yield apps.export(name, namespace)
 
 
 def memory(world, cluster="tokyo"):
