@@ -7,7 +7,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use archipelago_gateway::internals::{Condition, Matcher, PathPattern, Pattern, RouteInput, RuleIndex};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use archipelago_http::Fields;
+use http::{HeaderName, Method};
 
 fn main() {
     println!(
@@ -46,20 +47,16 @@ const KINDS: [(&str, MakeCondition); 3] = [
     ("prefix", |value| Condition::Path(PathPattern::Prefix(format!("/{value}")))),
 ];
 
-fn headers(preview: &str) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for number in 0..10 {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(format!("x-header-{number}")), "value".parse()) {
-            headers.insert(name, value);
+fn headers(preview: &str) -> Fields {
+    let mut headers = Fields::new();
+    let mut push = |name: &str, value: &str| {
+        if let Err(error) = headers.push_named(name.as_bytes(), value.as_bytes()) {
+            eprintln!("{name}: {error}");
         }
-    }
-    for (name, value) in
-        [("x-preview", preview.to_owned()), ("cookie", format!("session=0123456789abcdef; preview={preview}"))]
-    {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
-    }
+    };
+    (0..10).for_each(|number| push(&format!("x-header-{number}"), "value"));
+    push("x-preview", preview);
+    push("cookie", &format!("session=0123456789abcdef; preview={preview}"));
     headers
 }
 

@@ -13,7 +13,7 @@ use archipelago_tunnel::{ExtendedConnect, Gate};
 use http::{HeaderMap, HeaderName, Method, Request};
 
 use crate::config::{Protocol, Snapshot};
-use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE};
+use crate::exchange::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE};
 
 /// Proof that a gateway of a declared cluster is at the other end, by the snapshot it was made with.
 #[derive(Debug, Clone, PartialEq, Eq)]

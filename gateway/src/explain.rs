@@ -1,9 +1,10 @@
-//! What this gateway would do with a request, and why: the proxy's own decision, asked with reasons.
+//! What this gateway would do with a request, and why: the decision of a request, asked with reasons.
 
 use std::time::Instant;
 
+use archipelago_http::Fields;
 use archipelago_proto::v1::{ExplainQuery, ExplainResponse};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::Method;
 
 use crate::balance::hash::Key;
 use crate::config::{Rule, Service, StickyKey};
@@ -109,16 +110,12 @@ fn passed_over(service: &Service, rule: &Rule, why: &mut Vec<String>) {
     }
 }
 
-fn headers(query: &ExplainQuery) -> Result<HeaderMap, String> {
-    query
-        .headers
-        .iter()
-        .map(|(name, value)| {
-            let header = HeaderName::try_from(name).map_err(|_| format!("{name:?} is not a header name"))?;
-            let value = HeaderValue::from_str(value).map_err(|_| format!("{name}: not a header value"))?;
-            Ok((header, value))
-        })
-        .collect()
+fn headers(query: &ExplainQuery) -> Result<Fields, String> {
+    let mut fields = Fields::new();
+    for (name, value) in &query.headers {
+        fields.push_named(name.as_bytes(), value.as_bytes()).map_err(|error| format!("{name:?}: {error}"))?;
+    }
+    Ok(fields)
 }
 
 fn sticky(key: Option<&StickyKey>) -> String {

@@ -3,7 +3,7 @@
 //! | module | what | may block or lock |
 //! | --- | --- | --- |
 //! | [`authorize`], [`source`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
-//! | [`worker`], [`proxy`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
+//! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`handover`] | one process of a gateway follows another | yes |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
 //!
@@ -22,10 +22,10 @@ mod callers;
 mod config;
 mod control;
 mod dns;
+mod exchange;
 mod explain;
 mod gateway;
 mod handover;
-mod proxy;
 mod route;
 mod source;
 mod tcp;

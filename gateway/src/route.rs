@@ -4,7 +4,8 @@
 
 pub mod index;
 
-use http::{HeaderMap, HeaderName, Method, header};
+use archipelago_http::{Fields, Known};
+use http::{HeaderName, Method};
 
 /// The conditions of one rule, all of which must hold; an empty matcher matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct RouteInput<'r> {
     /// Path, with or without its query.
     pub path: &'r str,
     /// Headers of the request.
-    pub headers: &'r HeaderMap,
+    pub headers: &'r Fields,
 }
 
 impl Matcher {
@@ -77,9 +78,7 @@ impl Condition {
             Self::Method(method) => method == request.method,
             Self::Path(PathPattern::Exact(path)) => without_query(request.path) == path,
             Self::Path(PathPattern::Prefix(prefix)) => path_has_prefix(request.path, prefix),
-            Self::Header(name, pattern) => {
-                request.headers.get_all(name).iter().any(|value| pattern.fits(value.as_bytes()))
-            }
+            Self::Header(name, pattern) => request.headers.find_all(name.as_str()).any(|value| pattern.fits(value)),
             Self::Query(name, pattern) => {
                 query_pairs(request.path).any(|(key, value)| key == name && pattern.fits(value.as_bytes()))
             }
@@ -99,15 +98,14 @@ impl Pattern {
 }
 
 /// The values of the cookie `name`, in order (RFC 6265 §5.4; HTTP/2 may split the header, RFC 9113 §8.2.3).
-pub fn cookies<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
+pub fn cookies<'a>(headers: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a str> {
     cookie_pairs(headers).filter(move |(key, _)| *key == name).map(|(_, value)| value)
 }
 
-fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+fn cookie_pairs(headers: &Fields) -> impl Iterator<Item = (&str, &str)> {
     headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
+        .get_all(Known::Cookie)
+        .filter_map(|line| std::str::from_utf8(line).ok())
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
 }
@@ -143,14 +141,13 @@ fn bare(prefix: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
-    fn headers(list: &[(&str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
+    fn headers(list: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::new();
         for (name, value) in list {
-            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+            fields.push_named(name.as_bytes(), value.as_bytes()).unwrap();
         }
-        map
+        fields
     }
 
     #[test]

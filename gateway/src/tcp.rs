@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use archipelago_http::Fields;
 use archipelago_tunnel::{IncomingRequest, RecvHalf, SendHalf};
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderValue, Method, Request, Response, Uri};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,10 +18,10 @@ use crate::authorize::{Asked, INGRESS_HOP, authorize};
 use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
 use crate::config::Service;
-use crate::proxy::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_SOURCE, MESH_VERSION};
-use crate::proxy::record::Reporter;
-use crate::proxy::upstream::{Endpoint, UpstreamError};
-use crate::proxy::vouched;
+use crate::exchange::books::Reporter;
+use crate::exchange::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_SOURCE, MESH_VERSION};
+use crate::exchange::upstream::{Endpoint, UpstreamError};
+use crate::exchange::vouched;
 use crate::source::{Source, Workload};
 use crate::worker::Worker;
 use crate::worker::streams::{End, Stream};
@@ -39,7 +40,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
         let view = worker.view();
         let Some(index) = view.snapshot.service_by_key(&service) else { break };
         let (Some(config), Some(live)) = (view.snapshot.services.get(index), view.services.get(index)) else { break };
-        let Some(rule) = config.rule(&Method::CONNECT, "/", &HeaderMap::new()) else { break };
+        let Some(rule) = config.rule(&Method::CONNECT, "/", &Fields::new()) else { break };
         let key = *key.get_or_insert_with(|| live.draw());
         let query =
             RouteQuery { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };

@@ -178,5 +178,6 @@ async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
     // It boots with them, before anybody has said anything.
     mesh.stop_gateway("paris").await;
     mesh.start_gateway("paris").await;
+    eventually("the port is open again", async || TcpStream::connect(shop).await.is_ok()).await;
     answers(shop, "checkout.shop", 200, "paris").await;
 }

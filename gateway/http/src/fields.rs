@@ -94,6 +94,18 @@ impl Fields {
         taken.ok_or(InvalidField::Full)
     }
 
+    /// Appends a field whose value is a number.
+    pub fn push_number(&mut self, name: Known, value: u64) {
+        let mut text = Vec::with_capacity(20);
+        text::push_decimal(value, &mut text);
+        self.push(name, &text);
+    }
+
+    /// All fields as lines, each with its CR LF, where nothing was removed and everything was [pushed](Self::push).
+    pub fn lines(&self) -> &[u8] {
+        &self.text
+    }
+
     /// Replaces all fields of that name by one.
     pub fn set(&mut self, name: Known, value: &[u8]) {
         self.remove(name);

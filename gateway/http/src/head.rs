@@ -168,6 +168,11 @@ impl ResponseHead {
         Self::default()
     }
 
+    /// A response with this status and nothing else.
+    pub fn of(status: StatusCode) -> Self {
+        Self { status, ..Self::default() }
+    }
+
     /// Forgets the response and keeps the memory.
     pub fn clear(&mut self) {
         (self.status, self.version) = (StatusCode::OK, Version::HTTP_11);

@@ -4,7 +4,7 @@
 //! 2. [`failback`]: how a cluster that was away comes back.
 //! 3. [`load`]: power of two choices over Peak-EWMA, for gateways and endpoints.
 //! 4. [`topology`]: endpoints of the own node or zone come first, where the cluster says so.
-//! 5. [`outlier`]: endpoints that fail in a row sit out for a while.
+//! 5. [`outlier`]: endpoints that fail in a row, or hang ([`patience`]), sit out for a while and come back slowly.
 //! 6. [`budget`]: how many attempts beyond the first a worker may spend.
 
 pub mod budget;
@@ -13,4 +13,5 @@ pub mod failback;
 pub mod hash;
 pub mod load;
 pub mod outlier;
+pub mod patience;
 pub mod topology;

@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use archipelago_http::Fields;
 use archipelago_identity::SpiffeId;
 use archipelago_identity::revocation::Revocations;
 use archipelago_proto::v1 as proto;
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderName, Method};
 
 pub use self::build::{Built, Kept, Rejected};
 use super::Captures;
@@ -295,7 +296,7 @@ impl Snapshot {
 
 impl Service {
     /// The first rule that matches, if any.
-    pub fn rule(&self, method: &Method, path: &str, headers: &HeaderMap) -> Option<&Rule> {
+    pub fn rule(&self, method: &Method, path: &str, headers: &Fields) -> Option<&Rule> {
         let place = self.rules.first(&RouteInput { method, path, headers })?;
         self.rules.as_slice().get(place)
     }
@@ -309,9 +310,9 @@ impl Service {
     }
 
     /// The hash of the request's sticky key, if the split is sticky and the request carries the key.
-    pub fn sticky_hash(&self, headers: &HeaderMap) -> Option<u64> {
+    pub fn sticky_hash(&self, headers: &Fields) -> Option<u64> {
         let value = match self.sticky.as_ref()? {
-            StickyKey::Header(name) => headers.get(name)?.as_bytes(),
+            StickyKey::Header(name) => headers.find(name.as_str())?,
             StickyKey::Cookie(name) => route::cookies(headers, name).next()?.as_bytes(),
         };
         // By the service: a user is where he is on all of its ports.

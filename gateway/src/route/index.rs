@@ -15,7 +15,8 @@ use super::{Condition, Matcher, PathPattern, Pattern, RouteInput, bare, cookie_p
 /// Where rules are filed. Rules are numbers, in the order in which they are tried.
 #[derive(Debug, Default)]
 pub struct RuleIndex {
-    headers: Map<HeaderName, Map<Box<[u8]>, Rules>>,
+    /// By names in lower case.
+    headers: Map<Box<[u8]>, Values>,
     cookies: Map<Box<str>, Map<Box<str>, Rules>>,
     queries: Map<Box<str>, Map<Box<str>, Rules>>,
     paths: Map<Box<str>, Rules>,
@@ -26,6 +27,7 @@ pub struct RuleIndex {
     rest: Rules,
 }
 
+type Values = Map<Box<[u8]>, Rules>;
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 /// Ascending.
 type Rules = Vec<u32>;
@@ -64,16 +66,13 @@ impl RuleIndex {
         let mut best = Best { found: None, matches };
         best.among(Some(&self.rest));
         if !self.headers.is_empty() {
-            if self.headers.len() <= request.headers.keys_len() {
-                for (name, values) in &self.headers {
-                    for value in request.headers.get_all(name) {
-                        best.among(values.get(value.as_bytes()));
-                    }
-                }
-            } else {
-                for (name, value) in request.headers {
-                    best.among(self.headers.get(name).and_then(|values| values.get(value.as_bytes())));
-                }
+            let mut lower = [0; NAME_BYTES_MAX];
+            for (name, value, known) in request.headers.iter() {
+                let name = match known {
+                    Some(known) => known.as_str().as_bytes(),
+                    None => in_lower_case(name, &mut lower),
+                };
+                best.among(self.headers.get(name).and_then(|values| values.get(value)));
             }
         }
         if !self.cookies.is_empty() {
@@ -101,7 +100,8 @@ impl RuleIndex {
     fn place(&mut self, key: Option<Key<'_>>) -> &mut Rules {
         match key {
             Some(Key::Header(name, value)) => {
-                self.headers.entry(name.clone()).or_default().entry(value.as_bytes().into()).or_default()
+                let values = self.headers.entry(name.as_str().as_bytes().into()).or_default();
+                values.entry(value.as_bytes().into()).or_default()
             }
             Some(Key::Cookie(name, value)) => {
                 self.cookies.entry(name.into()).or_default().entry(value.into()).or_default()
@@ -119,17 +119,28 @@ impl RuleIndex {
 impl<'m> Key<'m> {
     fn of(condition: &'m Condition) -> Option<Self> {
         match condition {
-            Condition::Header(name, Pattern::Exact(value)) => Some(Self::Header(name, value)),
+            // Longer names are asked one by one.
+            Condition::Header(name, Pattern::Exact(value)) if name.as_str().len() <= NAME_BYTES_MAX => {
+                Some(Self::Header(name, value))
+            }
             Condition::Cookie(name, Pattern::Exact(value)) => Some(Self::Cookie(name, value)),
             Condition::Query(name, Pattern::Exact(value)) => Some(Self::Query(name, value)),
             Condition::Path(PathPattern::Exact(path)) => Some(Self::Path(path)),
             Condition::Path(PathPattern::Prefix(prefix)) => Some(Self::Prefix(bare(prefix))),
             Condition::Method(_)
-            | Condition::Header(_, Pattern::Prefix(_) | Pattern::Present)
+            | Condition::Header(..)
             | Condition::Cookie(_, Pattern::Prefix(_) | Pattern::Present)
             | Condition::Query(_, Pattern::Prefix(_) | Pattern::Present) => None,
         }
     }
+}
+
+/// Nothing for longer names: no rule is filed under one.
+fn in_lower_case<'b>(name: &[u8], room: &'b mut [u8; NAME_BYTES_MAX]) -> &'b [u8] {
+    let Some(room) = room.get_mut(..name.len()) else { return &[] };
+    room.copy_from_slice(name);
+    room.make_ascii_lowercase();
+    room
 }
 
 struct Best<F> {
@@ -151,9 +162,13 @@ impl<F: Fn(u32) -> bool> Best<F> {
     }
 }
 
+/// Rules on longer names are not filed under them.
+const NAME_BYTES_MAX: usize = 256;
+
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue, Method};
+    use archipelago_http::Fields;
+    use http::Method;
     use proptest::prelude::*;
 
     use super::*;
@@ -198,12 +213,12 @@ mod tests {
             cookie in prop::collection::vec((name(), "[ab]{0,2}"), 0..3),
         ) {
             let rules: Vec<Matcher> = rules.into_iter().map(|conditions| Matcher { conditions }).collect();
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::new();
             for (name, value) in lines {
-                headers.append(HeaderName::from_static(name), HeaderValue::try_from(value).unwrap());
+                headers.push_named(name.to_uppercase().as_bytes(), value.as_bytes()).unwrap();
             }
             let cookie: Vec<String> = cookie.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            headers.append("cookie", HeaderValue::try_from(cookie.join("; ")).unwrap());
+            headers.push_named(b"cookie", cookie.join("; ").as_bytes()).unwrap();
             let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let path = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
             let input = RouteInput { method: &method, path: &path, headers: &headers };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
-use crate::proxy::record::Done;
+use crate::exchange::books::Done;
 
 /// Where workers hand lines in; cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ impl AccessLog {
     }
 
     /// Hands in one request.
-    pub fn log(&self, done: &Done) {
+    pub fn log(&self, done: &Done<'_>) {
         let line = Line::new(done);
         let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
         bytes.push(b'\n');
@@ -88,6 +88,7 @@ struct Line<'a> {
     source_cluster: &'a str,
     service: &'a str,
     route_name: &'a str,
+    revision: u64,
     reporter: &'a str,
     attempt: u32,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -103,12 +104,15 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(done: &'a Done) -> Self {
-        let record = &done.record;
+    fn new(done: &'a Done<'a>) -> Self {
+        let record = done.record;
         let text = record.text.as_deref();
-        let of = |get: fn(&'a crate::proxy::record::Text) -> &'a String| text.map_or("", |t| get(t).as_str());
+        let of = |get: fn(&'a crate::exchange::books::Text) -> &'a String| text.map_or("", |t| get(t).as_str());
         Self {
-            start_time: jiff::Timestamp::try_from(record.start_time).map(|t| format!("{t:.3}")).unwrap_or_default(),
+            start_time: text
+                .and_then(|text| jiff::Timestamp::try_from(text.start_time).ok())
+                .map(|t| format!("{t:.3}"))
+                .unwrap_or_default(),
             method: of(|t| &t.method),
             path: of(|t| &t.path),
             protocol: of(|t| &t.protocol),
@@ -123,6 +127,7 @@ impl<'a> Line<'a> {
             source_cluster: &record.source_cluster,
             service: record.service.as_deref().unwrap_or(""),
             route_name: record.rule.as_deref().unwrap_or(""),
+            revision: record.revision,
             reporter: record.reporter.label(),
             attempt: record.attempts,
             x_request_id: of(|t| &t.request_id),

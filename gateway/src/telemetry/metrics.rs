@@ -19,9 +19,9 @@ use prometheus_client::registry::Registry;
 
 use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
-use crate::proxy::guard::Violation;
-use crate::proxy::record::{Done, Reporter};
-use crate::proxy::stack::Failure;
+use crate::exchange::books::{Done, Reporter};
+use crate::exchange::failure::Failure;
+use archipelago_http::h1::Refusal as RefusedHead;
 
 /// The gateway's metrics, shared by all threads.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct GatewayMetrics {
     tunnels: Arc<Tunnels>,
     replays: Family<[(&'static str, &'static str); 2], Counter>,
     failures: Family<[(&'static str, &'static str); 1], Counter>,
-    violations: Family<[(&'static str, &'static str); 1], Counter>,
+    refused_heads: Family<[(&'static str, &'static str); 1], Counter>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
     refused_streams: Family<[(&'static str, &'static str); 1], Counter>,
     refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
@@ -62,7 +62,7 @@ impl GatewayMetrics {
             tunnels: Arc::default(),
             replays: Family::default(),
             failures: Family::default(),
-            violations: Family::default(),
+            refused_heads: Family::default(),
             verdicts: Family::default(),
             refused_streams: Family::default(),
             refused_tunnels: Family::default(),
@@ -84,11 +84,7 @@ impl GatewayMetrics {
         registry.register_collector(Box::new(Arc::clone(&this.tunnels)));
         registry.register("mesh_gateway_replays", "Attempts beyond the first", this.replays.clone());
         registry.register("mesh_gateway_failures", "Requests that the gateway answered itself", this.failures.clone());
-        registry.register(
-            "mesh_gateway_refused_heads",
-            "Requests whose framing was ambiguous",
-            this.violations.clone(),
-        );
+        registry.register("mesh_gateway_refused_heads", "Requests whose head was refused", this.refused_heads.clone());
         registry.register("mesh_gateway_detector_verdicts", "Changes of a peer's state", this.verdicts.clone());
         registry.register(
             "mesh_gateway_refused_streams",
@@ -185,7 +181,7 @@ impl WorkerMetrics {
     }
 
     /// Counts a finished request.
-    pub fn request(&self, done: &Done) {
+    pub fn request(&self, done: &Done<'_>) {
         let record = &done.record;
         let key = Key {
             reporter: record.reporter,
@@ -225,18 +221,9 @@ impl WorkerMetrics {
         self.shared.failures.get_or_create(&[("reason", failure.reason())]).inc();
     }
 
-    /// A request whose framing was ambiguous.
-    pub fn violation(&self, violation: Violation) {
-        let reason = match violation {
-            Violation::LineEnd => "line_end",
-            Violation::FoldedLine => "folded_line",
-            Violation::HeaderName => "header_name",
-            Violation::ContentLength => "content_length",
-            Violation::TransferEncoding => "transfer_encoding",
-            Violation::LengthAndEncoding => "length_and_encoding",
-            Violation::Chunk => "chunk",
-        };
-        self.shared.violations.get_or_create(&[("reason", reason)]).inc();
+    /// A request whose head was refused.
+    pub fn refused_head(&self, refusal: RefusedHead) {
+        self.shared.refused_heads.get_or_create(&[("reason", refusal.reason())]).inc();
     }
 
     /// A stream out of a tunnel that may not be forwarded.
@@ -432,7 +419,7 @@ const SERIES_MAX: usize = 20_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::record::Record;
+    use crate::exchange::books::Record;
     use std::time::Instant;
 
     #[test]
@@ -445,7 +432,7 @@ mod tests {
             (Some("tokyo".into()), Some("shop/checkout".into()), 200);
         for millis in [1, 30, 20_000] {
             worker.request(&Done {
-                record: record.clone(),
+                record: &record,
                 duration: Duration::from_millis(millis),
                 bytes_received: 0,
                 bytes_sent: 0,

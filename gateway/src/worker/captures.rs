@@ -24,8 +24,8 @@ use super::Worker;
 use super::listen::{Count, accept};
 use crate::callers::{CaptureFrom, Entry, Table};
 use crate::config::{Capture, Protocol, Snapshot};
+use crate::exchange::client::{self, Entrance};
 use crate::handover::{Sockets, Turn};
-use crate::proxy::client::{self, Entrance};
 
 /// The gateway's sockets on such ports.
 #[derive(Debug)]

@@ -80,7 +80,8 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
 /// Whether requests find what the peers have said.
 fn is_settled(worker: &Worker) -> bool {
     let has_said = |peer: &PeerHandle| match peer.state() {
-        PeerState::Dialing => peer.last_error().is_some(),
+        // One that failed may be about to succeed: how long that may take is bounded by who asks.
+        PeerState::Dialing => false,
         PeerState::Up => peer.has_said_health(),
         PeerState::Suspect | PeerState::Dead | PeerState::Draining => true,
     };

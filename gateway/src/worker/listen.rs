@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
+use crate::exchange::client::{self, Entrance};
 use crate::handover::{Phase, Turn};
-use crate::proxy::client::{self, Entrance};
 
 /// Accepts HTTP clients until `drain`, whenever it is our turn.
 pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken, mut turn: Turn) {

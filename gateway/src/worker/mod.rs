@@ -16,7 +16,7 @@ pub mod view;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,7 +27,6 @@ use archipelago_tunnel::{
     BindError, DetectorConfig, Incoming, Peer, PeerState, ServiceHealth, TunnelConfig, TunnelStats, Tunnels,
 };
 use http::{HeaderValue, Method};
-use hyper::client::conn::http1;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -37,11 +36,9 @@ use crate::balance::budget::{Budget, Purpose};
 use crate::balance::hash;
 use crate::callers::{self, CaptureFrom};
 use crate::config::{Published, Snapshot};
+use crate::exchange::books::Done;
+use crate::exchange::timers::Timers;
 use crate::handover::{Phase, Turn};
-use crate::proxy::body::RequestBody;
-use crate::proxy::layers::Slot;
-use crate::proxy::record::Done;
-use crate::proxy::stack::Stack;
 use crate::source::{Source, Vouches};
 use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
 use captures::{CaptureListeners, CapturePorts};
@@ -117,8 +114,10 @@ impl Caller {
 /// Bounds of one worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Until a response must begin; see [`crate::proxy::layers::deadline`].
+    /// Until a response must begin; see [`crate::exchange::call::Deadline`].
     pub request_timeout: Duration,
+    /// How long a client may take nothing of a response that is there.
+    pub stall_timeout: Duration,
     /// Requests carried at a time.
     pub requests_max: usize,
     /// HTTP connections of clients. At about 10 KiB idle and 150 KiB with full buffers each.
@@ -135,6 +134,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             request_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(60),
             requests_max: 8_192,
             connections_max: 8_192,
             tcp_connections_max: 2_048,
@@ -189,13 +189,13 @@ pub struct Worker {
     pub access_log: Option<AccessLog>,
     /// Whose address is whose on our node.
     pub clients: Arc<callers::Table>,
-    /// The stack of client requests.
-    pub ingress: Stack,
-    /// The stack of requests out of tunnels.
-    pub far_side: Stack,
+    /// Deadlines of everything that runs on it.
+    pub timers: Rc<Timers>,
     /// Requests carried.
     pub requests: Cell<usize>,
     pub(crate) connections: Cell<usize>,
+    /// The gateway drains: idle connections of clients end.
+    pub(crate) is_draining: Cell<bool>,
     /// A successor serves: clients are asked to come again, to it.
     pub(crate) is_leaving: Cell<bool>,
     pub(crate) tcp_connections: Cell<usize>,
@@ -234,10 +234,10 @@ impl Worker {
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
             clients: Arc::clone(&shared.clients),
-            ingress: crate::proxy::ingress(),
-            far_side: crate::proxy::far_side(),
+            timers: Rc::default(),
             requests: Cell::new(0),
             connections: Cell::new(0),
+            is_draining: Cell::new(false),
             is_leaving: Cell::new(false),
             tcp_connections: Cell::new(0),
             clients_seen: Cell::new(0),
@@ -293,11 +293,6 @@ impl Worker {
         Source::of(ip, &self.clients, self.clients_seen.get(), trust_domain, &self.identity.cluster)
     }
 
-    /// An admission slot, if one is free.
-    pub fn admit(self: &Rc<Self>) -> Option<Slot> {
-        Slot::take(self)
-    }
-
     /// Nobody can serve a request for this service: of the clusters that export it, other gateways than the chosen may know better.
     pub fn demand(&self, view: &View, service: usize) {
         let Some(service) = view.snapshot.services.get(service) else { return };
@@ -316,15 +311,8 @@ impl Worker {
         self.budget.borrow_mut().withdraw(purpose, Instant::now())
     }
 
-    /// Takes back a pooled connection.
-    pub fn return_connection(&self, address: SocketAddr, sender: http1::SendRequest<RequestBody>) {
-        if let Some(endpoint) = self.live.borrow().endpoint(address) {
-            endpoint.put_back(sender, Instant::now());
-        }
-    }
-
     /// Writes a finished request down.
-    pub fn finished(&self, done: &Done) {
+    pub fn finished(&self, done: &Done<'_>) {
         self.metrics.request(done);
         if let Some(log) = &self.access_log {
             log.log(done);
@@ -465,7 +453,6 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
             };
             let address = tunnels.local_addr();
             let worker = Rc::new(Worker::new(index, &shared, tunnels));
-            CURRENT.with(|current| current.replace(Rc::downgrade(&worker)));
             let listeners = sockets.http.into_iter().map(tokio::net::TcpListener::from_std);
             let listeners = match listeners.collect::<Result<Vec<_>, _>>() {
                 Ok(listeners) => listeners,
@@ -492,6 +479,7 @@ async fn run(
         tokio::task::spawn_local(serve_tunnels(Rc::clone(&worker), incoming)),
         tokio::task::spawn_local(keep_house(Rc::clone(&worker))),
         tokio::task::spawn_local(note_clients(Rc::clone(&worker))),
+        tokio::task::spawn_local(Rc::clone(&worker.timers).run()),
         tokio::task::spawn_local(note_successors(Rc::clone(&worker), shared.turn.clone())),
     ];
     let mut accepting = tokio::task::JoinSet::new();
@@ -499,6 +487,8 @@ async fn run(
         accepting.spawn_local(listen::http(Rc::clone(&worker), listener, shared.drain.clone(), shared.turn.clone()));
     }
     shared.drain.cancelled().await;
+    worker.is_draining.set(true);
+    worker.timers.wake_all();
 
     // New work stops: no accepts, GOAWAY on HTTP/2 (by each connection) and on the tunnels. Then what is in flight ends.
     let deadline = Instant::now() + worker.limits.drain_timeout;
@@ -572,7 +562,7 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
         } else if probe::is_probe(&request.request) {
             tokio::task::spawn_local(Box::pin(probe::answer(worker, request)));
         } else {
-            tokio::task::spawn_local(Box::pin(crate::proxy::serve_peer(worker, request)));
+            tokio::task::spawn_local(Box::pin(crate::exchange::serve_peer(worker, request)));
         }
     }
 }
@@ -619,19 +609,6 @@ where
             future.await;
         });
     }
-}
-
-/// Runs `f` with the worker of this thread, if it is still there. Bodies end wherever hyper drops them and must be `Send`, so
-/// they find their worker here instead of holding it.
-pub fn with_current(f: impl FnOnce(&Worker)) {
-    let worker = CURRENT.try_with(|current| current.borrow().upgrade()).ok().flatten();
-    if let Some(worker) = worker {
-        f(&worker);
-    }
-}
-
-thread_local! {
-    static CURRENT: RefCell<Weak<Worker>> = const { RefCell::new(Weak::new()) };
 }
 
 /// Answers a question of another thread; the asker may be gone.

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 
 use super::{Worker, command::micros};
 use crate::authorize::{INGRESS_HOP, Refusal};
-use crate::proxy::headers::{MESH_HOP, MESH_SERVICE};
+use crate::exchange::headers::{MESH_HOP, MESH_SERVICE};
 
 /// Through every tunnel of a worker, at once.
 pub(super) async fn all(worker: Rc<Worker>) -> Vec<TunnelProbe> {

@@ -1,7 +1,7 @@
 //! What one worker knows right now: the snapshot, joined with its peers' health and its local endpoints.
 //!
 //! Rebuilt when one of those changes, read by every request. [`View::decide`] is the one place where a request's target is
-//! chosen; the proxy and `explain` both call it.
+//! chosen; requests and `explain` both call it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::Verdict;
 use crate::balance::topology::Preference;
 use crate::config::{Backend, Rule, Service, Snapshot};
-use crate::proxy::upstream::Endpoint;
+use crate::exchange::upstream::Endpoint;
 
 /// One consistent picture for requests that begin now.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ pub struct RouteQuery<'a> {
 }
 
 /// Targets that failed this request already.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tried {
     /// Local endpoints.
     pub endpoints: Vec<SocketAddr>,
@@ -251,7 +251,8 @@ impl ServiceView {
                 })
             };
             let count = eligible().count();
-            let index = load::pick_of_two(count, random, |i| eligible().nth(i).map_or(f64::MAX, |e| e.endpoint.cost()));
+            let index =
+                load::pick_of_two(count, random, |i| eligible().nth(i).map_or(f64::MAX, |e| e.endpoint.cost(now)));
             if let Some(view) = index.and_then(|i| eligible().nth(i)) {
                 let state = if readiness == Readiness::Ready { "ready" } else { "unchecked" };
                 why.note(|| {
@@ -281,7 +282,9 @@ impl ServiceView {
 
     /// Takes what an attempt at an endpoint of this service showed. At most half of the endpoints sit out at a time.
     pub fn judge(&self, endpoint: &Endpoint, verdict: Verdict, now: Instant) {
-        let ejected = self.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count();
+        // Only whether another may sit out depends on the others.
+        let count = || self.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count();
+        let ejected = if verdict == Verdict::Answered { 0 } else { count() };
         endpoint.judge(verdict, self.endpoints.len(), ejected, now);
     }
 
@@ -454,11 +457,6 @@ impl LiveState {
             self.failback.retain(|key, _| keys.contains(key));
         }
         view
-    }
-
-    /// The endpoint at `address`, while some service has it.
-    pub fn endpoint(&self, address: SocketAddr) -> Option<&Rc<Endpoint>> {
-        self.endpoints.get(&address)
     }
 
     /// All endpoints, for housekeeping.

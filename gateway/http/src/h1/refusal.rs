@@ -180,6 +180,12 @@ pub enum BadResponse {
     /// RFC 9112 §6.1.
     #[error("the response has a Transfer-Encoding, which HTTP/1.0 does not know")]
     TransferEncodingVersion,
+    /// RFC 9110 §15.2.2: only when it was asked for.
+    #[error("the response switches to another protocol, which the request did not ask for")]
+    SwitchingProtocols,
+    /// Another gateway found it so.
+    #[error("another gateway could not read it")]
+    Elsewhere,
     /// RFC 9110 §7.6.1.
     #[error("the Connection fields of the response are longer than 1 KiB")]
     Connection,
@@ -199,6 +205,8 @@ impl BadResponse {
             Self::ContentLengthDiffers => "content_length_differs",
             Self::TransferEncoding => "transfer_encoding",
             Self::TransferEncodingVersion => "transfer_encoding_version",
+            Self::SwitchingProtocols => "switching_protocols",
+            Self::Elsewhere => "elsewhere",
             Self::Connection => "connection",
         }
     }

@@ -220,10 +220,10 @@ fn a_good_configuration_compiles() {
     assert_eq!(snapshot.service_by_host("web.shop"), None);
     let service = &snapshot.services[index];
     assert_eq!(service.local.len(), 1, "unusable and double endpoints are left out");
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     let rule = service.rule(&Method::GET, "/", &headers).unwrap();
     assert_eq!((&*rule.name, rule.tiers.len()), ("backends", 1));
-    headers.insert("x-preview", "pr-42".parse().unwrap());
+    headers.push_named(b"x-preview", b"pr-42").unwrap();
     assert_eq!(&*service.rule(&Method::GET, "/", &headers).unwrap().name, "routes[0]");
     assert_eq!(snapshot.services[1].tcp_offset(), Some(3));
 }
@@ -535,8 +535,8 @@ fn residency_and_sticky_keys() {
     let snapshot = fresh(&state);
     let service = &snapshot.services[0];
     assert!(!service.may_reside_in(Some(0)) && service.may_reside_in(Some(1)) && !service.may_reside_in(None));
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     assert_eq!(service.sticky_hash(&headers), None);
-    headers.insert("cookie", "a=b; user=alice".parse().unwrap());
+    headers.push_named(b"cookie", b"a=b; user=alice").unwrap();
     assert_eq!(service.sticky_hash(&headers), Some(hash::sticky_key("shop/checkout", b"alice")));
 }

@@ -136,7 +136,8 @@ fn users_stay_where_they_are_on_every_port() {
         }
     });
     let snapshot = fresh(&state);
-    let headers = HeaderMap::from_iter([("x-user".parse().unwrap(), "alice".parse().unwrap())]);
+    let mut headers = Fields::new();
+    headers.push_named(b"X-User", b"alice").unwrap();
     let hash = |place: usize| snapshot.services[place].sticky_hash(&headers);
     assert_eq!((hash(1), hash(0)), (hash(2), Some(hash::sticky_key("shop/checkout", b"alice"))));
 }

@@ -26,7 +26,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::sync::Notify;
 
-use super::body::BoxError;
+use crate::exchange::body::BoxError;
 use link::Link;
 
 /// The connections of one worker to one endpoint.

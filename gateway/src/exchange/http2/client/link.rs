@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::exchange::Http2Exchange;
 use super::{ANNOUNCED_BYTES_MAX, CONNECT_TIMEOUT, DialError, Inner, SETTINGS_TIMEOUT};
-use crate::proxy::body::BoxError;
+use crate::exchange::body::BoxError;
 
 /// A connection that takes requests. Dropped, it closes once its last stream has ended.
 pub(super) struct Link {

@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::Http2Error;
 use super::link::Counted;
-use crate::proxy::body::BoxError;
+use crate::exchange::body::BoxError;
 
 /// A request under way and the response to it. First its heads ([`head`](Self::head)), then it is the response's body.
 /// Whenever it is polled it sends more of the request. Dropped before its end, it cancels the stream (CANCEL).

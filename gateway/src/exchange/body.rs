@@ -1,0 +1,415 @@
+//! Bodies on their way through.
+//!
+//! [`RequestBody`] is what one attempt sends. While an attempt streams it, the first [`REPLAY_BYTES_MAX`] bytes are kept, so that
+//! another attempt can start over. [`ResponseBody`] is what goes back; its end, clean or not, closes the books of the request.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use archipelago_http::h1::Framing;
+use archipelago_tunnel::{Exchange, TunnelBody};
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use super::books::Books;
+use super::headers;
+use super::http1::client::Answer;
+use super::http1::server::UploadBody;
+use super::http2::client::Http2Exchange;
+
+/// Errors of bodies; they end the message with a reset.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a request as it comes in.
+#[derive(Debug)]
+pub struct Incoming {
+    stream: Stream,
+    size: SizeHint,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation per request, this lives in one already")]
+enum Stream {
+    Empty,
+    Http1(UploadBody),
+    Http2(hyper::body::Incoming),
+    Tunnel(TunnelBody),
+    #[cfg(test)]
+    Listed(std::collections::VecDeque<Bytes>),
+}
+
+impl Incoming {
+    /// From a client's HTTP/1.1 connection.
+    pub fn http1(body: UploadBody, framing: Framing) -> Self {
+        match framing {
+            Framing::Empty | Framing::Length(0) | Framing::UntilClose => {
+                Self::of(Stream::Empty, SizeHint::with_exact(0))
+            }
+            Framing::Length(n) => Self::of(Stream::Http1(body), SizeHint::with_exact(n)),
+            Framing::Chunked => Self::of(Stream::Http1(body), SizeHint::default()),
+        }
+    }
+
+    /// From a client's HTTP/2 stream.
+    pub fn http2(body: hyper::body::Incoming) -> Self {
+        let (is_empty, size) = (body.is_end_stream(), body.size_hint());
+        Self::of(if is_empty { Stream::Empty } else { Stream::Http2(body) }, size)
+    }
+
+    /// From another gateway.
+    pub fn tunnel(body: TunnelBody) -> Self {
+        let (is_empty, size) = (body.is_end_stream(), body.size_hint());
+        Self::of(if is_empty { Stream::Empty } else { Stream::Tunnel(body) }, size)
+    }
+
+    fn of(stream: Stream, size: SizeHint) -> Self {
+        Self { stream, size }
+    }
+}
+
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Tunnel(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            #[cfg(test)]
+            Self::Listed(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
+        };
+        frame.map(|frame| frame.map(|frame| frame.map(without_mesh)))
+    }
+}
+
+/// The body of a request, across its attempts.
+#[derive(Debug, Clone)]
+pub struct Replayable(Option<Rc<RefCell<Source>>>);
+
+/// The body of one attempt.
+#[derive(Debug)]
+pub struct RequestBody(Option<Attempt>);
+
+#[derive(Debug)]
+struct Attempt {
+    source: Rc<RefCell<Source>>,
+    number: u32,
+    next: usize,
+    size: SizeHint,
+}
+
+#[derive(Debug)]
+struct Source {
+    stream: Stream,
+    size: SizeHint,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// Small pieces since the last large one: one piece of their own.
+    gathered: BytesMut,
+    /// More than fits was read: what an attempt has not seen yet is gone for any later one.
+    overflowed: bool,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    attempt: u32,
+    bytes: u64,
+    progress: Instant,
+}
+
+impl Replayable {
+    /// Of a request that began at `now`.
+    pub fn new(body: Incoming, now: Instant) -> Self {
+        let Incoming { stream, size } = body;
+        if matches!(stream, Stream::Empty) {
+            return Self(None);
+        }
+        Self(Some(Rc::new(RefCell::new(Source {
+            stream,
+            size,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            gathered: BytesMut::new(),
+            overflowed: false,
+            trailers: None,
+            ended: false,
+            attempt: 0,
+            bytes: 0,
+            progress: now,
+        }))))
+    }
+
+    /// The body for one more attempt; earlier attempts end with an error. `None` when bytes of it are gone.
+    pub fn attempt(&self) -> Option<RequestBody> {
+        let Some(shared) = &self.0 else { return Some(RequestBody(None)) };
+        let mut source = shared.borrow_mut();
+        if source.overflowed {
+            return None;
+        }
+        source.attempt += 1;
+        source.gather();
+        let (number, size) = (source.attempt, source.size);
+        Some(RequestBody(Some(Attempt { source: Rc::clone(shared), number, next: 0, size })))
+    }
+
+    /// True while another attempt could send the whole body.
+    pub fn can_replay(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| !shared.borrow().overflowed)
+    }
+
+    /// When the sender last gave something, while he is not done.
+    pub fn progress(&self) -> Option<Instant> {
+        let source = self.0.as_ref()?.borrow();
+        (!source.ended).then_some(source.progress)
+    }
+
+    /// Bytes received from the sender.
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.borrow().bytes)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(attempt) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        let mut source = attempt.source.borrow_mut();
+        if source.attempt != attempt.number {
+            return Poll::Ready(Some(Err("another attempt took over".into())));
+        }
+        if let Some(bytes) = source.kept.get(attempt.next) {
+            attempt.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+        }
+        if source.ended {
+            let trailers = source.trailers.clone().filter(|_| attempt.next != usize::MAX);
+            attempt.next = usize::MAX;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(source.stream.poll_frame(cx));
+        source.progress = Instant::now();
+        Poll::Ready(match frame {
+            None => {
+                source.ended = true;
+                None
+            }
+            Some(Err(error)) => {
+                source.overflowed = true;
+                Some(Err(error))
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    source.keep(&data);
+                    attempt.next = source.kept.len();
+                    Some(Ok(Frame::data(data)))
+                }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => {
+                        source.ended = true;
+                        // Kept for a replay too, at the price of one clone for the rare request with trailers.
+                        source.trailers = Some(trailers.clone());
+                        attempt.next = usize::MAX;
+                        Some(Ok(Frame::trailers(trailers)))
+                    }
+                    Err(_) => Some(Err("unknown frame".into())),
+                },
+            },
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let Some(attempt) = &self.0 else { return true };
+        let source = attempt.source.borrow();
+        source.ended && (attempt.next == usize::MAX || (attempt.next >= source.kept.len() && source.trailers.is_none()))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // The whole message's length: an exact hint becomes its Content-Length. Asked for once, before the first frame.
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |attempt| attempt.size)
+    }
+}
+
+impl Source {
+    /// Keeps a piece for another attempt. Large ones are kept as they are; of small ones, which may hold on to the large buffer that
+    /// they were read into, the bytes.
+    fn keep(&mut self, data: &Bytes) {
+        self.bytes += data.len() as u64;
+        if self.overflowed {
+            return;
+        }
+        self.kept_bytes += data.len();
+        if self.kept_bytes > REPLAY_BYTES_MAX {
+            self.overflowed = true;
+            (self.kept, self.gathered) = (Vec::new(), BytesMut::new());
+        } else if data.len() < PIECE_MIN {
+            self.gathered.extend_from_slice(data);
+        } else {
+            self.gather();
+            self.kept.push(data.clone());
+        }
+    }
+
+    fn gather(&mut self) {
+        if !self.gathered.is_empty() {
+            self.kept.push(self.gathered.split().freeze());
+        }
+    }
+}
+
+/// Trailers are merged into headers by some receivers: what only gateways may say stays out of both.
+fn without_mesh(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        headers::strip_mesh(trailers);
+    }
+    frame
+}
+
+/// The body of a response. Holds all that the request holds, until its last byte.
+#[derive(Debug)]
+pub struct ResponseBody {
+    kind: Kind,
+    books: Option<Books>,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation per request")]
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Http1(Answer),
+    Http2(Http2Exchange<RequestBody>),
+    Tunnel(Exchange<RequestBody>),
+}
+
+impl ResponseBody {
+    /// A body of the gateway's own.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Full(bytes.into()), books: None }
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self { kind: Kind::Empty, books: None }
+    }
+
+    /// From an endpoint.
+    pub fn http1(answer: Answer) -> Self {
+        Self { kind: Kind::Http1(answer), books: None }
+    }
+
+    /// From an endpoint.
+    pub fn http2(body: Http2Exchange<RequestBody>) -> Self {
+        Self { kind: Kind::Http2(body), books: None }
+    }
+
+    /// From another gateway.
+    pub fn tunnel(body: Exchange<RequestBody>) -> Self {
+        Self { kind: Kind::Tunnel(body), books: None }
+    }
+
+    /// Closes the books when the body ends.
+    pub fn with_books(mut self, books: Books) -> Self {
+        self.books = Some(books);
+        self.settle();
+        self
+    }
+
+    /// What there is of it is not sent, and that is right: an answer to HEAD.
+    pub fn skipped(&mut self) {
+        if let Some(books) = &mut self.books {
+            books.clean();
+        }
+    }
+
+    /// It could not be sent.
+    pub fn failed(&mut self, error: &dyn std::error::Error) {
+        if let Some(books) = &mut self.books {
+            books.unsent(error);
+        }
+    }
+
+    /// A body without frames is at its end before anybody polls it.
+    fn settle(&mut self) {
+        if self.is_end_stream() {
+            self.end();
+        }
+    }
+
+    /// The response is complete.
+    fn end(&mut self) {
+        // Whoever answered early may still want the rest of the request: it goes on alone.
+        match &mut self.kind {
+            Kind::Http2(exchange) => drop(exchange.take_upload().map(tokio::task::spawn_local)),
+            Kind::Tunnel(exchange) => drop(exchange.take_upload().map(tokio::task::spawn_local)),
+            Kind::Empty | Kind::Full(_) | Kind::Http1(_) => {}
+        }
+        if let Some(books) = self.books.as_mut() {
+            books.clean();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.kind {
+            Kind::Empty => None,
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.kind = Kind::Empty;
+                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+            }
+            Kind::Http1(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Kind::Http2(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Kind::Tunnel(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
+        };
+        let frame = frame.map(|frame| frame.map(without_mesh));
+        match (&frame, this.books.as_mut()) {
+            (Some(Ok(frame)), Some(books)) => books.sent(frame.data_ref().map_or(0, Bytes::len)),
+            (Some(Err(error)), Some(books)) => books.broken(&**error),
+            _ => {}
+        }
+        match frame {
+            Some(Ok(_)) => this.settle(),
+            None => this.end(),
+            Some(Err(_)) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Http1(body) => body.is_end_stream(),
+            Kind::Http2(body) => body.is_end_stream(),
+            Kind::Tunnel(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Http1(body) => body.size_hint(),
+            Kind::Http2(body) => body.size_hint(),
+            Kind::Tunnel(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Bodies up to here can be sent again (design §4). A worker keeps at most this for each request that it carries: admission bounds
+/// how many those are.
+pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Smaller pieces are copied when they are kept.
+const PIECE_MIN: usize = 2 * 1024;
+
+#[cfg(test)]
+#[path = "body_tests.rs"]
+mod tests;

@@ -1,0 +1,246 @@
+//! What one request holds until its last byte, and what is written down about it then.
+//!
+//! [`Books`] is the one guard of a request: its admission slot, its place among those in flight, what is kept of its body, and its
+//! [`Record`]. It travels from the first line of the request to the last byte of the response, and wherever it is dropped the
+//! request is over: answered, failed, or given up by its sender.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::body::Replayable;
+use super::upstream::InFlight;
+use crate::worker::Worker;
+
+/// Which side of a tunnel reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Reporter {
+    /// The gateway at which the client's request entered.
+    #[default]
+    Source,
+    /// The gateway that took it from a tunnel.
+    Destination,
+}
+
+impl Reporter {
+    /// Label value, Istio's vocabulary.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// Everything known about one request. Text for the access log is only filled in when there is one.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// For durations.
+    pub started: Instant,
+    /// Which side reports.
+    pub reporter: Reporter,
+    /// Cluster at which the request entered.
+    pub source_cluster: Arc<str>,
+    /// Cluster that served it, or was last tried.
+    pub destination_cluster: Option<Arc<str>>,
+    /// [`Service::key`](crate::config::Service::key).
+    pub service: Option<Arc<str>>,
+    /// Name of the rule.
+    pub rule: Option<Arc<str>>,
+    /// Revision of the policy under which it was served, all of it.
+    pub revision: u64,
+    /// Status sent; 0 when the client was gone before there was one.
+    pub code: u16,
+    /// Envoy's letters, comma separated; empty when all went well.
+    pub flags: &'static str,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Text of the access log.
+    pub text: Option<Box<Text>>,
+}
+
+/// The part of a record that only the access log needs.
+#[derive(Debug, Clone)]
+pub struct Text {
+    /// For people.
+    pub start_time: SystemTime,
+    /// Request method.
+    pub method: String,
+    /// Path without its query, which may hold secrets.
+    pub path: String,
+    /// "HTTP/1.1" or "HTTP/2.0".
+    pub protocol: String,
+    /// Host that was asked for.
+    pub authority: String,
+    /// Endpoint or gateway that served.
+    pub upstream_host: String,
+    /// Id given by the client.
+    pub request_id: String,
+    /// From `traceparent`.
+    pub trace_id: String,
+    /// SPIFFE id of the workload that sent it, as far as that is known.
+    pub source: String,
+    /// The gateway behind the tunnel, or empty.
+    pub peer_spiffe_id: String,
+    /// Detail of a failure.
+    pub failure: String,
+}
+
+impl Record {
+    /// A record that begins now.
+    pub fn new(reporter: Reporter, source_cluster: Arc<str>, now: Instant) -> Self {
+        Self {
+            started: now,
+            reporter,
+            source_cluster,
+            destination_cluster: None,
+            service: None,
+            rule: None,
+            revision: 0,
+            code: 0,
+            flags: "",
+            attempts: 0,
+            text: None,
+        }
+    }
+}
+
+/// One of a worker's admission slots, until dropped.
+#[derive(Debug)]
+pub struct Slot(Rc<Worker>);
+
+impl Slot {
+    /// Takes a slot if one is free.
+    pub fn take(worker: &Rc<Worker>) -> Option<Self> {
+        let carried = worker.requests.get();
+        if carried >= worker.limits.requests_max {
+            return None;
+        }
+        worker.requests.set(carried + 1);
+        Some(Self(Rc::clone(worker)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.requests.set(self.0.requests.get().saturating_sub(1));
+    }
+}
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nobody took it to its end: the client went away.
+    Abandoned,
+    Clean,
+    Broken,
+}
+
+/// The guard of one request.
+#[derive(Debug)]
+pub struct Books {
+    // In a box, since bodies that hold it are moved about.
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    worker: Rc<Worker>,
+    record: Record,
+    request: Replayable,
+    sent: u64,
+    end: End,
+    slot: Option<Slot>,
+    in_flight: Option<InFlight>,
+}
+
+impl Books {
+    /// Opens the books of a request.
+    pub fn open(worker: &Rc<Worker>, record: Record, request: Replayable) -> Self {
+        let worker = Rc::clone(worker);
+        let inner = Inner { worker, record, request, sent: 0, end: End::Abandoned, slot: None, in_flight: None };
+        Self { inner: Box::new(inner) }
+    }
+
+    /// Takes an admission slot; false when none is free.
+    pub fn admit(&mut self) -> bool {
+        self.inner.slot = Slot::take(&self.inner.worker);
+        self.inner.slot.is_some()
+    }
+
+    /// Counts it among those that an endpoint works on; instead of where it was counted before.
+    pub fn enter(&mut self, in_flight: Option<InFlight>) {
+        self.inner.in_flight = in_flight;
+    }
+
+    /// What is written down.
+    pub fn record(&mut self) -> &mut Record {
+        &mut self.inner.record
+    }
+
+    /// What the access log needs, if there is one.
+    pub fn text(&mut self) -> Option<&mut Text> {
+        self.inner.record.text.as_deref_mut()
+    }
+
+    /// Counts body bytes of the response.
+    pub fn sent(&mut self, bytes: usize) {
+        self.inner.sent += bytes as u64;
+    }
+
+    /// The response ended as it should.
+    pub fn clean(&mut self) {
+        self.inner.end = End::Clean;
+    }
+
+    /// What came from the service broke off.
+    pub fn broken(&mut self, error: &dyn std::error::Error) {
+        self.inner.end = End::Broken;
+        self.note(error);
+    }
+
+    /// The response could not be sent on.
+    pub fn unsent(&mut self, error: &dyn std::error::Error) {
+        if self.inner.end != End::Broken {
+            self.inner.end = End::Abandoned;
+            self.note(error);
+        }
+    }
+
+    fn note(&mut self, error: &dyn std::error::Error) {
+        if let Some(text) = self.text() {
+            text.failure = error.to_string();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.record.flags = match (self.end, self.record.flags) {
+            (End::Clean, flags) => flags,
+            (End::Abandoned, "") => "DC",
+            (End::Broken, "") => "UC",
+            (_, flags) => flags,
+        };
+        let done = Done {
+            duration: self.record.started.elapsed(),
+            bytes_received: self.request.bytes(),
+            bytes_sent: self.sent,
+            record: &self.record,
+        };
+        self.worker.finished(&done);
+    }
+}
+
+/// A finished request.
+#[derive(Debug)]
+pub struct Done<'a> {
+    /// What happened.
+    pub record: &'a Record,
+    /// From the first byte of the head to the end of the response.
+    pub duration: Duration,
+    /// Of the request body.
+    pub bytes_received: u64,
+    /// Of the response body.
+    pub bytes_sent: u64,
+}

@@ -1,0 +1,174 @@
+//! Why a gateway answers itself, and how that is said: to people, to gRPC, to other gateways, to the access log.
+
+use archipelago_http::h1::BadResponse;
+use http::StatusCode;
+
+use super::headers::Malformed;
+use crate::authorize::Refusal;
+
+/// Why a gateway answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The request is not well-formed.
+    Malformed(Malformed),
+    /// Its body broke off, or is not what its head announced.
+    BrokenRequest,
+    /// No service has this host name.
+    UnknownHost,
+    /// The port is for a service that the federation does not have, or not yet, or not with this port.
+    UnknownPort,
+    /// A TCP service does not speak HTTP here.
+    NotHttp,
+    /// CONNECT and upgrades are not offered.
+    Unsupported,
+    /// The worker carries as much as it may.
+    Overloaded,
+    /// This gateway cannot run the service's configuration.
+    Closed,
+    /// No cluster, gateway or endpoint can serve.
+    NoHealthy,
+    /// The same, and an endpoint of this gateway never saw the request.
+    NoEndpointHere,
+    /// No response in time.
+    Timeout,
+    /// The exchange broke, and could not be repeated.
+    Broken,
+    /// The same at this gateway, for another: so many endpoints here may have acted on it.
+    BrokenAfter(u32),
+    /// What the service answered cannot be passed on.
+    BadResponse(BadResponse),
+    /// The head of the request is more than the way to the service carries.
+    RequestHead,
+    /// A peer may not ask for this.
+    Refused(Refusal),
+}
+
+impl Failure {
+    /// True when a peer should hear that its request was never processed, so that it may send it elsewhere whatever it is.
+    pub fn is_rejection(self) -> bool {
+        match self {
+            Self::NoEndpointHere | Self::Overloaded => true,
+            Self::Refused(refusal) => refusal.is_skew(),
+            _ => false,
+        }
+    }
+
+    /// The status that the client gets.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed(_) | Self::BrokenRequest => StatusCode::BAD_REQUEST,
+            Self::UnknownHost | Self::NotHttp => StatusCode::NOT_FOUND,
+            Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownPort | Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Broken | Self::BrokenAfter(_) | Self::BadResponse(_) => StatusCode::BAD_GATEWAY,
+            Self::RequestHead => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Refused(Refusal::Hops) => StatusCode::LOOP_DETECTED,
+            Self::Refused(_) => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// Value of `mesh-failure`: a closed set.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::BrokenRequest => "request-broken",
+            Self::UnknownHost => "unknown-host",
+            Self::UnknownPort => "unknown-port",
+            Self::NotHttp => "not-http",
+            Self::Unsupported => "unsupported",
+            Self::Overloaded => "overloaded",
+            Self::Closed => "service-closed",
+            Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
+            Self::Timeout => "timeout",
+            Self::Broken | Self::BrokenAfter(_) => "upstream-broken",
+            Self::BadResponse(_) => "bad-response",
+            Self::RequestHead => "request-head-too-large",
+            Self::Refused(Refusal::Hops) => "loop",
+            Self::Refused(_) => "forbidden",
+        }
+    }
+
+    /// The failure that another gateway gives this reason for, as far as one can be told from it.
+    pub fn by_reason(reason: &[u8]) -> Option<Self> {
+        Some(match reason {
+            b"upstream-broken" => Self::Broken,
+            b"no-healthy-upstream" => Self::NoHealthy,
+            b"timeout" => Self::Timeout,
+            b"overloaded" => Self::Overloaded,
+            b"request-broken" => Self::BrokenRequest,
+            b"bad-response" => Self::BadResponse(BadResponse::Elsewhere),
+            b"service-closed" => Self::Closed,
+            _ => return None,
+        })
+    }
+
+    /// True where the same request may well be answered a moment later.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::Overloaded | Self::NoHealthy | Self::UnknownPort)
+    }
+
+    /// Envoy's letters for the access log.
+    pub fn flags(self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::Unsupported | Self::BrokenRequest | Self::RequestHead => "DPE",
+            Self::UnknownHost | Self::UnknownPort | Self::NotHttp => "NR",
+            Self::Closed => "NC",
+            Self::Overloaded => "UO",
+            Self::NoHealthy | Self::NoEndpointHere => "UH",
+            Self::Timeout => "UT",
+            Self::Broken | Self::BrokenAfter(_) => "UF,URX",
+            Self::BadResponse(_) => "UPE",
+            Self::Refused(Refusal::Hops) => "LR",
+            Self::Refused(_) => "UAEX",
+        }
+    }
+
+    /// The status that a gRPC caller gets for it (gRPC over HTTP/2, "Responses"; the codes are gRPC's own list).
+    pub fn grpc_status(self) -> u8 {
+        match self {
+            Self::Malformed(_) | Self::BrokenRequest | Self::RequestHead | Self::BadResponse(_) => GRPC_INTERNAL,
+            Self::UnknownHost | Self::UnknownPort | Self::NotHttp | Self::Unsupported => GRPC_UNIMPLEMENTED,
+            Self::Overloaded
+            | Self::Closed
+            | Self::NoHealthy
+            | Self::NoEndpointHere
+            | Self::Broken
+            | Self::BrokenAfter(_) => GRPC_UNAVAILABLE,
+            Self::Timeout => GRPC_DEADLINE_EXCEEDED,
+            Self::Refused(_) => GRPC_PERMISSION_DENIED,
+        }
+    }
+
+    /// One line for the person who sent the request.
+    pub fn line(self) -> String {
+        match self {
+            Self::Malformed(what) => what.to_string(),
+            Self::BrokenRequest => "the body of the request broke off, or is not what its head announced".to_owned(),
+            Self::UnknownHost => "no service of this federation has this host name".to_owned(),
+            Self::UnknownPort => {
+                "no cluster exports this port of this service, as far as this gateway knows".to_owned()
+            }
+            Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
+            Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
+            Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),
+            Self::Closed => "this gateway cannot run the configuration of this service".to_owned(),
+            Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
+            Self::Timeout => "the service did not answer in time".to_owned(),
+            Self::Broken | Self::BrokenAfter(_) => "the service broke the exchange before it answered".to_owned(),
+            Self::BadResponse(why) => format!("the service's answer cannot be passed on: {why}"),
+            Self::RequestHead => {
+                "the head of this request is larger than gateways carry: 96 KiB, 512 fields".to_owned()
+            }
+            Self::Refused(refusal) => refusal.to_string(),
+        }
+    }
+}
+
+const GRPC_DEADLINE_EXCEEDED: u8 = 4;
+const GRPC_PERMISSION_DENIED: u8 = 7;
+const GRPC_UNIMPLEMENTED: u8 = 12;
+const GRPC_INTERNAL: u8 = 13;
+const GRPC_UNAVAILABLE: u8 = 14;

@@ -1,0 +1,129 @@
+//! A TCP connection that speaks HTTP/1.1, from either end: what was read and not used yet, and what is to be written.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncRead as _, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::io::poll_read_buf;
+
+use super::out::Out;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Link {
+    // Halves, because reading through one knows by a short read that the socket is empty and spares the next call.
+    reader: OwnedReadHalf,
+    writer: Rc<OwnedWriteHalf>,
+    /// Read and not used yet.
+    pub read: BytesMut,
+    /// To be written.
+    pub out: Out,
+    /// The other end sends no more.
+    pub eof: bool,
+    want: usize,
+}
+
+impl Link {
+    /// A connection from which `read` has been read.
+    pub fn new(stream: TcpStream, read: BytesMut) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader, writer: Rc::new(writer), read, out: Out::default(), eof: false, want: READ_MIN }
+    }
+
+    /// Reads more; ready with false at the end.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.eof {
+            return Poll::Ready(Ok(false));
+        }
+        if self.read.capacity() - self.read.len() < self.want / 2 {
+            self.read.reserve(self.want);
+        }
+        let room = self.read.capacity() - self.read.len();
+        let n = ready!(poll_read_buf(Pin::new(&mut self.reader), cx, &mut self.read))?;
+        self.eof = n == 0;
+        // A sender that fills what is offered gets more, one that does not gets less.
+        self.want = if n == room { (self.want * 2).min(READ_MAX) } else { (self.want / 2).max(READ_MIN.max(n)) };
+        Poll::Ready(Ok(n > 0))
+    }
+
+    /// Writes what is to be written; ready when all is.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out.poll_flush((*self.writer).as_ref(), cx)
+    }
+
+    /// True when the connection, idle, can be used: the other end has neither closed it nor said anything.
+    pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        let mut probe = ReadBuf::new(&mut byte);
+        self.read.is_empty()
+            && self.out.is_empty()
+            && !self.eof
+            && Pin::new(&mut self.reader).poll_read(cx, &mut probe).is_pending()
+    }
+
+    /// Something to watch the connection by.
+    pub fn watch(&self) -> Watch {
+        Watch(Rc::clone(&self.writer))
+    }
+
+    /// Frees the memory of an idle connection.
+    pub fn shrink(&mut self) {
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+        if self.out.is_empty() {
+            self.out.clear();
+        }
+    }
+
+    /// Tells the other end that nothing more comes.
+    pub fn close_writing(&self) {
+        let _ = SockRef::from(self.reader.as_ref()).shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Lets the other end see a reset when this is dropped: what it has is not all.
+    pub fn reset(&self) {
+        let _ = SockRef::from(self.reader.as_ref()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Reads and forgets, until the other end has closed or sent `left` bytes more.
+    pub fn poll_drain(&mut self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.read.clear();
+            match ready!(self.poll_fill(cx)) {
+                Ok(true) if *left > self.read.len() => *left -= self.read.len(),
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+/// Knows when a connection is no more.
+#[derive(Debug)]
+pub struct Watch(Rc<OwnedWriteHalf>);
+
+impl Watch {
+    /// Resolves when the connection was reset, or closed in both directions; a half that is merely closed does not count.
+    pub async fn is_gone(&self) {
+        // An error of the registration means that the runtime ends.
+        let _ = self.0.ready(Interest::ERROR).await;
+    }
+}
+
+/// Heads of 900 bytes and small bodies fit.
+const READ_MIN: usize = 8 * 1024;
+/// What is in a socket under load.
+const READ_MAX: usize = 128 * 1024;

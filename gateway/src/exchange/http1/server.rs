@@ -1,0 +1,445 @@
+//! HTTP/1.1 from a client: one task per connection, which reads a head, lets it be answered, writes the answer, and begins anew.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use archipelago_http::h1::{self, BodyDecoder, Framing, Piece, Refusal};
+use archipelago_http::{Known, RequestHead, ResponseHead};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Method, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use tokio::net::TcpStream;
+
+use super::link::Link;
+use super::{push_chunk, push_last_chunk};
+use crate::exchange::body::{BoxError, Incoming, ResponseBody};
+use crate::exchange::client::Entrance;
+use crate::exchange::interim::Interim;
+use crate::exchange::timers::Timer;
+use crate::exchange::{self, Response};
+use crate::worker::Worker;
+
+/// Serves a connection, from which `read` was read already, until it ends.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entrance: Entrance) {
+    let conn = Rc::new(Conn {
+        link: RefCell::new(Link::new(stream, read)),
+        body: RefCell::new(BodyDecoder::new(Framing::Empty)),
+        left: Cell::new(Some(0)),
+        expectation: Cell::new(Expectation::None),
+    });
+    let timer = worker.timers.timer();
+    loop {
+        let (head, info) = match conn.head(&worker, &timer).await {
+            Ok(Some(read)) => read,
+            Ok(None) => return,
+            Err(Unread::Refused(refusal)) => {
+                worker.metrics.refused_head(refusal);
+                return conn.refuse(refusal.status(), refusal.line()).await;
+            }
+            Err(Unread::Slow) => {
+                return conn.refuse(StatusCode::REQUEST_TIMEOUT, "the head of the request did not come in time").await;
+            }
+        };
+        let message = Message { method: head.method.clone(), version: head.version };
+        conn.begin(&info);
+        let body = Incoming::http1(UploadBody(Rc::clone(&conn)), info.framing);
+        let interim =
+            if message.version == Version::HTTP_11 { Interim::Http1(Rc::clone(&conn)) } else { Interim::None };
+        // In a box: an idle connection does not carry the room of a request.
+        let answered = Box::pin(exchange::serve_client(Rc::clone(&worker), &entrance, head, body, interim));
+        let response = tokio::select! {
+            biased;
+            response = answered => response,
+            () = conn.vanished(&worker, message.version) => return,
+        };
+        let wants_more = info.persistent && !worker.is_draining.get() && !worker.is_leaving.get();
+        let Ok(again) = conn.answer(&worker, &timer, message, response, wants_more).await else { return };
+        if !again {
+            return conn.linger().await;
+        }
+    }
+}
+
+/// What the answer depends on.
+#[derive(Debug)]
+struct Message {
+    method: Method,
+    version: Version,
+}
+
+/// A client's connection, shared by its task and the body of the request that it reads now.
+#[derive(Debug)]
+pub struct Conn {
+    link: RefCell<Link>,
+    body: RefCell<BodyDecoder>,
+    /// Of a body with a length.
+    left: Cell<Option<u64>>,
+    expectation: Cell<Expectation>,
+}
+
+/// Why a head was not read.
+enum Unread {
+    /// It is not one.
+    Refused(Refusal),
+    /// It did not come in time.
+    Slow,
+}
+
+/// What became of `Expect: 100-continue` (RFC 9110 §10.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expectation {
+    /// There is none, or it was answered.
+    None,
+    /// Whoever serves the request answers it.
+    Open,
+}
+
+impl Conn {
+    /// Reads the next head; `None` when the connection ended, or is to end, between two messages.
+    async fn head(&self, worker: &Worker, timer: &Timer) -> Result<Option<(RequestHead, h1::RequestInfo)>, Unread> {
+        let mut head = RequestHead::default();
+        let mut progress = h1::Progress::default();
+        let began = Instant::now();
+        timer.set(Some(began + SHRINK_AFTER));
+        let mut idle = true;
+        std::future::poll_fn(|cx| {
+            let mut link = self.link.borrow_mut();
+            loop {
+                if !link.read.is_empty() {
+                    match h1::parse_request(&link.read, &h1::Limits::default(), &mut progress, &mut head) {
+                        Ok(Some(info)) => {
+                            link.read.advance(info.used);
+                            return Poll::Ready(Ok(Some(info)));
+                        }
+                        Ok(None) => {}
+                        Err(refusal) => return Poll::Ready(Err(Unread::Refused(refusal))),
+                    }
+                    if std::mem::take(&mut idle) {
+                        timer.set(Some(Instant::now() + HEAD_TIMEOUT));
+                    }
+                }
+                match link.poll_fill(cx) {
+                    Poll::Ready(Ok(true)) => continue,
+                    Poll::Ready(Ok(false) | Err(_)) => return Poll::Ready(Ok(None)),
+                    Poll::Pending => {}
+                }
+                if timer.poll_due(cx).is_ready() {
+                    if !idle {
+                        return Poll::Ready(Err(Unread::Slow));
+                    }
+                    let end = began + IDLE_TIMEOUT;
+                    if Instant::now() >= end {
+                        return Poll::Ready(Ok(None));
+                    }
+                    link.shrink();
+                    timer.set(Some(end));
+                    continue;
+                }
+                // Whoever drains wakes everybody who waits for a timer.
+                return if idle && worker.is_draining.get() { Poll::Ready(Ok(None)) } else { Poll::Pending };
+            }
+        })
+        .await
+        .map(|info| info.map(|info| (head, info)))
+    }
+
+    /// A message with this framing begins.
+    fn begin(&self, info: &h1::RequestInfo) {
+        self.body.replace(BodyDecoder::new(info.framing));
+        self.left.set(match info.framing {
+            Framing::Length(n) => Some(n),
+            Framing::Chunked => None,
+            Framing::Empty | Framing::UntilClose => Some(0),
+        });
+        self.expectation.set(if info.expects_continue { Expectation::Open } else { Expectation::None });
+    }
+
+    /// True when all of the request has been read.
+    fn is_read(&self) -> bool {
+        self.left.get() == Some(0)
+    }
+
+    /// Resolves when nobody is there any more for whom the request could be answered.
+    ///
+    /// A client that shuts down its sending half still waits (RFC 9112 §9.6), one that closed does not, and both look alike until
+    /// something is sent. So after a while the silent one is told, by a response that every client of HTTP/1.1 skips, that its
+    /// request is being worked on: whoever is gone answers that with a reset.
+    async fn vanished(&self, worker: &Worker, version: Version) {
+        let ended = std::future::poll_fn(|cx| {
+            let mut link = self.link.borrow_mut();
+            // What belongs to the request's body is for whoever reads that.
+            while self.is_read() && link.read.len() < PIPELINED_MAX {
+                match ready!(link.poll_fill(cx)) {
+                    Ok(true) => {}
+                    Ok(false) => return Poll::Ready(true),
+                    Err(_) => return Poll::Ready(false),
+                }
+            }
+            Poll::Pending
+        });
+        // Not while `link` is borrowed.
+        let is_gone = self.gone();
+        let ended = tokio::select! {
+            biased;
+            ended = ended => ended,
+            () = is_gone => false,
+        };
+        if !ended {
+            return;
+        }
+        if version == Version::HTTP_11 {
+            let timer = worker.timers.timer();
+            timer.set(Some(Instant::now() + PROBE_AFTER));
+            tokio::select! {
+                biased;
+                () = timer.is_due() => self.probe(),
+                () = self.gone() => return,
+            }
+        }
+        self.gone().await;
+    }
+
+    fn probe(&self) {
+        let mut link = self.link.borrow_mut();
+        if link.out.is_empty() {
+            link.out.text().extend_from_slice(CONTINUE);
+            let _ = link.poll_flush(&mut Context::from_waker(std::task::Waker::noop()));
+        }
+    }
+
+    async fn gone(&self) {
+        // One poll at a time: nobody else may find the link borrowed.
+        let stream = self.link.borrow().watch();
+        stream.is_gone().await;
+    }
+
+    /// Writes the response. `Ok(true)`: the connection can carry another request.
+    async fn answer(
+        &self,
+        worker: &Rc<Worker>,
+        timer: &Timer,
+        message: Message,
+        response: Response,
+        wants_more: bool,
+    ) -> io::Result<bool> {
+        let Response { head, mut body } = response;
+        let framing = framing(&message, head.status, &body);
+        // Whoever has been told the answer instead of to go on may or may not send the body: its end cannot be known.
+        let persistent = wants_more && framing != Framing::UntilClose && self.expectation.get() == Expectation::None;
+        {
+            let mut link = self.link.borrow_mut();
+            let persistence = h1::Persistence::of(persistent, message.version);
+            h1::write_response(&head, framing, persistence, &[], link.out.text());
+        }
+        drop(head);
+        let mut ended = matches!(framing, Framing::Empty | Framing::Length(0));
+        if ended {
+            body.skipped();
+        }
+        let mut left = if let Framing::Length(n) = framing { n } else { u64::MAX };
+        timer.set(None);
+        let sent = std::future::poll_fn(|cx| {
+            loop {
+                let mut filled = false;
+                while !ended && self.link.borrow().out.len() < AHEAD_BYTES {
+                    let frame = match Pin::new(&mut body).poll_frame(cx) {
+                        Poll::Pending => break,
+                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                        Poll::Ready(Some(Ok(frame))) => Some(frame),
+                        Poll::Ready(None) => None,
+                    };
+                    filled = true;
+                    let mut link = self.link.borrow_mut();
+                    match frame.map(Frame::into_data) {
+                        Some(Ok(data)) if data.is_empty() => {}
+                        Some(Ok(data)) => {
+                            left = left.checked_sub(data.len() as u64).ok_or_else(longer)?;
+                            if framing == Framing::Chunked {
+                                push_chunk(data, &mut link.out);
+                            } else {
+                                link.out.push(data);
+                                ended = left == 0;
+                            }
+                        }
+                        other => {
+                            let trailers = other.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
+                            match framing {
+                                Framing::Chunked => push_last_chunk(trailers.as_ref(), &mut link.out),
+                                Framing::Length(_) if left > 0 => {
+                                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                                }
+                                _ => {}
+                            }
+                            ended = true;
+                        }
+                    }
+                }
+                let mut link = self.link.borrow_mut();
+                let before = link.out.len();
+                match link.poll_flush(cx) {
+                    Poll::Ready(Ok(())) if ended => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) if filled => timer.set(None),
+                    Poll::Ready(Ok(())) => return Poll::Pending,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        // The clock runs while the client takes nothing.
+                        if timer.due().is_none() || link.out.len() < before {
+                            timer.set(Some(Instant::now() + worker.limits.stall_timeout));
+                        }
+                        ready!(timer.poll_due(cx));
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                }
+            }
+        });
+        let sent = tokio::select! {
+            biased;
+            sent = sent => sent,
+            // While there is nothing to write.
+            () = self.vanished(worker, Version::HTTP_10) => Err(io::ErrorKind::ConnectionReset.into()),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a response broke off");
+            body.failed(&error);
+            drop(body);
+            self.break_off(framing).await;
+            return Err(error);
+        }
+        drop(body);
+        Ok(persistent && self.is_read() && self.expectation.get() == Expectation::None)
+    }
+
+    /// Ends a response that is not whole. Whoever counts bytes or chunks sees that something is missing, and gets what there is; who
+    /// reads to the end of the connection must not take this for one.
+    async fn break_off(&self, framing: Framing) {
+        if framing == Framing::UntilClose {
+            self.link.borrow().reset();
+            return;
+        }
+        let flushed = std::future::poll_fn(|cx| self.link.borrow_mut().poll_flush(cx));
+        let _ = tokio::time::timeout(LINGER, flushed).await;
+    }
+
+    /// Answers what cannot be understood, with the reason, and closes.
+    async fn refuse(&self, status: StatusCode, line: &str) {
+        let mut head = ResponseHead::of(status);
+        head.fields.push(Known::ContentType, b"text/plain; charset=utf-8");
+        head.fields.push(Known::MeshFailure, b"malformed");
+        {
+            let mut link = self.link.borrow_mut();
+            let framing = Framing::Length(line.len() as u64 + 1);
+            h1::write_response(&head, framing, h1::Persistence::Close, &[], link.out.text());
+            link.out.text().extend_from_slice(line.as_bytes());
+            link.out.text().push(b'\n');
+        }
+        let flushed = std::future::poll_fn(|cx| self.link.borrow_mut().poll_flush(cx));
+        if matches!(tokio::time::timeout(LINGER, flushed).await, Ok(Ok(()))) {
+            self.linger().await;
+        }
+    }
+
+    /// Leaves the response a while to arrive: a socket that closes with unread bytes in it resets the connection, and with it what the
+    /// client has not read yet (RFC 9112 §9.6).
+    async fn linger(&self) {
+        self.link.borrow().close_writing();
+        let mut left = LINGER_BYTES;
+        let drained = std::future::poll_fn(|cx| self.link.borrow_mut().poll_drain(&mut left, cx));
+        let _ = tokio::time::timeout(LINGER, drained).await;
+    }
+
+    /// Passes an informational response on.
+    pub fn interim(&self, head: &ResponseHead, cx: &mut Context<'_>) {
+        let answers = head.status == StatusCode::CONTINUE;
+        if answers && self.expectation.replace(Expectation::None) == Expectation::None {
+            return;
+        }
+        let mut link = self.link.borrow_mut();
+        h1::write_interim(head, link.out.text());
+        // An error shows again when the response is written.
+        let _ = link.poll_flush(cx);
+    }
+}
+
+/// How a response is delimited (RFC 9112 §6.3).
+fn framing(message: &Message, status: StatusCode, body: &ResponseBody) -> Framing {
+    if message.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Framing::Empty;
+    }
+    match body.size_hint().exact() {
+        Some(length) => Framing::Length(length),
+        None if message.version == Version::HTTP_11 => Framing::Chunked,
+        None => Framing::UntilClose,
+    }
+}
+
+fn longer() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the body is longer than it said")
+}
+
+/// The body of the request that a connection carries now.
+#[derive(Debug)]
+pub struct UploadBody(Rc<Conn>);
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let conn = &self.0;
+        let mut link = conn.link.borrow_mut();
+        loop {
+            match conn.body.borrow_mut().decode(&mut link.read) {
+                Ok(Piece::Data(data)) => {
+                    conn.left.set(conn.left.get().map(|left| left.saturating_sub(data.len() as u64)));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Piece::Trailers(trailers)) => {
+                    conn.left.set(Some(0));
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.to_header_map().unwrap_or_default()))));
+                }
+                Ok(Piece::End) => {
+                    conn.left.set(Some(0));
+                    return Poll::Ready(None);
+                }
+                Ok(Piece::More) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+            match ready!(link.poll_fill(cx)) {
+                // Who sends although nobody has told him to does not wait for it any more.
+                Ok(true) => conn.expectation.set(Expectation::None),
+                Ok(false) => {
+                    let cut = conn.body.borrow_mut().end_of_input();
+                    return Poll::Ready(cut.err().map(|error| Err(error.into())));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_read()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.left.get().map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Read ahead of what the client takes.
+const AHEAD_BYTES: usize = 64 * 1024;
+/// Read ahead of the answer to an earlier request.
+const PIPELINED_MAX: usize = 8 * 1024;
+/// A head that has begun comes in time.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// nginx: 75 s, HAProxy: until its client time-out.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of an idle connection its buffers are freed.
+const SHRINK_AFTER: Duration = Duration::from_secs(1);
+const PROBE_AFTER: Duration = Duration::from_millis(250);
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1024 * 1024;

@@ -1,0 +1,214 @@
+//! One attempt at an endpoint of this cluster.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Instant;
+
+use archipelago_http::h1::BadResponse;
+use archipelago_http::{Fields, Known, ResponseHead};
+
+use super::Response;
+use super::attempts::{self, Attempt, Failed};
+use super::body::{RequestBody, ResponseBody};
+use super::call::{Call, Deadline, Origin, write_grpc_timeout};
+use super::failure::Failure;
+use super::http1::client::{self, Outgoing};
+use super::http2::client::Http2Error;
+use super::replay::Ending;
+use super::upstream::{Endpoint, UpstreamError};
+use crate::authorize::INGRESS_HOP;
+use crate::balance::outlier::Verdict;
+use crate::config::Protocol;
+
+/// Sends the call to `endpoint`.
+pub async fn send(
+    call: &mut Call,
+    endpoint: &Rc<Endpoint>,
+    attempt: Attempt<'_>,
+    body: RequestBody,
+) -> Result<Response, Failed> {
+    let protocol = call.config().map_or(Protocol::Http1, |service| service.protocol);
+    let said = said(call, attempt);
+    if let Some(text) = call.books.text() {
+        text.upstream_host = endpoint.address().to_string();
+    }
+    let started = Instant::now();
+    call.books.enter(Some(endpoint.enter()));
+    let waits = endpoint.wait(started);
+    let sent = {
+        let sent = async {
+            match protocol {
+                Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body).await,
+                Protocol::H2c => http2(call, endpoint, &said, body).await,
+            }
+        };
+        let mut sent = pin!(sent);
+        tokio::select! {
+            biased;
+            sent = &mut sent => sent,
+            () = hung(call, endpoint, started) => {
+                if let Some(live) = call.live() {
+                    live.judge(endpoint, Verdict::Hung, Instant::now());
+                }
+                if attempts::could_move(call, attempt, endpoint) {
+                    Err(UpstreamError::Hung { address: endpoint.address() })
+                } else {
+                    sent.await
+                }
+            }
+        }
+    };
+    let now = Instant::now();
+    let verdict = sent.as_ref().map_or_else(UpstreamError::verdict, |_| Some(Verdict::Answered));
+    if let (Some(live), Some(verdict)) = (call.live(), verdict) {
+        live.judge(endpoint, verdict, now);
+    }
+    match sent {
+        Ok((mut head, body)) => {
+            waits.answered(now);
+            head.fields.strip_hop_by_hop();
+            head.fields.strip_mesh();
+            if call.is_clients() {
+                head.fields.push(Known::MeshServedBy, call.worker.identity.served_by.as_bytes());
+            }
+            Ok(Response { head, body })
+        }
+        Err(error) => {
+            call.books.enter(None);
+            tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
+            Err(failed(&error))
+        }
+    }
+}
+
+/// Resolves when the endpoint has been silent for longer than it ever takes, this request all the while among those that wait.
+async fn hung(call: &Call, endpoint: &Endpoint, started: Instant) {
+    let timer = call.worker.timers.timer();
+    let mut from = started;
+    loop {
+        timer.set(Some(from + endpoint.limit()));
+        timer.is_due().await;
+        let now = Instant::now();
+        // While the sender is still sending, it is his turn.
+        let sending = call.body.progress().is_some();
+        if !sending && endpoint.hangs(now) {
+            return;
+        }
+        from = now;
+    }
+}
+
+async fn http1(
+    call: &Call,
+    endpoint: &Rc<Endpoint>,
+    said: &Fields,
+    mut body: RequestBody,
+) -> Result<(ResponseHead, ResponseBody), UpstreamError> {
+    loop {
+        let (link, reused) = endpoint.link().await?;
+        let outgoing = Outgoing { head: &call.head, block: said.lines(), body };
+        match client::exchange(link, endpoint, outgoing, &call.interim).await {
+            Ok((head, answer)) => return Ok((head, ResponseBody::http1(answer))),
+            // The endpoint had closed it meanwhile: not its fault, next connection.
+            Err(error @ UpstreamError::NotSent { .. }) if reused => body = call.body.attempt().ok_or(error)?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn http2(
+    call: &Call,
+    endpoint: &Rc<Endpoint>,
+    said: &Fields,
+    body: RequestBody,
+) -> Result<(ResponseHead, ResponseBody), UpstreamError> {
+    if call.head.fields.contains(Known::Expect) {
+        // Servers of HTTP/2 mostly say nothing of it, and need not: flow control is there for that.
+        call.interim.go_on().await;
+    }
+    let mut first = Some(body);
+    let request = || {
+        let mut parts = call.head.to_http().ok()?;
+        parts.version = http::Version::HTTP_2;
+        parts.headers.remove(http::header::EXPECT);
+        parts.headers.extend(said.to_header_map().ok()?);
+        Some(http::Request::from_parts(parts, first.take().or_else(|| call.body.attempt())?))
+    };
+    let (mut head, mut exchange) = endpoint.http2.send(request).await?;
+    loop {
+        let (parts, ()) = head.into_parts();
+        let read = ResponseHead::from_http(&parts)
+            .map_err(|error| UpstreamError::Broken { address: endpoint.address(), source: error.into() })?;
+        if !read.status.is_informational() {
+            return Ok((read, ResponseBody::http2(exchange)));
+        }
+        head = poll_fn(|cx| {
+            call.interim.send(&read, cx);
+            exchange.poll_head(cx)
+        })
+        .await?;
+    }
+}
+
+/// What the backend is told about the request.
+fn said(call: &Call, attempt: Attempt<'_>) -> Fields {
+    let identity = &call.worker.identity;
+    let (source, cluster, number, hop) = match &call.origin {
+        Origin::Client => (&identity.spiffe_id_value, &identity.cluster_value, attempt.history.attempts, INGRESS_HOP),
+        Origin::Peer(arrival, _) => {
+            let number = arrival.attempt.saturating_add(attempt.history.attempts - 1);
+            (&arrival.caller.source, &arrival.caller.cluster_value, number, "2")
+        }
+    };
+    let mut said = Fields::new();
+    match &call.source {
+        Some(workload) => {
+            said.push(Known::MeshSource, workload.id.as_bytes());
+            said.push(Known::XForwardedClientCert, workload.xfcc.as_bytes());
+        }
+        None => said.push(Known::MeshSource, source.as_bytes()),
+    }
+    said.push(Known::MeshCluster, cluster.as_bytes());
+    said.push(Known::MeshHop, hop.as_bytes());
+    said.push_number(Known::MeshAttempt, number.into());
+    push_deadline(call, attempt, &mut said);
+    said
+}
+
+/// How long there is for a response to begin.
+pub fn push_deadline(call: &Call, attempt: Attempt<'_>, said: &mut Fields) {
+    let left = match call.deadline {
+        Deadline::At(at) => at.saturating_duration_since(Instant::now()),
+        Deadline::After(timeout) => timeout,
+        Deadline::Never => return,
+    };
+    said.push_number(Known::MeshDeadlineMs, u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+    if attempt.has_timeout {
+        let mut text = Vec::new();
+        write_grpc_timeout(left, &mut text);
+        said.push(Known::GrpcTimeout, &text);
+    }
+}
+
+fn failed(error: &UpstreamError) -> Failed {
+    let (failure, ending, reason) = match error {
+        UpstreamError::Connect { .. } | UpstreamError::NotSent { .. } => {
+            (Failure::NoHealthy, Ending::NotProcessed, "endpoint_refused")
+        }
+        UpstreamError::Local { .. } => (Failure::Overloaded, Ending::NotProcessed, "local_shortage"),
+        UpstreamError::Broken { .. } => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
+        UpstreamError::Hung { .. } => (Failure::Timeout, Ending::Broken { acted: 1 }, "endpoint_hung"),
+        UpstreamError::BadResponse { source, .. } => (Failure::BadResponse(*source), Ending::Final, "bad_response"),
+        UpstreamError::Http2(error) if error.never_processed() => {
+            (Failure::NoHealthy, Ending::NotProcessed, "endpoint_refused")
+        }
+        UpstreamError::Http2(error) if error.is_bad_head() => {
+            (Failure::BadResponse(BadResponse::HeadTooLarge), Ending::Final, "bad_response")
+        }
+        UpstreamError::Http2(Http2Error::Sender(_)) => (Failure::BrokenRequest, Ending::Final, "request_broken"),
+        UpstreamError::Http2(_) => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
+        UpstreamError::Body { .. } => (Failure::BrokenRequest, Ending::Final, "request_broken"),
+    };
+    Failed { failure, ending, reason }
+}

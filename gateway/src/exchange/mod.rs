@@ -1,0 +1,293 @@
+//! One exchange: a request and its response, whatever they came in by and whatever they go out by.
+//!
+//! | module | what | I/O |
+//! | --- | --- | --- |
+//! | [`client`], [`http1`], [`http2`] | connections of clients, connections to endpoints ([`upstream`]) | sockets |
+//! | [`call`] | a request: its head, its body, the one policy that holds for all of it | |
+//! | [`policy`] | what is asked of it before it is sent anywhere | none |
+//! | [`attempts`], [`replay`] | the one loop over attempts, and the table of what may be repeated | |
+//! | [`local`], [`remote`] | one attempt: at an endpoint here, at a gateway elsewhere | |
+//! | [`body`] | bodies on their way through, kept for another attempt | |
+//! | [`books`] | what a request holds until its last byte, and what is written down then | |
+//! | [`timers`] | deadlines of a worker | |
+//!
+//! What a request costs here, on the back of an envelope, for a small GET over HTTP/1.1 on both sides:
+//!
+//! | step | cost |
+//! | --- | --- |
+//! | read and write on both sides: 4 system calls, 2 wake-ups | 8 to 12 µs |
+//! | both heads read and written: one pass and one copy each | 0.4 µs |
+//! | host lookup, rule, availability of the backends, draw | 0.3 µs |
+//! | one task, woken twice; two boxes | 0.3 µs |
+//! | record: a hash and three additions; the access log's line, if on | 0.1 µs; 2 µs |
+//! | through a tunnel, in place of the backend's system calls | about 6 µs in batches, 88 µs alone (bare quinn) |
+//!
+//! A request stays on the thread that accepted it and takes no lock.
+
+pub mod attempts;
+pub mod body;
+pub mod books;
+pub mod call;
+pub mod client;
+pub mod failure;
+pub mod headers;
+pub mod http1;
+pub mod http2;
+pub mod interim;
+pub mod local;
+pub mod policy;
+pub mod remote;
+pub mod replay;
+pub mod timers;
+pub mod upstream;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Instant, SystemTime};
+
+use archipelago_http::{Known, RequestHead, ResponseHead};
+use archipelago_identity::SpiffeId;
+use archipelago_tunnel::{IncomingRequest, Responder};
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::source::Workload;
+use crate::worker::{Caller, Worker};
+use body::{Incoming, Replayable, ResponseBody};
+use books::{Books, Record, Reporter, Text};
+use call::{Call, Origin};
+use client::Entrance;
+use failure::Failure;
+use headers::{MESH_SENDS, MESH_SOURCE};
+use interim::Interim;
+
+/// What a request is answered with.
+#[derive(Debug)]
+pub struct Response {
+    /// Its head, without framing.
+    pub head: ResponseHead,
+    /// Its body.
+    pub body: ResponseBody,
+}
+
+/// Serves one request of a client.
+pub async fn serve_client(
+    worker: Rc<Worker>,
+    entrance: &Entrance,
+    mut head: RequestHead,
+    body: Incoming,
+    interim: Interim,
+) -> Response {
+    let now = Instant::now();
+    let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
+    let mut record = Record::new(Reporter::Source, Arc::clone(&worker.identity.cluster), now);
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), None)));
+    let body = Replayable::new(body, now);
+    let mut books = Books::open(&worker, record, body.clone());
+    let view = worker.view();
+    books.record().revision = view.snapshot.revision;
+    let routed = policy::of_client(&worker, &view, entrance.capture.as_ref(), &mut head, &mut books, now);
+    let routed = match routed {
+        Ok(routed) => routed,
+        Err(failure) => return answer(&worker, failure, books, policy::is_grpc(&head)),
+    };
+    let is_grpc = routed.is_grpc;
+    let call = Call {
+        worker: Rc::clone(&worker),
+        head,
+        body,
+        interim,
+        origin: Origin::Client,
+        source,
+        is_grpc,
+        view,
+        service: routed.service,
+        deadline: routed.deadline,
+        books,
+    };
+    match attempts::run(call).await {
+        Ok((response, books)) => response.with(books),
+        Err((failure, books)) => answer(&worker, failure, books, is_grpc),
+    }
+}
+
+/// Serves one request out of a tunnel. It is served by endpoints of this cluster or not at all.
+pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
+    let IncomingRequest { peer, request, mut responder } = *incoming;
+    let now = Instant::now();
+    let (parts, body) = request.into_parts();
+    let caller = match worker.caller(&peer) {
+        Ok(caller) => caller,
+        Err(refusal) => {
+            tracing::debug!(peer = %peer.spiffe_id, %refusal, "a request out of a tunnel is refused");
+            worker.metrics.refused_stream(refusal);
+            return respond(responder, said(Failure::Refused(refusal))).await;
+        }
+    };
+    let Ok(mut head) = RequestHead::from_http(&parts) else {
+        return respond(responder, said(Failure::Malformed(headers::Malformed::Target))).await;
+    };
+    let source = vouched(&caller, &parts.headers);
+    let mut record = Record::new(Reporter::Destination, Arc::clone(caller.admitted.cluster()), now);
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id))));
+    let body = Replayable::new(Incoming::tunnel(body), now);
+    let mut books = Books::open(&worker, record, body.clone());
+    let view = worker.view();
+    books.record().revision = view.snapshot.revision;
+    let routed = policy::of_peer(&worker, &view, caller, &parts.headers, &mut head, &mut books, now);
+    let outcome = match routed {
+        Err(failure) => Err((failure, books)),
+        Ok((routed, arrival, authorized)) => {
+            let informed = Rc::default();
+            let call = Call {
+                worker: Rc::clone(&worker),
+                head,
+                body,
+                interim: Interim::Peer(Rc::clone(&informed)),
+                origin: Origin::Peer(arrival, authorized),
+                source,
+                is_grpc: routed.is_grpc,
+                view,
+                service: routed.service,
+                deadline: routed.deadline,
+                books,
+            };
+            match informing(attempts::run(call), &informed, &mut responder).await {
+                Some(outcome) => outcome,
+                // The client went away at the other end: dropping the call cancels the backend's request.
+                None => return,
+            }
+        }
+    };
+    match outcome {
+        Ok((response, books)) => respond(responder, response.with(books)).await,
+        // Its sender is told that nothing was processed; no response may exist.
+        Err((failure, mut books)) if failure.is_rejection() => {
+            worker.metrics.failure(failure);
+            if let Failure::Refused(refusal) = failure {
+                worker.metrics.refused_stream(refusal);
+            }
+            (books.record().code, books.record().flags) = (failure.status().as_u16(), failure.flags());
+            responder.reject();
+        }
+        Err((failure, books)) => {
+            if let Failure::Refused(refusal) = failure {
+                worker.metrics.refused_stream(refusal);
+            }
+            respond(responder, answer(&worker, failure, books, false)).await;
+        }
+    }
+}
+
+/// Waits for the outcome and tells the peer of informational responses meanwhile; `None` when it wants no answer any more.
+async fn informing<T>(
+    outcome: impl Future<Output = T>,
+    informed: &RefCell<Vec<ResponseHead>>,
+    responder: &mut Responder,
+) -> Option<T> {
+    let mut outcome = pin!(outcome);
+    loop {
+        let outcome = poll_fn(|cx| match outcome.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(Some(outcome))),
+            Poll::Pending if !informed.borrow().is_empty() => Poll::Ready(Some(None)),
+            Poll::Pending => pin!(responder.cancelled()).poll(cx).map(|_| None),
+        })
+        .await?;
+        for head in informed.take() {
+            let parts = head.to_http().ok()?;
+            responder.inform(http::Response::from_parts(parts, ())).await.ok()?;
+        }
+        if outcome.is_some() {
+            return outcome;
+        }
+    }
+}
+
+async fn respond(responder: Responder, response: Response) {
+    let Response { head, body } = response;
+    let parts = match head.to_http() {
+        Ok(parts) => parts,
+        Err(error) => {
+            tracing::debug!(%error, "a response has no form in a tunnel");
+            return;
+        }
+    };
+    if let Err(error) = responder.respond(http::Response::from_parts(parts, body)).await {
+        tracing::debug!(%error, "response through a tunnel broke off");
+    }
+}
+
+impl Response {
+    fn with(self, mut books: Books) -> Self {
+        books.record().code = self.head.status.as_u16();
+        Self { head: self.head, body: self.body.with_books(books) }
+    }
+}
+
+/// Answers a failure, and writes it down.
+fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool) -> Response {
+    worker.metrics.failure(failure);
+    books.record().flags = failure.flags();
+    if is_grpc { said_in_grpc(failure) } else { said(failure) }.with(books)
+}
+
+/// The response to a failure: one line of text, with the reason in a header.
+fn said(failure: Failure) -> Response {
+    let mut head = ResponseHead::of(failure.status());
+    head.fields.push(Known::ContentType, b"text/plain; charset=utf-8");
+    head.fields.push(Known::MeshFailure, failure.reason().as_bytes());
+    if failure.is_passing() {
+        head.fields.push(Known::RetryAfter, b"1");
+    }
+    if let Failure::BrokenAfter(sends) = failure {
+        // A valid name and a number.
+        let _ = head.fields.push_named(MESH_SENDS.as_str().as_bytes(), sends.to_string().as_bytes());
+    }
+    Response { head, body: ResponseBody::full(format!("{}\n", failure.line())) }
+}
+
+/// The same to a gRPC caller: trailers only, with a status of its own (gRPC over HTTP/2, "Responses").
+fn said_in_grpc(failure: Failure) -> Response {
+    let mut head = ResponseHead::of(StatusCode::OK);
+    head.fields.push(Known::ContentType, b"application/grpc");
+    head.fields.push_number(Known::GrpcStatus, failure.grpc_status().into());
+    head.fields.push(Known::GrpcMessage, failure.line().as_bytes());
+    head.fields.push(Known::MeshFailure, failure.reason().as_bytes());
+    Response { head, body: ResponseBody::empty() }
+}
+
+/// The workload for which a peer speaks; one for which it may not speak, or two, is nobody.
+pub fn vouched(caller: &Caller, headers: &HeaderMap) -> Option<Rc<Workload>> {
+    let mut sources = headers.get_all(MESH_SOURCE).iter();
+    let said = sources.next()?;
+    let workload = said.to_str().ok().and_then(|id| Workload::vouched(&caller.vouches, id));
+    if workload.is_none() || sources.next().is_some() {
+        tracing::debug!(cluster = %caller.admitted.cluster(), ?said, "a gateway spoke for somebody for whom it may not");
+        return None;
+    }
+    workload.map(Rc::new)
+}
+
+fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>) -> Text {
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let field = |name| lossy(head.fields.get(name).unwrap_or_default());
+    let path = head.path();
+    let path = path.iter().position(|byte| *byte == b'?').and_then(|at| path.get(..at)).unwrap_or(path);
+    Text {
+        start_time: SystemTime::now(),
+        method: head.method.to_string(),
+        path: if head.method == Method::CONNECT { String::new() } else { lossy(path) },
+        protocol: format!("{:?}", head.version),
+        authority: lossy(head.authority().unwrap_or_default()),
+        request_id: field(Known::XRequestId),
+        // traceparent = version-trace_id-parent_id-flags (W3C Trace Context §3.2)
+        trace_id: field(Known::Traceparent).split('-').nth(1).unwrap_or("").to_owned(),
+        source: source.map(|workload| workload.as_str().to_owned()).unwrap_or_default(),
+        peer_spiffe_id: peer.map(ToString::to_string).unwrap_or_default(),
+        upstream_host: String::new(),
+        failure: String::new(),
+    }
+}

@@ -1,0 +1,156 @@
+//! What is asked of a request before it is sent anywhere: plain functions of its head, in the order in which they are asked.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use archipelago_http::{Known, RequestHead};
+use http::{HeaderMap, HeaderName, Method};
+
+use super::books::Books;
+use super::call::{Arrival, Deadline};
+use super::failure::Failure;
+use super::headers::{MESH_ATTEMPT, MESH_DEADLINE_MS, MESH_SENDS, MESH_VERSION, Malformed};
+use crate::authorize::{Asked, Authorized, Kind, Refusal, authorize};
+use crate::config::{Capture, Protocol};
+use crate::worker::view::View;
+use crate::worker::{Caller, Worker};
+
+/// What was found out about a request.
+#[derive(Debug)]
+pub struct Routed {
+    /// Index of its service.
+    pub service: usize,
+    /// When a response must have begun.
+    pub deadline: Deadline,
+    /// A gRPC caller.
+    pub is_grpc: bool,
+}
+
+/// Judges a client's request and finds its service.
+///
+/// # Errors
+/// Why it goes nowhere.
+pub fn of_client(
+    worker: &Worker,
+    view: &View,
+    capture: Option<&Arc<Capture>>,
+    head: &mut RequestHead,
+    books: &mut Books,
+    now: Instant,
+) -> Result<Routed, Failure> {
+    if head.method == Method::CONNECT || wants_websocket(head) {
+        return Err(Failure::Unsupported);
+    }
+    let is_path = head.path().starts_with(b"/") || (head.method == Method::OPTIONS && head.path() == b"*");
+    if !is_path {
+        return Err(Failure::Malformed(Malformed::Target));
+    }
+    strip(head);
+    if !books.admit() {
+        return Err(Failure::Overloaded);
+    }
+    let service = find(view, capture, head, books)?;
+    worker.deposit();
+    let is_grpc = is_grpc(head);
+    let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);
+    Ok(Routed { service, deadline, is_grpc })
+}
+
+/// Judges a request out of a tunnel: see [`authorize`]. Also returns what it brings along, and the proof that it may go on.
+///
+/// # Errors
+/// Why it goes nowhere.
+pub fn of_peer(
+    worker: &Worker,
+    view: &View,
+    caller: Rc<Caller>,
+    said: &HeaderMap,
+    head: &mut RequestHead,
+    books: &mut Books,
+    now: Instant,
+) -> Result<(Routed, Arrival, Authorized), Failure> {
+    let asked = Asked::new(Kind::Request, said);
+    // In the books under the name that was asked for, if there is such a service.
+    let named = asked.find(&view.snapshot).and_then(|index| view.snapshot.services.get(index));
+    books.record().service = named.map(|service| Arc::clone(&service.key));
+    let authorized = authorize(&view.snapshot, &caller.admitted, asked).map_err(Failure::Refused)?;
+    let service =
+        view.snapshot.service_by_key(authorized.service()).ok_or(Failure::Refused(Refusal::UnknownService))?;
+    if head.authority().is_none() {
+        return Err(Failure::Malformed(Malformed::Authority));
+    }
+    strip(head);
+    if !books.admit() {
+        return Err(Failure::Overloaded);
+    }
+    let is_grpc = is_grpc(head);
+    let left = number(said, &MESH_DEADLINE_MS).map(Duration::from_millis);
+    let deadline = Deadline::of_peer(left, is_grpc, worker.limits.request_timeout, now);
+    let small = |name| number(said, name).and_then(|n| u32::try_from(n).ok());
+    let arrival = Arrival {
+        caller,
+        version: said.get(MESH_VERSION).and_then(|version| version.to_str().ok()).map(Arc::from),
+        attempt: small(&MESH_ATTEMPT).unwrap_or(1),
+        sends: small(&MESH_SENDS).unwrap_or(0),
+    };
+    Ok((Routed { service, deadline, is_grpc }, arrival, authorized))
+}
+
+/// Host name, or the port that the request came to, to service.
+fn find(view: &View, capture: Option<&Arc<Capture>>, head: &RequestHead, books: &mut Books) -> Result<usize, Failure> {
+    let authority = head.authority().ok_or(Failure::Malformed(Malformed::Host))?;
+    let (found, closed, unknown) = match capture {
+        None => {
+            let authority = std::str::from_utf8(authority).map_err(|_| Failure::Malformed(Malformed::Authority))?;
+            let found = view.snapshot.service_by_host(authority);
+            let closed = || view.snapshot.closed_by_host(authority);
+            (found, found.is_none().then(closed).flatten(), Failure::UnknownHost)
+        }
+        Some(capture) => {
+            let found = view.snapshot.port_of(&capture.service, capture.port);
+            let closed = || view.snapshot.closed_by_key(&capture.service);
+            (found, found.is_none().then(closed).flatten(), Failure::UnknownPort)
+        }
+    };
+    if let Some(closed) = closed {
+        books.record().service = Some(Arc::clone(&closed.key));
+        return Err(Failure::Closed);
+    }
+    let index = found.ok_or(unknown)?;
+    let service = view.snapshot.services.get(index).ok_or(unknown)?;
+    books.record().service = Some(Arc::clone(&service.key));
+    if service.protocol == Protocol::Tcp {
+        return Err(Failure::NotHttp);
+    }
+    Ok(index)
+}
+
+/// Takes away what concerns the connection that the request came on, and what only gateways may say. Whether trailers are taken goes
+/// on to the next hop, which asks us.
+fn strip(head: &mut RequestHead) {
+    let trailers = head.fields.strip_hop_by_hop();
+    head.fields.strip_mesh();
+    if trailers {
+        head.fields.push(Known::Te, b"trailers");
+    }
+}
+
+/// Whoever offers another protocol than this goes on with the one that is spoken (RFC 9110 §7.8).
+fn wants_websocket(head: &RequestHead) -> bool {
+    let lists = |name, wanted: &[u8]| {
+        let values = head.fields.get_all(name);
+        values.flat_map(|value| value.split(|b| *b == b',')).any(|item| item.trim_ascii().eq_ignore_ascii_case(wanted))
+    };
+    lists(Known::Upgrade, b"websocket") && lists(Known::Connection, b"upgrade")
+}
+
+/// True for a gRPC caller.
+pub fn is_grpc(head: &RequestHead) -> bool {
+    let content_type = head.fields.get(Known::ContentType).unwrap_or_default();
+    content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,150 @@
+//! One attempt at a gateway of another cluster, which serves it from endpoints of its own.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use archipelago_http::h1::BadResponse;
+use archipelago_http::{Fields, Known, ResponseHead};
+use archipelago_tunnel::{Exchange, PeerState, TunnelError};
+
+use super::Response;
+use super::attempts::{Attempt, Failed};
+use super::body::{RequestBody, ResponseBody};
+use super::call::Call;
+use super::failure::Failure;
+use super::headers::MESH_SENDS;
+use super::interim::Interim;
+use super::local::push_deadline;
+use super::replay::Ending;
+use crate::authorize::INGRESS_HOP;
+use crate::worker::view::{Decision, Remote};
+
+/// Sends the call through the tunnel to `remote`.
+pub async fn send(
+    call: &mut Call,
+    decision: &Decision,
+    remote: &Rc<Remote>,
+    attempt: Attempt<'_>,
+    body: RequestBody,
+    idempotent: bool,
+) -> Result<Response, Failed> {
+    let request = request(call, decision, attempt, body)?;
+    if let Some(text) = call.books.text() {
+        text.upstream_host = remote.name.to_string();
+    }
+    let started = Instant::now();
+    let mut response = pin!(exchange(remote, &call.interim, request));
+    let mut died = pin!(remote.handle.died());
+    let mut dead = false;
+    let response = loop {
+        tokio::select! {
+            biased;
+            response = &mut response => break response,
+            // The tunnel lives on and a late answer still counts, but whoever can start over elsewhere does.
+            () = &mut died, if !dead => {
+                if idempotent && call.body.can_replay() {
+                    return Err(Failed { failure: Failure::Broken, ending: Ending::Lost, reason: "peer_dead" });
+                }
+                dead = true;
+            }
+        }
+    };
+    let now = Instant::now();
+    let response = response.map_err(|error| {
+        tracing::debug!(peer = %remote.name, error = &error as &dyn std::error::Error, "attempt through a tunnel failed");
+        let (failure, ending) = if error.is_head_too_large() {
+            (Failure::RequestHead, Ending::Final)
+        } else if error.is_peers_head_too_large() {
+            (Failure::BadResponse(BadResponse::HeadTooLarge), Ending::Final)
+        } else if error.never_processed() {
+            (Failure::NoHealthy, Ending::NotProcessed)
+        } else if remote.handle.state() != PeerState::Up {
+            (Failure::Broken, Ending::Lost)
+        } else {
+            (Failure::Broken, Ending::Broken { acted: 1 })
+        };
+        Failed { failure, ending, reason: error.reason() }
+    })?;
+    remote.observe(now.saturating_duration_since(started), now);
+    let (mut head, body) = response;
+    let reason = head.fields.get(Known::MeshFailure).map(<[u8]>::to_vec);
+    let said = reason.as_deref().and_then(Failure::by_reason);
+    match said {
+        Some(Failure::Broken) => {
+            let acted = head.fields.find(MESH_SENDS.as_str()).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+            let acted = acted.unwrap_or(1);
+            let failure = Failure::Broken;
+            return Err(Failed { failure, ending: Ending::Broken { acted }, reason: "far_side_broken" });
+        }
+        Some(Failure::NoHealthy) if idempotent => {
+            return Err(Failed { failure: Failure::NoHealthy, ending: Ending::Lost, reason: "far_side_unhealthy" });
+        }
+        // He understands it in his own words only.
+        Some(failure) if call.is_grpc => return Err(Failed { failure, ending: Ending::Final, reason: "far_side" }),
+        _ => {}
+    }
+    head.fields.strip_hop_by_hop();
+    head.fields.strip_mesh();
+    head.fields.push(Known::MeshServedBy, remote.served_by.as_bytes());
+    if let Some(reason) = reason {
+        head.fields.push(Known::MeshFailure, &reason);
+    }
+    Ok(Response { head, body: ResponseBody::tunnel(body) })
+}
+
+/// Sends the request; resolves with the response, informational ones passed on.
+async fn exchange(
+    remote: &Remote,
+    interim: &Interim,
+    request: http::Request<RequestBody>,
+) -> Result<(ResponseHead, Exchange<RequestBody>), TunnelError> {
+    let mut exchange = remote.handle.exchange(request).await?;
+    loop {
+        let (parts, ()) = exchange.head().await?.into_parts();
+        // What a tunnel's codec takes is valid here, too.
+        let head = ResponseHead::from_http(&parts).unwrap_or_else(|_| ResponseHead::of(parts.status));
+        if !head.status.is_informational() {
+            return Ok((head, exchange));
+        }
+        poll_fn(|cx| {
+            interim.send(&head, cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+fn request(
+    call: &Call,
+    decision: &Decision,
+    attempt: Attempt<'_>,
+    body: RequestBody,
+) -> Result<http::Request<RequestBody>, Failed> {
+    let service = call.config().ok_or_else(internal)?;
+    let mut said = Fields::new();
+    said.push(Known::MeshService, service.service.as_bytes());
+    said.push_number(Known::MeshPort, service.port.into());
+    said.push(Known::MeshHop, INGRESS_HOP.as_bytes());
+    said.push_number(Known::MeshAttempt, attempt.history.attempts.into());
+    if let Some(version) = &decision.version {
+        said.push(Known::MeshVersion, version.as_bytes());
+    }
+    if let Some(workload) = &call.source {
+        said.push(Known::MeshSource, workload.id.as_bytes());
+    }
+    push_deadline(call, attempt, &mut said);
+    let mut parts = call.head.to_http().map_err(|_| internal())?;
+    parts.headers.extend(said.to_header_map().map_err(|_| internal())?);
+    if attempt.history.acted > 0 {
+        parts.headers.insert(MESH_SENDS, attempt.history.acted.into());
+    }
+    Ok(http::Request::from_parts(parts, body))
+}
+
+/// What was valid at the edge has no form in a tunnel; nothing was sent.
+fn internal() -> Failed {
+    Failed { failure: Failure::Malformed(super::headers::Malformed::Target), ending: Ending::Final, reason: "internal" }
+}
