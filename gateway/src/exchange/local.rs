@@ -47,7 +47,8 @@ pub async fn send(
         tokio::select! {
             biased;
             sent = &mut sent => sent,
-            () = hung(call, endpoint, started) => {
+            // A gRPC caller says himself how long he waits, and his streams may be silent until then.
+            () = hung(call, endpoint, started), if !call.is_grpc => {
                 if let Some(live) = call.live() {
                     live.judge(endpoint, Verdict::Hung, Instant::now());
                 }

@@ -394,6 +394,8 @@ impl Body for UploadBody {
         loop {
             match conn.body.borrow_mut().decode(&mut link.read) {
                 Ok(Piece::Data(data)) => {
+                    // Who sends although nobody has told him to does not wait for it any more.
+                    conn.expectation.set(Expectation::None);
                     conn.left.set(conn.left.get().map(|left| left.saturating_sub(data.len() as u64)));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -409,8 +411,7 @@ impl Body for UploadBody {
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
             match ready!(link.poll_fill(cx)) {
-                // Who sends although nobody has told him to does not wait for it any more.
-                Ok(true) => conn.expectation.set(Expectation::None),
+                Ok(true) => {}
                 Ok(false) => {
                     let cut = conn.body.borrow_mut().end_of_input();
                     return Poll::Ready(cut.err().map(|error| Err(error.into())));
