@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use archipelago_http::{Known, RequestHead};
 use archipelago_identity::MeshRole;
 use archipelago_identity::tls::PeerCertificate;
-use archipelago_tunnel::{ExtendedConnect, Gate};
-use http::{HeaderMap, HeaderName, Method, Request};
+use archipelago_tunnel::Gate;
+use http::Method;
 
 use crate::config::{Protocol, Snapshot};
-use crate::exchange::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE};
 
 /// Proof that a gateway of a declared cluster is at the other end, by the snapshot it was made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,20 +67,14 @@ pub struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     /// What the head of a request asks for.
-    pub fn by<B>(request: &'a Request<B>) -> Self {
-        let extended = request.extensions().get::<ExtendedConnect>().is_some();
-        let kind = match *request.method() {
-            Method::CONNECT if extended => Kind::ExtendedConnect,
+    pub fn by(head: &'a RequestHead) -> Self {
+        let kind = match head.method {
+            Method::CONNECT if head.protocol.is_some() => Kind::ExtendedConnect,
             Method::CONNECT => Kind::Connect,
             _ => Kind::Request,
         };
-        Self::new(kind, request.headers())
-    }
-
-    /// The same, of a request that has been taken apart.
-    pub fn new(kind: Kind, headers: &'a HeaderMap) -> Self {
-        let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        Self { kind, hop: value(MESH_HOP), service: value(MESH_SERVICE), port: value(MESH_PORT) }
+        let value = |name| head.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
+        Self { kind, hop: value(Known::MeshHop), service: value(Known::MeshService), port: value(Known::MeshPort) }
     }
 
     /// The port that is asked for, by index, if it is known here.

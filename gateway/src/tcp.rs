@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_http::Fields;
+use archipelago_http::{Fields, Known, RequestHead, ResponseHead};
 use archipelago_tunnel::{IncomingRequest, RecvHalf, SendHalf};
 use bytes::BytesMut;
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{Method, StatusCode};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ use crate::balance::cluster::NoTrace;
 use crate::balance::outlier::Verdict;
 use crate::config::Service;
 use crate::exchange::books::Reporter;
-use crate::exchange::headers::{MESH_HOP, MESH_PORT, MESH_SERVICE, MESH_SOURCE, MESH_VERSION};
+use crate::exchange::policy::version_asked;
 use crate::exchange::upstream::{Endpoint, UpstreamError};
 use crate::exchange::vouched;
 use crate::source::{Source, Workload};
@@ -64,20 +64,20 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
             },
             Target::Remote(remote) => {
                 let Some(request) = connect_request(config, version.as_deref(), source.as_deref()) else { break };
-                let connected = remote.handle.connect(request);
+                let connected = async { remote.handle.open().await?.connect(&request, &Fields::new()).await };
                 let answered = tokio::select! {
                     biased;
                     answered = tokio::time::timeout(CONNECT_TIMEOUT, connected) => answered.ok(),
                     () = remote.handle.died() => None,
                 };
                 match answered {
-                    Some(Ok((response, send, recv))) if response.status().is_success() => {
+                    Some(Ok((response, send, recv))) if response.status.is_success() => {
                         let end = End::Client { served_by: Arc::clone(&remote.cluster) };
                         let open = worker.streams.open(Arc::clone(&service), end);
                         return through_tunnel(&worker, &open, stream, send, recv).await;
                     }
                     Some(Ok((response, ..))) => {
-                        tracing::debug!(%service, peer = %remote.name, status = %response.status(), "peer refused a TCP connection")
+                        tracing::debug!(%service, peer = %remote.name, status = %response.status, "peer refused a TCP connection")
                     }
                     Some(Err(error)) => {
                         tracing::debug!(%service, peer = %remote.name, %error, "no TCP connection through the tunnel")
@@ -96,10 +96,9 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
 
 /// Takes a CONNECT out of a tunnel to an endpoint of this cluster.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
-    let IncomingRequest { peer, request, responder } = incoming;
-    let authorized = worker
-        .caller(&peer)
-        .and_then(|caller| authorize(&worker.view().snapshot, &caller.admitted, Asked::by(&request)));
+    let IncomingRequest { peer, head, responder, .. } = incoming;
+    let authorized =
+        worker.caller(&peer).and_then(|caller| authorize(&worker.view().snapshot, &caller.admitted, Asked::by(&head)));
     let authorized = match authorized {
         Ok(authorized) => authorized,
         Err(refusal) => {
@@ -108,17 +107,16 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
             if refusal.is_skew() {
                 return responder.reject();
             }
-            let mut response = Response::new(http_body_util::Empty::<bytes::Bytes>::new());
-            *response.status_mut() = http::StatusCode::FORBIDDEN;
-            let _ = responder.respond(response).await;
+            let body = http_body_util::Empty::<bytes::Bytes>::new();
+            let _ = responder.respond(&ResponseHead::of(StatusCode::FORBIDDEN), body).await;
             return;
         }
     };
-    let source = worker.caller(&peer).ok().and_then(|caller| vouched(&caller, request.headers()));
+    let source = worker.caller(&peer).ok().and_then(|caller| vouched(&caller, &head.fields));
     let from = source.as_ref().map_or("", |workload| workload.as_str());
     tracing::debug!(service = %authorized.service(), peer = %peer.spiffe_id, source = from, "a TCP connection of a peer");
     let _open = worker.metrics.tcp_connection(Reporter::Destination);
-    let version = request.headers().get(MESH_VERSION).and_then(|v: &HeaderValue| v.to_str().ok()).map(Arc::from);
+    let version = version_asked(&head.fields);
     let mut tried = Tried::default();
     loop {
         let view = worker.view();
@@ -128,7 +126,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
         match connect(&view, authorized.service(), &endpoint).await {
             Ok(upstream) => {
                 let _in_flight = endpoint.enter();
-                match responder.accept_connect(Response::new(())).await {
+                match responder.accept_connect(&ResponseHead::new()).await {
                     Ok((send, recv)) => {
                         let open = worker.streams.open(Arc::clone(authorized.service()), End::Peer);
                         through_tunnel(&worker, &open, upstream, send, recv).await;
@@ -161,22 +159,23 @@ async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpS
     Ok(upstream)
 }
 
-fn connect_request(service: &Service, version: Option<&str>, source: Option<&Workload>) -> Option<Request<()>> {
+fn connect_request(service: &Service, version: Option<&str>, source: Option<&Workload>) -> Option<RequestHead> {
     let host = service.hosts.first().map_or("service", String::as_str);
-    let mut request = Request::new(());
-    *request.method_mut() = Method::CONNECT;
-    *request.uri_mut() = Uri::builder().authority(format!("{host}:{}", service.port)).build().ok()?;
-    let headers = request.headers_mut();
-    headers.insert(MESH_SERVICE, HeaderValue::from_str(&service.service).ok()?);
-    headers.insert(MESH_PORT, HeaderValue::from(service.port));
-    headers.insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
+    let mut head = RequestHead::new();
+    head.method = Method::CONNECT;
+    if !head.set_authority(format!("{host}:{}", service.port).as_bytes()) {
+        return None;
+    }
+    head.fields.push(Known::MeshService, service.service.as_bytes());
+    head.fields.push_number(Known::MeshPort, service.port.into());
+    head.fields.push(Known::MeshHop, INGRESS_HOP.as_bytes());
     if let Some(workload) = source {
-        headers.insert(MESH_SOURCE, workload.id.clone());
+        head.fields.push(Known::MeshSource, workload.id.as_bytes());
     }
     if let Some(version) = version {
-        headers.insert(MESH_VERSION, HeaderValue::from_str(version).ok()?);
+        head.fields.push(Known::MeshVersion, version.as_bytes());
     }
-    Some(request)
+    Some(head)
 }
 
 /// Socket to socket.

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use archipelago_gateway::Limits;
 use archipelago_gateway::internals::Change;
+use archipelago_http::{Fields, Known, RequestHead, ResponseHead};
 use archipelago_model::stream::Refusal;
 use archipelago_proto::v1::{self as proto, Protocol, config_resource::Body};
-use archipelago_tunnel::{Cut, PeerState};
+use archipelago_tunnel::{Cut, PeerHandle, PeerState, RecvHalf, SendHalf, TunnelError};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -200,6 +201,20 @@ fn asked(method: &str, uri: &str, service: &str, extra: &[(&'static str, &str)])
     request
 }
 
+/// Asks for bytes of `service`.
+async fn connect(
+    peer: &PeerHandle,
+    to: &str,
+    service: &str,
+) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+    let mut head = RequestHead::new();
+    head.method = http::Method::CONNECT;
+    assert!(head.set_authority(to.as_bytes()));
+    head.fields.push(Known::MeshService, service.as_bytes());
+    head.fields.push(Known::MeshHop, b"1");
+    peer.open().await?.connect(&head, &Fields::new()).await
+}
+
 #[tokio::test]
 async fn a_revoked_gateway_and_one_of_an_undeclared_cluster_are_cut_and_stay_out() {
     let (mut mesh, _) = two_clusters(&[("paris", 1)]).await;
@@ -271,13 +286,11 @@ async fn a_peer_gets_what_is_exported_and_nothing_else() {
     let looped = tokyo.request(asked("GET", "http://checkout.shop/", "shop/checkout", &[("mesh-hop", "2")])).await;
     assert_eq!(looped.unwrap().status(), 508);
     for (what, key) in [("past the proxy", "shop/checkout"), ("unexported", "shop/secret"), ("TCP", "shop/vault")] {
-        let error = tokyo.connect(asked("CONNECT", "checkout.shop:80", key, &[]).map(drop)).await.map(|r| r.0.status());
-        let error = error.unwrap_err();
+        let error = connect(&tokyo, "checkout.shop:80", key).await.map(|(response, ..)| response.status).unwrap_err();
         assert!(error.never_processed(), "CONNECT {what}: {error}");
     }
-    let (response, mut send, mut recv) =
-        tokyo.connect(asked("CONNECT", "ledger.shop:80", "shop/ledger", &[]).map(drop)).await.unwrap();
-    assert_eq!(response.status(), 200);
+    let (response, mut send, mut recv) = connect(&tokyo, "ledger.shop:80", "shop/ledger").await.unwrap();
+    assert_eq!(response.status, 200);
     send.finish().await.unwrap();
     assert_eq!(recv.recv().await.unwrap().unwrap(), "read 0 bytes");
     assert_eq!(seen.requests.load(Ordering::SeqCst), before, "nothing else reached an endpoint");

@@ -1,5 +1,7 @@
 //! To and from the types of the `http` crate, which hyper and h2 speak.
 
+use std::borrow::Cow;
+
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Uri, request, response, uri};
 
@@ -77,6 +79,17 @@ impl RequestHead {
         }
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| NotHttp::Target)?;
         Ok(request.into_parts().0)
+    }
+
+    /// The path as `http::Uri` holds it: see [`to_http`](Self::to_http).
+    ///
+    /// # Errors
+    /// Paths that are none.
+    pub fn path_of_uri(&self) -> Result<Cow<'_, [u8]>, NotHttp> {
+        if self.path().iter().all(|byte| text::is_uri_byte(*byte)) {
+            return Ok(Cow::Borrowed(self.path()));
+        }
+        Ok(Cow::Owned(path(self.path())?.as_str().as_bytes().to_vec()))
     }
 
     /// The head of a request that hyper or h2 read. `Host` becomes the authority where the URI has none; several cookie fields

@@ -77,6 +77,22 @@ impl Fields {
         debug_assert!(taken.is_some(), "a message of 4 GiB");
     }
 
+    /// Appends a field, checked.
+    ///
+    /// # Errors
+    /// Values with controls.
+    pub fn push_known(&mut self, name: Known, value: &[u8]) -> Result<(), InvalidField> {
+        if !text::is_value(value) {
+            return Err(InvalidField::Value);
+        }
+        self.append(name.as_str().as_bytes(), text::trim(value), name as u8).ok_or(InvalidField::Full)
+    }
+
+    /// Makes room for fields of so many bytes.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.text.reserve(bytes);
+    }
+
     /// Appends a field of any name, checked.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub struct RequestHead {
     pub version: Version,
     /// `http` unless the request says otherwise.
     pub scheme: Scheme,
+    /// What a CONNECT is for, where it says so (`:protocol`: RFC 8441 §4, RFC 9220 §3).
+    pub protocol: Option<Box<str>>,
     /// Everything else.
     pub fields: Fields,
     authority: Vec<u8>,
@@ -63,6 +65,7 @@ impl RequestHead {
     /// Forgets the request and keeps the memory.
     pub fn clear(&mut self) {
         (self.method, self.version, self.scheme) = (Method::GET, Version::HTTP_11, Scheme::Http);
+        self.protocol = None;
         self.fields.clear();
         self.authority.clear();
         self.has_authority = false;
@@ -127,6 +130,7 @@ impl Default for RequestHead {
             method: Method::GET,
             version: Version::HTTP_11,
             scheme: Scheme::Http,
+            protocol: None,
             fields: Fields::new(),
             authority: Vec::new(),
             has_authority: false,

@@ -241,6 +241,8 @@ known! {
     MeshCluster = "mesh-cluster",
     /// `mesh-attempt`
     MeshAttempt = "mesh-attempt",
+    /// `mesh-sends`
+    MeshSends = "mesh-sends",
     /// `mesh-hop`
     MeshHop = "mesh-hop",
     /// `mesh-deadline-ms`
@@ -373,6 +375,7 @@ pub(crate) const MESH: u128 = mask(&[
     Known::MeshSource,
     Known::MeshCluster,
     Known::MeshAttempt,
+    Known::MeshSends,
     Known::MeshHop,
     Known::MeshDeadlineMs,
     Known::MeshService,

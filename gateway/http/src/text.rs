@@ -16,6 +16,12 @@ pub(crate) fn is_host_byte(byte: u8) -> bool {
     HOST.get(usize::from(byte)).copied().unwrap_or(false)
 }
 
+/// True for a byte of a path or query (RFC 3986 §3.3, §3.4), percent signs included.
+#[inline]
+pub(crate) fn is_uri_byte(byte: u8) -> bool {
+    URI.get(usize::from(byte)).copied().unwrap_or(false)
+}
+
 /// Where the first colon is.
 #[inline(never)]
 pub(crate) fn colon(bytes: &[u8]) -> Option<usize> {
@@ -156,6 +162,9 @@ const DELETES: u64 = ONES * 0x7f;
 static TOKEN: [bool; 256] = class(b"!#$%&'*+-.^_`|~");
 /// unreserved / sub-delims (RFC 3986 §2).
 static HOST: [bool; 256] = class(b"-._~!$&'()*+,;=");
+
+/// pchar, `/`, `?` and `%` (RFC 3986 §3.3, §3.4).
+static URI: [bool; 256] = class(b"-._~!$&'()*+,;=:@/?%");
 
 /// Letters, digits and `signs`.
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, bounded by the loops")]

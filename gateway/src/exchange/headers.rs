@@ -1,6 +1,6 @@
 //! What gateways say to each other, to backends and to clients in fields of a message, and what of that nobody else may say.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
 use archipelago_http::Known;
 
@@ -35,27 +35,10 @@ fn is_mesh(name: &str) -> bool {
     name.strip_prefix("mesh").is_some_and(|rest| rest.starts_with(['-', '_'])) || is_xfcc()
 }
 
-/// Identity of the caller as the ingress gateway vouches for it.
-pub const MESH_SOURCE: HeaderName = HeaderName::from_static("mesh-source");
-/// Counts from 1.
-pub const MESH_ATTEMPT: HeaderName = HeaderName::from_static("mesh-attempt");
-/// How many endpoints may have acted on a request before it came here, or before it was answered, between gateways; absent: none.
-pub const MESH_SENDS: HeaderName = HeaderName::from_static("mesh-sends");
-/// Gateways passed so far.
-pub const MESH_HOP: HeaderName = HeaderName::from_static("mesh-hop");
-/// Milliseconds that are left for a response to begin.
-pub const MESH_DEADLINE_MS: HeaderName = HeaderName::from_static("mesh-deadline-ms");
-/// "namespace/name" of the service, between gateways.
-pub const MESH_SERVICE: HeaderName = HeaderName::from_static("mesh-service");
-/// Number of the service's port, between gateways; absent: the first.
-pub const MESH_PORT: HeaderName = HeaderName::from_static("mesh-port");
-/// Only endpoints of this version, between gateways.
-pub const MESH_VERSION: HeaderName = HeaderName::from_static("mesh-version");
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::{HeaderName, HeaderValue};
 
     #[test]
     fn what_only_gateways_may_say_is_taken_away_however_it_is_spelt() {

@@ -49,10 +49,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
-use archipelago_http::{Known, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Known, RequestHead, ResponseHead};
 use archipelago_identity::SpiffeId;
 use archipelago_tunnel::{IncomingRequest, Responder};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 
 use crate::source::Workload;
 use crate::worker::{Caller, Worker};
@@ -61,7 +61,6 @@ use books::{Books, Record, Reporter, Text};
 use call::{Call, Origin};
 use client::Entrance;
 use failure::Failure;
-use headers::{MESH_SENDS, MESH_SOURCE};
 use interim::Interim;
 
 /// What a request is answered with.
@@ -116,9 +115,8 @@ pub async fn serve_client(
 
 /// Serves one request out of a tunnel. It is served by endpoints of this cluster or not at all.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
-    let IncomingRequest { peer, request, mut responder } = *incoming;
+    let IncomingRequest { peer, mut head, body, mut responder } = *incoming;
     let now = Instant::now();
-    let (parts, body) = request.into_parts();
     let caller = match worker.caller(&peer) {
         Ok(caller) => caller,
         Err(refusal) => {
@@ -127,17 +125,16 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
             return respond(responder, said(Failure::Refused(refusal))).await;
         }
     };
-    let Ok(mut head) = RequestHead::from_http(&parts) else {
-        return respond(responder, said(Failure::Malformed(headers::Malformed::Target))).await;
-    };
-    let source = vouched(&caller, &parts.headers);
+    // HTTP/3 splits cookies as HTTP/2 does (RFC 9114 §4.2.1).
+    head.fields.join_cookies();
+    let source = vouched(&caller, &head.fields);
     let mut record = Record::new(Reporter::Destination, Arc::clone(caller.admitted.cluster()), now);
     record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id))));
     let body = Replayable::new(Incoming::tunnel(body), now);
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;
-    let routed = policy::of_peer(&worker, &view, caller, &parts.headers, &mut head, &mut books, now);
+    let routed = policy::of_peer(&worker, &view, caller, &mut head, &mut books, now);
     let outcome = match routed {
         Err(failure) => Err((failure, books)),
         Ok((routed, arrival, authorized)) => {
@@ -197,8 +194,7 @@ async fn informing<T>(
         })
         .await?;
         for head in informed.take() {
-            let parts = head.to_http().ok()?;
-            responder.inform(http::Response::from_parts(parts, ())).await.ok()?;
+            responder.inform(&head).await.ok()?;
         }
         if outcome.is_some() {
             return outcome;
@@ -208,14 +204,7 @@ async fn informing<T>(
 
 async fn respond(responder: Responder, response: Response) {
     let Response { head, body } = response;
-    let parts = match head.to_http() {
-        Ok(parts) => parts,
-        Err(error) => {
-            tracing::debug!(%error, "a response has no form in a tunnel");
-            return;
-        }
-    };
-    if let Err(error) = responder.respond(http::Response::from_parts(parts, body)).await {
+    if let Err(error) = responder.respond(&head, body).await {
         tracing::debug!(%error, "response through a tunnel broke off");
     }
 }
@@ -243,8 +232,7 @@ fn said(failure: Failure) -> Response {
         head.fields.push(Known::RetryAfter, b"1");
     }
     if let Failure::BrokenAfter(sends) = failure {
-        // A valid name and a number.
-        let _ = head.fields.push_named(MESH_SENDS.as_str().as_bytes(), sends.to_string().as_bytes());
+        head.fields.push_number(Known::MeshSends, sends.into());
     }
     Response { head, body: ResponseBody::full(format!("{}\n", failure.line())) }
 }
@@ -260,11 +248,12 @@ fn said_in_grpc(failure: Failure) -> Response {
 }
 
 /// The workload for which a peer speaks; one for which it may not speak, or two, is nobody.
-pub fn vouched(caller: &Caller, headers: &HeaderMap) -> Option<Rc<Workload>> {
-    let mut sources = headers.get_all(MESH_SOURCE).iter();
+pub fn vouched(caller: &Caller, fields: &Fields) -> Option<Rc<Workload>> {
+    let mut sources = fields.get_all(Known::MeshSource);
     let said = sources.next()?;
-    let workload = said.to_str().ok().and_then(|id| Workload::vouched(&caller.vouches, id));
+    let workload = std::str::from_utf8(said).ok().and_then(|id| Workload::vouched(&caller.vouches, id));
     if workload.is_none() || sources.next().is_some() {
+        let said = String::from_utf8_lossy(said);
         tracing::debug!(cluster = %caller.admitted.cluster(), ?said, "a gateway spoke for somebody for whom it may not");
         return None;
     }

@@ -4,14 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_http::{Known, RequestHead};
-use http::{HeaderMap, HeaderName, Method};
+use archipelago_http::{Fields, Known, RequestHead};
+use http::Method;
 
 use super::books::Books;
 use super::call::{Arrival, Deadline};
 use super::failure::Failure;
-use super::headers::{MESH_ATTEMPT, MESH_DEADLINE_MS, MESH_SENDS, MESH_VERSION, Malformed};
-use crate::authorize::{Asked, Authorized, Kind, Refusal, authorize};
+use super::headers::Malformed;
+use crate::authorize::{Asked, Authorized, Refusal, authorize};
 use crate::config::{Capture, Protocol};
 use crate::worker::view::View;
 use crate::worker::{Caller, Worker};
@@ -65,12 +65,11 @@ pub fn of_peer(
     worker: &Worker,
     view: &View,
     caller: Rc<Caller>,
-    said: &HeaderMap,
     head: &mut RequestHead,
     books: &mut Books,
     now: Instant,
 ) -> Result<(Routed, Arrival, Authorized), Failure> {
-    let asked = Asked::new(Kind::Request, said);
+    let asked = Asked::by(head);
     // In the books under the name that was asked for, if there is such a service.
     let named = asked.find(&view.snapshot).and_then(|index| view.snapshot.services.get(index));
     books.record().service = named.map(|service| Arc::clone(&service.key));
@@ -80,20 +79,20 @@ pub fn of_peer(
     if head.authority().is_none() {
         return Err(Failure::Malformed(Malformed::Authority));
     }
+    let is_grpc = is_grpc(head);
+    let left = number(&head.fields, Known::MeshDeadlineMs).map(Duration::from_millis);
+    let deadline = Deadline::of_peer(left, is_grpc, worker.limits.request_timeout, now);
+    let small = |name| number(&head.fields, name).and_then(|n| u32::try_from(n).ok());
+    let arrival = Arrival {
+        caller,
+        version: version_asked(&head.fields),
+        attempt: small(Known::MeshAttempt).unwrap_or(1),
+        sends: small(Known::MeshSends).unwrap_or(0),
+    };
     strip(head);
     if !books.admit() {
         return Err(Failure::Overloaded);
     }
-    let is_grpc = is_grpc(head);
-    let left = number(said, &MESH_DEADLINE_MS).map(Duration::from_millis);
-    let deadline = Deadline::of_peer(left, is_grpc, worker.limits.request_timeout, now);
-    let small = |name| number(said, name).and_then(|n| u32::try_from(n).ok());
-    let arrival = Arrival {
-        caller,
-        version: said.get(MESH_VERSION).and_then(|version| version.to_str().ok()).map(Arc::from),
-        attempt: small(&MESH_ATTEMPT).unwrap_or(1),
-        sends: small(&MESH_SENDS).unwrap_or(0),
-    };
     Ok((Routed { service, deadline, is_grpc }, arrival, authorized))
 }
 
@@ -151,6 +150,11 @@ pub fn is_grpc(head: &RequestHead) -> bool {
     content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
+/// The version that a peer wants its request served by; `None`: any.
+pub fn version_asked(fields: &Fields) -> Option<Arc<str>> {
+    Some(Arc::from(std::str::from_utf8(fields.get(Known::MeshVersion)?).ok()?))
+}
+
+fn number(fields: &Fields, name: Known) -> Option<u64> {
+    std::str::from_utf8(fields.get(name)?).ok()?.parse().ok()
 }

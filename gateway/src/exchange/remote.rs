@@ -15,8 +15,6 @@ use super::attempts::{Attempt, Failed};
 use super::body::{RequestBody, ResponseBody};
 use super::call::Call;
 use super::failure::Failure;
-use super::headers::MESH_SENDS;
-use super::interim::Interim;
 use super::local::push_deadline;
 use super::replay::Ending;
 use crate::authorize::INGRESS_HOP;
@@ -31,12 +29,11 @@ pub async fn send(
     body: RequestBody,
     idempotent: bool,
 ) -> Result<Response, Failed> {
-    let request = request(call, decision, attempt, body)?;
     if let Some(text) = call.books.text() {
         text.upstream_host = remote.name.to_string();
     }
     let started = Instant::now();
-    let mut response = pin!(exchange(remote, &call.interim, request));
+    let mut response = pin!(exchange(call, decision, remote, attempt, body));
     let mut died = pin!(remote.handle.died());
     let mut dead = false;
     let response = loop {
@@ -74,7 +71,7 @@ pub async fn send(
     let said = reason.as_deref().and_then(Failure::by_reason);
     match said {
         Some(Failure::Broken) => {
-            let acted = head.fields.find(MESH_SENDS.as_str()).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+            let acted = head.fields.get(Known::MeshSends).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
             let acted = acted.unwrap_or(1);
             let failure = Failure::Broken;
             return Err(Failed { failure, ending: Ending::Broken { acted }, reason: "far_side_broken" });
@@ -97,36 +94,34 @@ pub async fn send(
 
 /// Sends the request; resolves with the response, informational ones passed on.
 async fn exchange(
+    call: &Call,
+    decision: &Decision,
     remote: &Remote,
-    interim: &Interim,
-    request: http::Request<RequestBody>,
+    attempt: Attempt<'_>,
+    body: RequestBody,
 ) -> Result<(ResponseHead, Exchange<RequestBody>), TunnelError> {
-    let mut exchange = remote.handle.exchange(request).await?;
+    let opened = remote.handle.open().await?;
+    let mut exchange = opened.request(&call.head, &said(call, decision, attempt), body)?;
     loop {
-        let (parts, ()) = exchange.head().await?.into_parts();
-        // What a tunnel's codec takes is valid here, too.
-        let head = ResponseHead::from_http(&parts).unwrap_or_else(|_| ResponseHead::of(parts.status));
+        let head = exchange.head().await?;
         if !head.status.is_informational() {
             return Ok((head, exchange));
         }
         poll_fn(|cx| {
-            interim.send(&head, cx);
+            call.interim.send(&head, cx);
             Poll::Ready(())
         })
         .await;
     }
 }
 
-fn request(
-    call: &Call,
-    decision: &Decision,
-    attempt: Attempt<'_>,
-    body: RequestBody,
-) -> Result<http::Request<RequestBody>, Failed> {
-    let service = call.config().ok_or_else(internal)?;
+/// What the gateway there is told about the request.
+fn said(call: &Call, decision: &Decision, attempt: Attempt<'_>) -> Fields {
     let mut said = Fields::new();
-    said.push(Known::MeshService, service.service.as_bytes());
-    said.push_number(Known::MeshPort, service.port.into());
+    if let Some(service) = call.config() {
+        said.push(Known::MeshService, service.service.as_bytes());
+        said.push_number(Known::MeshPort, service.port.into());
+    }
     said.push(Known::MeshHop, INGRESS_HOP.as_bytes());
     said.push_number(Known::MeshAttempt, attempt.history.attempts.into());
     if let Some(version) = &decision.version {
@@ -135,16 +130,9 @@ fn request(
     if let Some(workload) = &call.source {
         said.push(Known::MeshSource, workload.id.as_bytes());
     }
-    push_deadline(call, attempt, &mut said);
-    let mut parts = call.head.to_http().map_err(|_| internal())?;
-    parts.headers.extend(said.to_header_map().map_err(|_| internal())?);
     if attempt.history.acted > 0 {
-        parts.headers.insert(MESH_SENDS, attempt.history.acted.into());
+        said.push_number(Known::MeshSends, attempt.history.acted.into());
     }
-    Ok(http::Request::from_parts(parts, body))
-}
-
-/// What was valid at the edge has no form in a tunnel; nothing was sent.
-fn internal() -> Failed {
-    Failed { failure: Failure::Malformed(super::headers::Malformed::Target), ending: Ending::Final, reason: "internal" }
+    push_deadline(call, attempt, &mut said);
+    said
 }

@@ -549,7 +549,7 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
             tokio::task::yield_now().await;
         }
         let worker = Rc::clone(&worker);
-        if request.request.method() == Method::CONNECT {
+        if request.head.method == Method::CONNECT {
             if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
                 request.responder.reject();
                 continue;
@@ -559,7 +559,7 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
                 let _open = listen::Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
                 crate::tcp::serve_peer(Rc::clone(&worker), *request).await;
             }));
-        } else if probe::is_probe(&request.request) {
+        } else if probe::is_probe(&request.head) {
             tokio::task::spawn_local(Box::pin(probe::answer(worker, request)));
         } else {
             tokio::task::spawn_local(Box::pin(crate::exchange::serve_peer(worker, request)));

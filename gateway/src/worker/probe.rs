@@ -5,16 +5,16 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use archipelago_http::{Known, RequestHead, ResponseHead};
 use archipelago_proto::v1::TunnelProbe;
-use archipelago_tunnel::{IncomingRequest, PeerHandle, TunnelBody};
+use archipelago_tunnel::{IncomingRequest, PeerHandle};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
 
 use super::{Worker, command::micros};
 use crate::authorize::{INGRESS_HOP, Refusal};
-use crate::exchange::headers::{MESH_HOP, MESH_SERVICE};
 
 /// Through every tunnel of a worker, at once.
 pub(super) async fn all(worker: Rc<Worker>) -> Vec<TunnelProbe> {
@@ -41,7 +41,7 @@ async fn ask(peer: &PeerHandle) -> Result<(), String> {
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.method_mut() = Method::OPTIONS;
     *request.uri_mut() = http::Uri::from_static(PROBE_URI);
-    request.headers_mut().insert(MESH_HOP, HeaderValue::from_static(INGRESS_HOP));
+    request.headers_mut().insert(Known::MeshHop.as_str(), HeaderValue::from_static(INGRESS_HOP));
     let response = peer.request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();
     if status == StatusCode::NO_CONTENT {
@@ -57,25 +57,23 @@ async fn ask(peer: &PeerHandle) -> Result<(), String> {
 }
 
 /// Whether a request that came through a tunnel is one of these: no service, and an authority that no host can have (RFC 6761).
-pub(super) fn is_probe(request: &Request<TunnelBody>) -> bool {
-    request.method() == Method::OPTIONS
-        && request.uri().host() == Some(PROBE_HOST)
-        && !request.headers().contains_key(MESH_SERVICE)
+pub(super) fn is_probe(head: &RequestHead) -> bool {
+    head.method == Method::OPTIONS
+        && head.authority() == Some(PROBE_HOST.as_bytes())
+        && !head.fields.contains(Known::MeshService)
 }
 
 /// Answers one, to whoever may have a tunnel here now.
 pub(super) async fn answer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     let IncomingRequest { peer, responder, .. } = *incoming;
-    let mut response = Response::new(http_body_util::Full::new(Bytes::new()));
-    match worker.caller(&peer) {
-        Ok(_) => *response.status_mut() = StatusCode::NO_CONTENT,
+    let (status, line) = match worker.caller(&peer) {
+        Ok(_) => (StatusCode::NO_CONTENT, String::new()),
         Err(refusal) => {
             worker.metrics.refused_stream(refusal);
-            *response.status_mut() = StatusCode::FORBIDDEN;
-            *response.body_mut() = http_body_util::Full::new(Bytes::from(format!("{refusal}\n")));
+            (StatusCode::FORBIDDEN, format!("{refusal}\n"))
         }
-    }
-    if let Err(error) = responder.respond(response).await {
+    };
+    if let Err(error) = responder.respond(&ResponseHead::of(status), Full::new(Bytes::from(line))).await {
         tracing::debug!(%error, "the answer to a probe broke off");
     }
 }

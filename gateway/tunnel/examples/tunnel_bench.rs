@@ -14,10 +14,11 @@
 //!
 //! Compare with `quic -- stream 64 1000` of the floor in the same minute, and quote ratios.
 
+use archipelago_http::{Known, ResponseHead};
 use archipelago_identity::{LiveCredential, SpiffeId, testing::TestAuthority};
 use archipelago_tunnel::{Incoming, Peer, PeerHandle, PeerName, PeerState, TunnelConfig, Tunnels};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Request;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
 use std::{
@@ -148,13 +149,16 @@ async fn answer(mut incoming: Incoming, plan: Plan) {
             match plan {
                 Plan::Stream { bytes, .. } => {
                     let body = Full::new(small.slice(..bytes.min(small.len())));
-                    let response =
-                        Response::builder().header("content-type", "text/plain").header("content-length", bytes);
-                    request.responder.respond(response.body(body).expect("a response")).await
+                    let mut head = ResponseHead::new();
+                    head.fields.push(Known::ContentType, b"text/plain");
+                    head.fields.push_number(Known::ContentLength, bytes as u64);
+                    request.responder.respond(&head, body).await
                 }
-                Plan::Verdicts { .. } => request.responder.respond(Response::new(Full::new(small.slice(..100)))).await,
+                Plan::Verdicts { .. } => {
+                    request.responder.respond(&ResponseHead::new(), Full::new(small.slice(..100))).await
+                }
                 Plan::Bulk { bytes } => {
-                    request.responder.respond(Response::new(Zeroes { chunk: small, left: bytes })).await
+                    request.responder.respond(&ResponseHead::new(), Zeroes { chunk: small, left: bytes }).await
                 }
                 Plan::Connections { .. } => Ok(()),
                 Plan::Rejected { .. } => {

@@ -7,8 +7,9 @@ use crate::{
     exchange,
     stream::Inbox,
 };
+use archipelago_http::{RequestHead, ResponseHead};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use std::{
     fmt,
@@ -69,9 +70,9 @@ impl MessageReader {
     }
 
     /// Waits for the head of a request.
-    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Request<()>, TunnelError>> {
+    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, TunnelError>> {
         let section = ready!(self.poll_head(cx))?;
-        Poll::Ready(self.begin_request(section, cx).map_err(|error| self.violated(error)))
+        Poll::Ready(self.begin_request(&section, cx).map_err(|error| self.violated(error)))
     }
 
     /// Waits for the next head of the response to a request with `method`; after an informational one another follows.
@@ -79,9 +80,9 @@ impl MessageReader {
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
-    ) -> Poll<Result<Response<()>, TunnelError>> {
+    ) -> Poll<Result<ResponseHead, TunnelError>> {
         let section = ready!(self.poll_head(cx))?;
-        Poll::Ready(self.begin_response(section, method, cx).map_err(|error| self.violated(error)))
+        Poll::Ready(self.begin_response(&section, method, cx).map_err(|error| self.violated(error)))
     }
 
     /// The next piece of the body; [`MessageEvent::End`] at a clean end.
@@ -122,39 +123,38 @@ impl MessageReader {
         &mut self.inbox
     }
 
-    fn begin_request(&mut self, section: Bytes, cx: &mut Context<'_>) -> Result<Request<()>, ProtocolError> {
-        let request = fields::decode_request(section, self.limits)?;
-        if request.method() == Method::CONNECT {
+    fn begin_request(&mut self, section: &[u8], cx: &mut Context<'_>) -> Result<RequestHead, ProtocolError> {
+        let head = fields::decode_request(section, self.limits)?;
+        if head.method == Method::CONNECT {
             self.decoder.expect_tunnel();
         } else {
-            self.decoder.expect_body(fields::content_length(request.headers())?);
+            self.decoder.expect_body(fields::content_length(&head.fields)?);
             self.look_for_end(cx);
         }
-        Ok(request)
+        Ok(head)
     }
 
     fn begin_response(
         &mut self,
-        section: Bytes,
+        section: &[u8],
         method: &Method,
         cx: &mut Context<'_>,
-    ) -> Result<Response<()>, ProtocolError> {
-        let response = fields::decode_response(section, self.limits)?;
-        let status = response.status();
-        if status.is_informational() {
+    ) -> Result<ResponseHead, ProtocolError> {
+        let head = fields::decode_response(section, self.limits)?;
+        if head.status.is_informational() {
             self.decoder.expect_head();
-            return Ok(response);
+            return Ok(head);
         }
-        if method == Method::CONNECT && status.is_success() {
+        if method == Method::CONNECT && head.status.is_success() {
             self.decoder.expect_tunnel();
-            return Ok(response);
+            return Ok(head);
         }
         // RFC 9110 §8.6: these carry the length of a body that is not sent.
-        let is_bodyless = method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
-        let length = if is_bodyless { Some(0) } else { fields::content_length(response.headers())? };
+        let is_bodyless = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
+        let length = if is_bodyless { Some(0) } else { fields::content_length(&head.fields)? };
         self.decoder.expect_body(length);
         self.look_for_end(cx);
-        Ok(response)
+        Ok(head)
     }
 
     /// The end mostly arrives with the head: knowing it spares the next hop a chunked empty body.

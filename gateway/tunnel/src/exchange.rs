@@ -1,8 +1,9 @@
 //! A request under way and the response to it, driven by the caller's own task.
 
 use crate::{body::MessageReader, codec::MessageEvent, error::TunnelError, pump::Pump};
+use archipelago_http::ResponseHead;
 use bytes::Bytes;
-use http::{Method, Response};
+use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use std::{
     error::Error,
@@ -34,29 +35,16 @@ where
     /// The next head: informational ones first, as they come.
     ///
     /// # Errors
-    /// As [`crate::PeerHandle::exchange`]; after a head that is not informational [`TunnelError::Closed`].
-    pub async fn head(&mut self) -> Result<Response<()>, TunnelError> {
+    /// As [`crate::Opening::request`]; after a head that is not informational [`TunnelError::Closed`].
+    pub async fn head(&mut self) -> Result<ResponseHead, TunnelError> {
         poll_fn(|cx| self.poll_head(cx)).await
     }
 
     /// As [`head`](Self::head).
-    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, TunnelError>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, TunnelError>> {
         self.poll_upload(cx)?;
         let Some(reader) = &mut self.reader else { return Poll::Ready(Err(TunnelError::Closed)) };
         reader.poll_response(cx, &self.method)
-    }
-
-    /// The response, with this as its body; informational heads are passed over.
-    ///
-    /// # Errors
-    /// As [`head`](Self::head).
-    pub async fn response(mut self) -> Result<Response<Self>, TunnelError> {
-        loop {
-            let head = self.head().await?;
-            if !head.status().is_informational() {
-                return Ok(head.map(|()| self));
-            }
-        }
     }
 
     /// What is left of the request once the response has ended, if there is something left: to be awaited by whoever wants it to

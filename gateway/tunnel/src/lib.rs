@@ -48,7 +48,6 @@ mod tunnels;
 
 pub use accept::Gate;
 pub use body::TunnelBody;
-pub use codec::fields::Protocol as ExtendedConnect;
 pub use config::{Peer, PeerName, TunnelConfig, TunnelLimits};
 pub use connect::{RecvHalf, SendHalf};
 pub use detector::DetectorConfig;
@@ -56,7 +55,7 @@ pub use error::{BindError, TunnelError};
 pub use exchange::{Exchange, Upload};
 pub use health::ServiceHealth;
 pub use peer::PeerState;
-pub use request::PeerHandle;
+pub use request::{Opening, PeerHandle};
 pub use server::{Incoming, IncomingRequest, Responder};
 pub use socket::Cut;
 pub use tunnels::{TunnelStats, Tunnels};

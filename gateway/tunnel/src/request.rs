@@ -7,7 +7,7 @@ use crate::{
         fields::{self, EncodeError},
     },
     config::PeerName,
-    conn::{Conn, InFlight},
+    conn::InFlight,
     connect::{RecvHalf, SendHalf},
     error::TunnelError,
     exchange::Exchange,
@@ -16,6 +16,7 @@ use crate::{
     pump::Pump,
     stream::{Inbox, Outbox},
 };
+use archipelago_http::{Fields, RequestHead, ResponseHead};
 use archipelago_identity::SpiffeId;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -91,67 +92,14 @@ impl PeerHandle {
         self.0.died().await;
     }
 
-    /// Begins a request; resolves as soon as its stream is open. The exchange then has the heads and the body of the response, and
-    /// sends the request whenever it is polled.
-    ///
-    /// Dropping it before the response has ended cancels the request on the far side.
+    /// Opens a stream for a request.
     ///
     /// # Errors
-    /// [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of what it is;
-    /// [`TunnelError::is_head_too_large`] that it makes no sense to.
-    pub async fn exchange<B>(&self, request: Request<B>) -> Result<Exchange<B>, TunnelError>
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let Opened { mut outbox, reader } = self.open(|conn| Some(InFlight::new(conn))).await?;
-        push_request(&mut outbox, &request)?;
-        let method = request.method().clone();
-        Ok(Exchange::new(reader, Pump::new(outbox, request.into_body(), Code::REQUEST_CANCELLED), method))
-    }
-
-    /// Sends a request; resolves with the response's head, whose body goes on sending the request.
-    ///
-    /// # Errors
-    /// As [`exchange`](Self::exchange).
-    pub async fn request<B>(&self, request: Request<B>) -> Result<Response<Exchange<B>>, TunnelError>
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
-        self.exchange(request).await?.response().await
-    }
-
-    /// Opens a CONNECT tunnel. After a 2xx response the halves carry bytes; otherwise the receiving half carries the body
-    /// of the refusal.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request).
-    pub async fn connect(&self, request: Request<()>) -> Result<(Response<()>, SendHalf, RecvHalf), TunnelError> {
-        debug_assert_eq!(request.method(), Method::CONNECT);
-        let mut in_flight = None;
-        let Opened { mut outbox, mut reader } = self
-            .open(|conn| {
-                in_flight = Some(InFlight::new(conn));
-                None
-            })
-            .await?;
-        push_request(&mut outbox, &request)?;
-        poll_fn(|cx| outbox.poll_flush(cx)).await?;
-        let response = loop {
-            let head = poll_fn(|cx| reader.poll_response(cx, request.method())).await?;
-            if !head.status().is_informational() {
-                break head;
-            }
-        };
-        let in_flight = in_flight.map(InFlight::into_tunnel);
-        Ok((response, SendHalf::new(outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
-    }
-
-    async fn open(&self, count: impl FnOnce(Arc<Conn>) -> Option<InFlight>) -> Result<Opened, TunnelError> {
+    /// No connection, or no credit for another stream on it: nothing was processed.
+    pub async fn open(&self) -> Result<Opening, TunnelError> {
         let conn = self.0.usable()?;
         // Before the stream exists: the detector must watch from here on.
-        let in_flight = count(conn.clone());
+        let in_flight = InFlight::new(conn.clone());
         let mut opening = pin!(conn.quinn().open_bi());
         let opened = match poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx))).await {
             Poll::Ready(opened) => opened,
@@ -160,13 +108,30 @@ impl PeerHandle {
         let (send, recv) = opened.map_err(|cause| conn.lost(cause, None))?;
         let outbox = Outbox::new(send, conn.clone(), Code::REQUEST_CANCELLED);
         let inbox = Inbox::new(recv, conn.clone(), Code::REQUEST_CANCELLED);
-        Ok(Opened { outbox, reader: MessageReader::new(inbox, Limits::default(), in_flight) })
+        Ok(Opening { outbox, inbox, in_flight })
     }
-}
 
-fn push_request<B>(outbox: &mut Outbox, request: &Request<B>) -> Result<(), EncodeError> {
-    let bytes_max = outbox.conn().section_bytes_max();
-    outbox.push_frame(|out| fields::encode_request(request, bytes_max, out))
+    /// Sends a request in the types of the `http` crate; resolves with the response's head, whose body goes on sending the request.
+    /// Informational heads are passed over.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`Opening::request`].
+    pub async fn request<B>(&self, request: Request<B>) -> Result<Response<Exchange<B>>, TunnelError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (parts, body) = request.into_parts();
+        let head = RequestHead::from_http(&parts).map_err(|_| EncodeError::Path)?;
+        let mut exchange = self.open().await?.request(&head, &Fields::new(), body)?;
+        loop {
+            let head = exchange.head().await?;
+            if !head.status.is_informational() {
+                let parts = head.to_http().map_err(|_| TunnelError::Closed)?;
+                return Ok(Response::from_parts(parts, exchange));
+            }
+        }
+    }
 }
 
 impl fmt::Debug for PeerHandle {
@@ -175,9 +140,68 @@ impl fmt::Debug for PeerHandle {
     }
 }
 
-struct Opened {
+/// A stream on which nothing was sent yet.
+pub struct Opening {
     outbox: Outbox,
-    reader: MessageReader,
+    inbox: Inbox,
+    in_flight: InFlight,
+}
+
+impl Opening {
+    /// Begins a request: what `head` has, then the fields of `said`, then `body`. The exchange then has the heads and the body of the
+    /// response, and sends the request whenever it is polled.
+    ///
+    /// Dropping it before the response has ended cancels the request on the far side.
+    ///
+    /// # Errors
+    /// A head that cannot be sent. Later: [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of
+    /// what it is; [`TunnelError::is_head_too_large`] that it makes no sense to.
+    pub fn request<B>(mut self, head: &RequestHead, said: &Fields, body: B) -> Result<Exchange<B>, TunnelError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.push(head, said)?;
+        let Self { outbox, inbox, in_flight } = self;
+        let reader = MessageReader::new(inbox, Limits::default(), Some(in_flight));
+        Ok(Exchange::new(reader, Pump::new(outbox, body, Code::REQUEST_CANCELLED), head.method.clone()))
+    }
+
+    /// Asks for a CONNECT tunnel. After a 2xx response the halves carry bytes; otherwise the receiving half carries the body
+    /// of the refusal.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn connect(
+        mut self,
+        head: &RequestHead,
+        said: &Fields,
+    ) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+        debug_assert_eq!(head.method, Method::CONNECT);
+        self.push(head, said)?;
+        let Self { mut outbox, inbox, in_flight } = self;
+        let mut reader = MessageReader::new(inbox, Limits::default(), None);
+        poll_fn(|cx| outbox.poll_flush(cx)).await?;
+        let response = loop {
+            let response = poll_fn(|cx| reader.poll_response(cx, &head.method)).await?;
+            if !response.status.is_informational() {
+                break response;
+            }
+        };
+        let in_flight = Some(in_flight.into_tunnel());
+        Ok((response, SendHalf::new(outbox, in_flight.clone()), RecvHalf::new(reader, in_flight)))
+    }
+
+    fn push(&mut self, head: &RequestHead, said: &Fields) -> Result<(), EncodeError> {
+        let bytes_max = self.outbox.conn().section_bytes_max();
+        self.outbox.push_frame(|out| fields::encode_request(head, said, bytes_max, out))
+    }
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening").finish_non_exhaustive()
+    }
 }
 
 /// A wait for stream credit longer than this is an overloaded peer: better to try another.

@@ -10,10 +10,11 @@ use crate::{
     stream::{Inbox, Outbox},
     tunnels::Core,
 };
+use archipelago_http::{RequestHead, ResponseHead};
 use archipelago_identity::tls::PeerCertificate;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use http::{Method, Request, Response};
+use http::Method;
 use http_body::Body;
 use std::{
     error::Error,
@@ -44,9 +45,10 @@ impl Incoming {
 pub struct IncomingRequest {
     /// The certificate of whoever sent it; one value for all requests of a connection.
     pub peer: Arc<PeerCertificate>,
-    /// The request; its URI carries scheme and authority. For CONNECT the body is empty: the data comes by
-    /// [`Responder::accept_connect`].
-    pub request: Request<TunnelBody>,
+    /// Its head.
+    pub head: RequestHead,
+    /// Its body. For CONNECT it is empty: the data comes by [`Responder::accept_connect`].
+    pub body: TunnelBody,
     /// The way to answer it.
     pub responder: Responder,
 }
@@ -66,10 +68,10 @@ impl Responder {
     ///
     /// # Errors
     /// As [`respond`](Self::respond).
-    pub async fn inform(&mut self, head: Response<()>) -> Result<(), TunnelError> {
-        debug_assert!(head.status().is_informational());
+    pub async fn inform(&mut self, head: &ResponseHead) -> Result<(), TunnelError> {
+        debug_assert!(head.status.is_informational());
         self.has_informed = true;
-        self.push_head(&head)?;
+        self.push_head(head)?;
         poll_fn(|cx| self.outbox.poll_flush(cx)).await
     }
 
@@ -78,25 +80,25 @@ impl Responder {
     /// # Errors
     /// The body failed (the stream is reset with `H3_INTERNAL_ERROR`), the head is larger than the far side takes (it is reset with
     /// `H3_EXCESSIVE_LOAD`), or the far side does not want it any more.
-    pub async fn respond<B>(mut self, response: Response<B>) -> Result<(), TunnelError>
+    pub async fn respond<B>(mut self, head: &ResponseHead, body: B) -> Result<(), TunnelError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        self.push_head(&response)?;
+        self.push_head(head)?;
         let Self { outbox, tunnel, in_flight, .. } = self;
-        let result = Pump::new(outbox, response.into_body(), Code::INTERNAL_ERROR).await;
+        let result = Pump::new(outbox, body, Code::INTERNAL_ERROR).await;
         drop((tunnel, in_flight));
         result
     }
 
-    /// Accepts a CONNECT: sends `response`, which should be a 2xx, and gives the two halves.
+    /// Accepts a CONNECT: sends `head`, which should be a 2xx, and gives the two halves.
     ///
     /// # Errors
     /// The request was not a CONNECT ([`TunnelError::Closed`]), or its sender is gone.
-    pub async fn accept_connect(mut self, response: Response<()>) -> Result<(SendHalf, RecvHalf), TunnelError> {
+    pub async fn accept_connect(mut self, head: &ResponseHead) -> Result<(SendHalf, RecvHalf), TunnelError> {
         let mut reader = self.tunnel.take().ok_or(TunnelError::Closed)?;
-        self.push_head(&response)?;
+        self.push_head(head)?;
         reader.inbox().cancel_on_drop();
         poll_fn(|cx| self.outbox.poll_flush(cx)).await?;
         let in_flight = Some(self.in_flight.into_tunnel());
@@ -118,9 +120,9 @@ impl Responder {
         poll_fn(|cx| self.outbox.poll_stopped(cx)).await
     }
 
-    fn push_head<B>(&mut self, response: &Response<B>) -> Result<(), TunnelError> {
+    fn push_head(&mut self, head: &ResponseHead) -> Result<(), TunnelError> {
         let bytes_max = self.outbox.conn().section_bytes_max();
-        let pushed = self.outbox.push_frame(|out| fields::encode_response(response, bytes_max, out));
+        let pushed = self.outbox.push_frame(|out| fields::encode_response(head, bytes_max, out));
         pushed.map_err(|error| {
             self.outbox.reset(Code::EXCESSIVE_LOAD);
             error.into()
@@ -203,12 +205,12 @@ impl Arriving {
         }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Request<()>, TunnelError>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, TunnelError>> {
         self.reader.poll_request(cx)
     }
 
     /// The same, within what all incomplete heads of a connection may hold together; `None` when that is too much.
-    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request<()>, TunnelError>>> {
+    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<RequestHead, TunnelError>>> {
         let polled = self.poll_head(cx);
         let held = if polled.is_pending() { self.reader.buffered() } else { 0 };
         let total = self.hold(held);
@@ -226,7 +228,7 @@ impl Arriving {
         held.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
-    fn deliver(mut self, core: &Core, head: Result<Request<()>, TunnelError>) {
+    fn deliver(mut self, core: &Core, head: Result<RequestHead, TunnelError>) {
         let head = match head {
             Ok(head) => head,
             Err(TunnelError::Protocol(error)) => return self.outbox.reset(error.code),
@@ -234,12 +236,11 @@ impl Arriving {
         };
         let Self { outbox, reader, in_flight, .. } = self;
         let peer = Arc::clone(outbox.conn().peer());
-        let is_tunnel = head.method() == Method::CONNECT;
+        let is_tunnel = head.method == Method::CONNECT;
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
-        let request = head.map(|()| body);
         let responder = Responder { outbox, tunnel, in_flight, has_informed: false };
-        if let Err(refused) = core.incoming().try_send(Box::new(IncomingRequest { peer, request, responder })) {
+        if let Err(refused) = core.incoming().try_send(Box::new(IncomingRequest { peer, head, body, responder })) {
             core.count_rejected();
             refused.into_inner().responder.reject();
         }

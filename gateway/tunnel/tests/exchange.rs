@@ -3,6 +3,7 @@
 
 mod common;
 
+use archipelago_http::{Known, ResponseHead};
 use archipelago_identity::testing::TestAuthority;
 use archipelago_tunnel::{Exchange, IncomingRequest, PeerHandle, PeerState, TunnelError, Tunnels};
 use bytes::Bytes;
@@ -53,18 +54,19 @@ fn empty(head: Response<()>) -> Response<Empty<Bytes>> {
 async fn informational_heads_come_first() {
     let (_paris, _tokyo, handle) = pair(|mut request| async move {
         for link in ["one", "two"] {
-            let head = Response::builder().status(103).header("link", link).body(()).unwrap();
-            request.responder.inform(head).await.unwrap();
+            let mut head = ResponseHead::of(StatusCode::EARLY_HINTS);
+            head.fields.push(Known::Link, link.as_bytes());
+            request.responder.inform(&head).await.unwrap();
         }
-        request.responder.respond(Response::new(Full::new(Bytes::from_static(b"body")))).await.unwrap();
+        respond(request.responder, Response::new(Full::new(Bytes::from_static(b"body")))).await.unwrap();
     })
     .await;
-    let mut exchange = handle.exchange(get("/")).await.unwrap();
+    let mut exchange = begin(&handle, get("/")).await.unwrap();
     for link in ["one", "two"] {
         let head = within("an informational head", exchange.head()).await.unwrap();
-        assert_eq!((head.status().as_u16(), head.headers()["link"].to_str().unwrap()), (103, link));
+        assert_eq!((head.status.as_u16(), head.fields.get(Known::Link)), (103, Some(link.as_bytes())));
     }
-    assert_eq!(within("the head", exchange.head()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(within("the head", exchange.head()).await.unwrap().status, StatusCode::OK);
     assert_eq!(within("the body", exchange.collect()).await.unwrap().to_bytes(), "body");
     // Who does not ask for them does not get them.
     let response = within("the response", handle.request(get("/"))).await.unwrap();
@@ -74,7 +76,7 @@ async fn informational_heads_come_first() {
 #[tokio::test]
 async fn a_request_is_not_unprocessed_once_an_informational_head_was_sent() {
     let (_paris, _tokyo, handle) = pair(|mut request| async move {
-        request.responder.inform(Response::builder().status(102).body(()).unwrap()).await.unwrap();
+        request.responder.inform(&ResponseHead::of(StatusCode::PROCESSING)).await.unwrap();
         request.responder.reject();
     })
     .await;
@@ -86,9 +88,9 @@ async fn a_request_is_not_unprocessed_once_an_informational_head_was_sent() {
 #[tokio::test]
 async fn large_heads_pass_both_ways() {
     let (_paris, _tokyo, handle) = pair(|request| async move {
-        let (fields, bytes) = (request.request.headers().len(), request.request.headers()["x-0"].len());
+        let (fields, bytes) = (request.head.fields.len(), request.head.fields.find("x-0").unwrap().len());
         let response = with_fields(empty(Response::new(())), Response::headers_mut, fields, bytes);
-        request.responder.respond(response).await.unwrap();
+        respond(request.responder, response).await.unwrap();
     })
     .await;
     for (fields, bytes) in [(120, 10), (1, 20 << 10), (1, 64 << 10), (256, 240)] {
@@ -106,7 +108,7 @@ async fn heads_that_the_peer_does_not_take_are_told_apart() {
         let report = report.clone();
         async move {
             let response = with_fields(empty(Response::new(())), Response::headers_mut, 2, 60 << 10);
-            report.send(request.responder.respond(response).await.unwrap_err()).await.unwrap();
+            report.send(respond(request.responder, response).await.unwrap_err()).await.unwrap();
         }
     })
     .await;
@@ -123,16 +125,16 @@ async fn heads_that_the_peer_does_not_take_are_told_apart() {
 #[tokio::test]
 async fn a_response_of_one_head_has_ended_with_it() {
     let (_paris, _tokyo, handle) = pair(|request| async move {
-        assert_eq!(request.request.headers()["te"], "trailers");
+        assert_eq!(request.head.fields.get(Known::Te), Some(&b"trailers"[..]));
         let response = Response::builder().header("grpc-status", "12").body(()).unwrap();
-        request.responder.respond(empty(response)).await.unwrap();
+        respond(request.responder, empty(response)).await.unwrap();
     })
     .await;
     let mut request = get("/");
     request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
-    let mut exchange = handle.exchange(request).await.unwrap();
+    let mut exchange = begin(&handle, request).await.unwrap();
     let head = within("the head", exchange.head()).await.unwrap();
-    assert_eq!(head.headers()["grpc-status"], "12");
+    assert_eq!(head.fields.get(Known::GrpcStatus), Some(&b"12"[..]));
     // The end may come in a packet of its own.
     assert!(within("the end", exchange.frame()).await.is_none());
     assert!(exchange.is_end_stream());
@@ -144,17 +146,17 @@ async fn an_answer_may_come_before_the_request_has_ended() {
     let (_paris, _tokyo, handle) = pair(move |request| {
         let report = report.clone();
         async move {
-            let IncomingRequest { request, responder, .. } = *request;
-            responder.respond(empty(Response::new(()))).await.unwrap();
+            let (request, responder) = taken(request);
+            respond(responder, empty(Response::new(()))).await.unwrap();
             // Goes on reading, as for a log that is uploaded.
             report.send(digest(request.into_body()).await).await.unwrap();
         }
     })
     .await;
     let (mut sender, body) = channel();
-    let mut exchange = handle.exchange(post("/", body)).await.unwrap();
+    let mut exchange = begin(&handle, post("/", body)).await.unwrap();
     assert!(exchange.take_upload().is_none(), "the response has not ended");
-    assert_eq!(within("the head", exchange.head()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(within("the head", exchange.head()).await.unwrap().status, StatusCode::OK);
     assert!(within("the end", exchange.frame()).await.is_none());
     let upload = exchange.take_upload().unwrap();
     drop(exchange);
@@ -177,14 +179,14 @@ async fn cancellation_is_cancelled_at_the_far_side() {
         let report = report.clone();
         async move {
             report.send(None).await.unwrap();
-            let IncomingRequest { request, responder, .. } = *request;
+            let (request, responder) = taken(request);
             report.send(Some(digest(request.into_body()).await.unwrap_err())).await.unwrap();
             drop(responder);
         }
     })
     .await;
     let (mut sender, body) = channel();
-    let mut exchange = handle.exchange(post("/", body)).await.unwrap();
+    let mut exchange = begin(&handle, post("/", body)).await.unwrap();
     sender.send_data(Bytes::from_static(b"half")).await.unwrap();
     tokio::select! {
         _ = exchange.head() => panic!("no answer is given"),
@@ -196,7 +198,7 @@ async fn cancellation_is_cancelled_at_the_far_side() {
 
     // The same when it is the sender of the request who fails.
     let (sender, body) = channel();
-    let mut exchange = handle.exchange(post("/", body)).await.unwrap();
+    let mut exchange = begin(&handle, post("/", body)).await.unwrap();
     tokio::select! {
         _ = exchange.head() => panic!("no answer is given"),
         begun = within("a request", reports.recv()) => assert!(begun.unwrap().is_none()),
@@ -231,11 +233,11 @@ impl Body for Local {
 #[tokio::test]
 async fn bodies_need_not_be_send() {
     let (_paris, _tokyo, handle) = pair(|request| async move {
-        let IncomingRequest { request, responder, .. } = *request;
-        responder.respond(Response::new(request.into_body())).await.unwrap();
+        let (request, responder) = taken(request);
+        respond(responder, Response::new(request.into_body())).await.unwrap();
     })
     .await;
-    let exchange: Exchange<Local> = handle.exchange(post("/", Local(Rc::from("local"), false))).await.unwrap();
-    let response = within("the response", exchange.response()).await.unwrap();
+    let request = handle.request(post("/", Local(Rc::from("local"), false)));
+    let response: Response<Exchange<Local>> = within("the response", request).await.unwrap();
     assert_eq!(within("the body", response.into_body().collect()).await.unwrap().to_bytes(), "local");
 }

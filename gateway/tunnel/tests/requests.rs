@@ -217,8 +217,8 @@ async fn large_transfers_arrive_intact() {
 #[tokio::test]
 async fn connect_with_half_close() {
     let pair = Pair::start().await;
-    let (response, mut send, mut recv) = within("connect", pair.handle.connect(connect_request())).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
+    let (response, mut send, mut recv) = within("connect", connect(&pair.handle)).await.unwrap();
+    assert_eq!(response.status, StatusCode::OK);
     for _ in 0..10 {
         send.send(Bytes::from(vec![0; 1000])).await.unwrap();
     }
@@ -231,14 +231,14 @@ async fn connect_with_half_close() {
 #[tokio::test]
 async fn connect_reset_travels() {
     let mut pair = Pair::start().await;
-    let (_, mut send, mut recv) = within("connect", pair.handle.connect(connect_request())).await.unwrap();
+    let (_, mut send, mut recv) = within("connect", connect(&pair.handle)).await.unwrap();
     send.send(Bytes::from_static(b"half a request")).await.unwrap();
     send.abort();
     assert_eq!(pair.event().await, "connect: the peer reset the stream: H3_CONNECT_ERROR");
     let error = within("reset back", recv.recv()).await.unwrap_err();
     assert_eq!(error.to_string(), "the peer reset the stream: H3_CONNECT_ERROR");
     // A half that is forgotten is not a clean end either.
-    let (_, send, _recv) = within("connect", pair.handle.connect(connect_request())).await.unwrap();
+    let (_, send, _recv) = within("connect", connect(&pair.handle)).await.unwrap();
     drop(send);
     assert_eq!(pair.event().await, "connect: the peer reset the stream: H3_REQUEST_CANCELLED");
 }

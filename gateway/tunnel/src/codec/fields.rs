@@ -1,48 +1,43 @@
-//! Field sections to and from [`http`] types, with the rules of RFC 9114 §4.2 and §4.3.
+//! Field sections to and from the gateway's message model, with the rules of RFC 9114 §4.2 and §4.3.
 //!
 //! What leaves here is fit for HTTP/3: connection-specific fields of an HTTP/1.1 message are left out, as
 //! §4.2 asks of an intermediary. What comes in is judged strictly: these are the forms of request smuggling.
 
-use super::{Code, Limits, ProtocolError, qpack, varint};
-use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use super::{Code, Limits, ProtocolError, qpack, static_table, varint};
+use archipelago_http::{Fields, InvalidField, Known, RequestHead, ResponseHead, Scheme};
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, Method, StatusCode, Version};
 
-/// The `:protocol` of an extended CONNECT (RFC 9220), in the extensions of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Protocol(pub HeaderValue);
-
-/// Appends the HEADERS frame of a request.
+/// Appends the HEADERS frame of a request: what `head` has, then the fields of `said`.
 ///
-/// `:authority` is the URI's, else the `host` field's; a `host` field never goes on the wire beside it.
-/// `:scheme` is the URI's, else `http`, because what a gateway carries arrived in clear text.
+/// A `host` field never goes on the wire beside `:authority`.
 ///
 /// # Errors
-/// A CONNECT without authority, any request without a way to name its host, or a head of more than `bytes_max`; nothing is appended.
-pub fn encode_request<B>(request: &Request<B>, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
-    let uri = request.uri();
-    let host = request.headers().get(header::HOST);
-    let authority = match uri.authority() {
-        Some(authority) => Some(authority.as_str().as_bytes()),
-        None => host.map(HeaderValue::as_bytes),
-    };
-    let protocol = request.extensions().get::<Protocol>();
-    let is_plain_connect = request.method() == Method::CONNECT && protocol.is_none();
-    let authority = authority.filter(|text| !text.is_empty()).ok_or(EncodeError::NoAuthority)?;
+/// A request without authority, a path that no URI has, or a head of more than `bytes_max`; nothing is appended.
+pub fn encode_request(
+    head: &RequestHead,
+    said: &Fields,
+    bytes_max: u64,
+    out: &mut BytesMut,
+) -> Result<(), EncodeError> {
+    let is_plain_connect = head.method == Method::CONNECT && head.protocol.is_none();
+    let authority = head.authority().filter(|text| !text.is_empty()).ok_or(EncodeError::NoAuthority)?;
+    // Gateways of earlier versions take what `http::Uri` takes.
+    let path = head.path_of_uri().map_err(|_| EncodeError::Path)?;
     frame(out, bytes_max, |lines| {
-        lines.put(":method", request.method().as_str().as_bytes(), false);
+        lines.put_pseudo(static_table::METHOD, head.method.as_str().as_bytes());
         if !is_plain_connect {
-            lines.put(":scheme", uri.scheme_str().unwrap_or("http").as_bytes(), false);
+            lines.put_pseudo(static_table::SCHEME, head.scheme.as_str().as_bytes());
         }
-        lines.put(":authority", authority, false);
+        lines.put_pseudo(static_table::AUTHORITY, authority);
         if !is_plain_connect {
-            let path = uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
-            let path = if path.is_empty() { "/" } else { path };
-            lines.put(":path", path.as_bytes(), false);
+            lines.put_pseudo(static_table::PATH, if path.is_empty() { b"/" } else { &path });
         }
-        if let Some(Protocol(protocol)) = protocol {
-            lines.put(":protocol", protocol.as_bytes(), false);
+        if let Some(protocol) = &head.protocol {
+            lines.put(&[], b":protocol", protocol.as_bytes(), false);
         }
-        encode_headers(request.headers(), Some(&header::HOST), lines);
+        lines.put_fields(&head.fields);
+        lines.put_fields(said);
     })
 }
 
@@ -50,10 +45,10 @@ pub fn encode_request<B>(request: &Request<B>, bytes_max: u64, out: &mut BytesMu
 ///
 /// # Errors
 /// A head of more than `bytes_max`; nothing is appended.
-pub fn encode_response<B>(response: &Response<B>, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
+pub fn encode_response(head: &ResponseHead, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
     frame(out, bytes_max, |lines| {
-        lines.put(":status", response.status().as_str().as_bytes(), false);
-        encode_headers(response.headers(), None, lines);
+        lines.put_pseudo(static_table::STATUS, head.status.as_str().as_bytes());
+        lines.put_fields(&head.fields);
     })
 }
 
@@ -62,15 +57,23 @@ pub fn encode_response<B>(response: &Response<B>, bytes_max: u64, out: &mut Byte
 /// # Errors
 /// Trailers of more than `bytes_max`; nothing is appended.
 pub fn encode_trailers(trailers: &HeaderMap, bytes_max: u64, out: &mut BytesMut) -> Result<(), EncodeError> {
-    frame(out, bytes_max, |lines| encode_headers(trailers, None, lines))
+    frame(out, bytes_max, |lines| {
+        for (name, value) in trailers {
+            let name = name.as_str().as_bytes();
+            lines.put_field(Known::of(name), name, value.as_bytes());
+        }
+    })
 }
 
 /// A message that HTTP/3 has no form for, or that the peer would not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// Neither the URI nor `host` names an authority.
+    /// It does not say whom it is for.
     #[error("request names no authority")]
     NoAuthority,
+    /// The target is no path.
+    #[error("the request target is not a path")]
+    Path,
     /// More than the peer accepts.
     #[error("head of {bytes} bytes (names, values and 32 for each field), more than the {max} that the peer accepts")]
     TooLarge {
@@ -85,95 +88,78 @@ pub enum EncodeError {
 ///
 /// # Errors
 /// A malformed request (RFC 9114 §4.1.2): reset the stream with [`Code::MESSAGE_ERROR`].
-pub fn decode_request(section: Bytes, limits: Limits) -> Result<Request<()>, ProtocolError> {
-    let Head { pseudo, headers } = decode(section, limits)?;
-    let method = pseudo.method.ok_or(malformed("request without :method"))?;
-    let method = Method::from_bytes(&method).map_err(|_| malformed(":method is not a token"))?;
-    if pseudo.status.is_some() {
-        return Err(malformed(":status in a request"));
+pub fn decode_request(section: &[u8], limits: Limits) -> Result<RequestHead, ProtocolError> {
+    let mut reading = ReadingRequest { head: RequestHead::new(), seen: 0 };
+    decode(section, limits, &mut reading)?;
+    let seen = |pseudo| reading.seen & bit(pseudo) != 0;
+    if !seen(Pseudo::Method) {
+        return Err(malformed("request without :method"));
     }
-    let authority = pseudo
-        .authority
-        .map(|text| uri::Authority::from_maybe_shared(text).map_err(|_| malformed("invalid :authority")))
-        .transpose()?;
-    let mut parts = uri::Parts::default();
-    if method == Method::CONNECT && pseudo.protocol.is_none() {
-        if pseudo.scheme.is_some() || pseudo.path.is_some() {
+    let is_connect = reading.head.method == Method::CONNECT;
+    if is_connect && !seen(Pseudo::Protocol) {
+        if seen(Pseudo::Scheme) || seen(Pseudo::Path) {
             return Err(malformed("CONNECT with :scheme or :path"));
         }
-        parts.authority = Some(authority.ok_or(malformed("CONNECT without :authority"))?);
+        if !seen(Pseudo::Authority) {
+            return Err(malformed("CONNECT without :authority"));
+        }
     } else {
-        if pseudo.protocol.is_some() && method != Method::CONNECT {
+        if seen(Pseudo::Protocol) && !is_connect {
             return Err(malformed(":protocol without CONNECT"));
         }
-        let scheme = pseudo.scheme.ok_or(malformed("request without :scheme"))?;
-        let path = pseudo.path.ok_or(malformed("request without :path"))?;
-        let asterisk = method == Method::OPTIONS && &path[..] == b"*";
-        if path.first() != Some(&b'/') && !asterisk {
+        if !seen(Pseudo::Scheme) {
+            return Err(malformed("request without :scheme"));
+        }
+        if !seen(Pseudo::Path) {
+            return Err(malformed("request without :path"));
+        }
+        let path = reading.head.path();
+        if path.first() != Some(&b'/') && !(reading.head.method == Method::OPTIONS && path == b"*") {
             return Err(malformed(":path does not begin with a slash"));
         }
-        check_host(authority.as_ref(), &headers)?;
-        parts.scheme = Some(uri::Scheme::try_from(&scheme[..]).map_err(|_| malformed("invalid :scheme"))?);
-        parts.path_and_query =
-            Some(uri::PathAndQuery::from_maybe_shared(path).map_err(|_| malformed("invalid :path"))?);
-        // A URI with scheme needs an authority; a peer that sent `host` alone means the same.
-        parts.authority = match authority {
-            Some(authority) => Some(authority),
-            None => headers.get(header::HOST).and_then(|host| uri::Authority::try_from(host.as_bytes()).ok()),
-        };
-        if parts.authority.is_none() {
-            return Err(malformed("request without authority"));
-        }
     }
-    let mut request = Request::new(());
-    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed("pseudo-headers make no URI"))?;
-    *request.method_mut() = method;
-    *request.version_mut() = Version::HTTP_3;
-    *request.headers_mut() = headers;
-    if let Some(protocol) = pseudo.protocol {
-        request.extensions_mut().insert(Protocol(value(protocol)?));
-    }
-    Ok(request)
+    let mut head = reading.head;
+    take_host(&mut head)?;
+    head.version = Version::HTTP_3;
+    Ok(head)
 }
 
 /// Reads the field section of a response.
 ///
 /// # Errors
 /// As [`decode_request`].
-pub fn decode_response(section: Bytes, limits: Limits) -> Result<Response<()>, ProtocolError> {
-    let Head { pseudo, headers } = decode(section, limits)?;
-    if pseudo.method.is_some() || pseudo.scheme.is_some() || pseudo.authority.is_some() || pseudo.path.is_some() {
-        return Err(malformed("request pseudo-header in a response"));
+pub fn decode_response(section: &[u8], limits: Limits) -> Result<ResponseHead, ProtocolError> {
+    let mut reading = ReadingResponse { head: ResponseHead::new(), has_status: false };
+    decode(section, limits, &mut reading)?;
+    if !reading.has_status {
+        return Err(malformed("response without :status"));
     }
-    let status = pseudo.status.ok_or(malformed("response without :status"))?;
-    let status = StatusCode::from_bytes(&status).map_err(|_| malformed("invalid :status"))?;
-    if status == StatusCode::SWITCHING_PROTOCOLS {
+    let mut head = reading.head;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(malformed("HTTP/3 has no 101")); // RFC 9114 §4.5
     }
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.version_mut() = Version::HTTP_3;
-    *response.headers_mut() = headers;
-    Ok(response)
+    head.version = Version::HTTP_3;
+    Ok(head)
 }
 
 /// Reads the field section of trailers.
 ///
 /// # Errors
 /// As [`decode_request`]; pseudo-headers have no place in trailers.
-pub fn decode_trailers(section: Bytes, limits: Limits) -> Result<HeaderMap, ProtocolError> {
-    let Head { pseudo, headers } = decode(section, limits)?;
-    if pseudo.is_empty() { Ok(headers) } else { Err(malformed("pseudo-header in trailers")) }
+pub fn decode_trailers(section: &[u8], limits: Limits) -> Result<HeaderMap, ProtocolError> {
+    let mut reading = ReadingTrailers(Fields::new());
+    decode(section, limits, &mut reading)?;
+    reading.0.to_header_map().map_err(|_| malformed("invalid field value"))
 }
 
 /// The declared length of a message's body.
 ///
 /// # Errors
 /// Values that are not one number (RFC 9110 §8.6 allows the same number repeated).
-pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ProtocolError> {
+pub fn content_length(fields: &Fields) -> Result<Option<u64>, ProtocolError> {
     let mut length = None;
-    for value in headers.get_all(header::CONTENT_LENGTH) {
-        for item in value.as_bytes().split(|byte| *byte == b',') {
+    for value in fields.get_all(Known::ContentLength) {
+        for item in value.split(|byte| *byte == b',') {
             let item = item.trim_ascii();
             if item.is_empty() || item.len() > 19 || !item.iter().all(u8::is_ascii_digit) {
                 return Err(malformed("invalid content-length"));
@@ -188,118 +174,197 @@ pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ProtocolError>
     Ok(length)
 }
 
-struct Head {
-    pseudo: Pseudo,
-    headers: HeaderMap,
+/// A head that is being read.
+trait Reading {
+    /// Takes a pseudo-header.
+    fn take_pseudo(&mut self, pseudo: Pseudo, value: &[u8]) -> Result<(), ProtocolError>;
+
+    /// Where the fields go.
+    fn fields(&mut self) -> &mut Fields;
 }
 
-#[derive(Default)]
-struct Pseudo {
-    method: Option<Bytes>,
-    scheme: Option<Bytes>,
-    authority: Option<Bytes>,
-    path: Option<Bytes>,
-    protocol: Option<Bytes>,
-    status: Option<Bytes>,
+struct ReadingRequest {
+    head: RequestHead,
+    /// A bit for each pseudo-header that was there.
+    seen: u8,
 }
 
-impl Pseudo {
-    fn is_empty(&self) -> bool {
-        let Self { method, scheme, authority, path, protocol, status } = self;
-        [method, scheme, authority, path, protocol, status].iter().all(|field| field.is_none())
-    }
-
-    fn set(&mut self, name: &[u8], value: Bytes) -> Result<(), ProtocolError> {
-        let field = match name {
-            b":method" => &mut self.method,
-            b":scheme" => &mut self.scheme,
-            b":authority" => &mut self.authority,
-            b":path" => &mut self.path,
-            b":protocol" => &mut self.protocol,
-            b":status" => &mut self.status,
-            _ => return Err(malformed("unknown pseudo-header")),
-        };
-        if field.replace(value).is_some() {
-            return Err(malformed("pseudo-header given twice"));
+impl Reading for ReadingRequest {
+    fn take_pseudo(&mut self, pseudo: Pseudo, value: &[u8]) -> Result<(), ProtocolError> {
+        if self.seen & bit(pseudo) != 0 {
+            return Err(TWICE);
+        }
+        self.seen |= bit(pseudo);
+        let head = &mut self.head;
+        match pseudo {
+            Pseudo::Method => {
+                head.method = Method::from_bytes(value).map_err(|_| malformed(":method is not a token"))?;
+            }
+            Pseudo::Scheme => {
+                let known = [Scheme::Http, Scheme::Https];
+                let known = known.into_iter().find(|known| value.eq_ignore_ascii_case(known.as_str().as_bytes()));
+                head.scheme = known.ok_or(malformed("invalid :scheme"))?;
+            }
+            Pseudo::Authority if !head.set_authority(value) => return Err(malformed("invalid :authority")),
+            Pseudo::Path if !head.set_path(value) => return Err(malformed("invalid :path")),
+            Pseudo::Authority | Pseudo::Path => {}
+            Pseudo::Protocol => {
+                let text = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
+                head.protocol = Some(text.ok_or(malformed("invalid :protocol"))?.into());
+            }
+            Pseudo::Status => return Err(malformed(":status in a request")),
         }
         Ok(())
     }
+
+    fn fields(&mut self) -> &mut Fields {
+        &mut self.head.fields
+    }
 }
 
-fn decode(section: Bytes, limits: Limits) -> Result<Head, ProtocolError> {
-    let mut section = qpack::Section::new(section)?;
-    let mut head = Head { pseudo: Pseudo::default(), headers: HeaderMap::with_capacity(16) };
+struct ReadingResponse {
+    head: ResponseHead,
+    has_status: bool,
+}
+
+impl Reading for ReadingResponse {
+    fn take_pseudo(&mut self, pseudo: Pseudo, value: &[u8]) -> Result<(), ProtocolError> {
+        if pseudo != Pseudo::Status {
+            return Err(malformed("request pseudo-header in a response"));
+        }
+        if std::mem::replace(&mut self.has_status, true) {
+            return Err(TWICE);
+        }
+        self.head.status = StatusCode::from_bytes(value).map_err(|_| malformed("invalid :status"))?;
+        Ok(())
+    }
+
+    fn fields(&mut self) -> &mut Fields {
+        &mut self.head.fields
+    }
+}
+
+struct ReadingTrailers(Fields);
+
+impl Reading for ReadingTrailers {
+    fn take_pseudo(&mut self, _: Pseudo, _: &[u8]) -> Result<(), ProtocolError> {
+        Err(malformed("pseudo-header in trailers"))
+    }
+
+    fn fields(&mut self) -> &mut Fields {
+        &mut self.0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pseudo {
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    Protocol,
+    Status,
+}
+
+impl Pseudo {
+    fn of(name: &[u8]) -> Option<Self> {
+        Some(match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":authority" => Self::Authority,
+            b":path" => Self::Path,
+            b":protocol" => Self::Protocol,
+            b":status" => Self::Status,
+            _ => return None,
+        })
+    }
+}
+
+const fn bit(pseudo: Pseudo) -> u8 {
+    1 << pseudo as u8
+}
+
+fn decode(section: &[u8], limits: Limits, reading: &mut impl Reading) -> Result<(), ProtocolError> {
     let (mut bytes, mut count) = (0usize, 0usize);
+    // Static names are longer than their indices, values rarely shorter than what they take here.
+    reading.fields().reserve(section.len() + section.len() / 2);
+    let mut section = qpack::Section::new(section)?;
     while let Some(field) = section.next_field()? {
+        let qpack::Field { name, value, index } = field;
         count += 1;
-        bytes = bytes.saturating_add(field.name.as_bytes().len() + field.value.as_bytes().len() + 32);
+        bytes = bytes.saturating_add(name.len() + value.len() + 32);
         if bytes > limits.field_section_bytes_max || count > limits.fields_max {
             return Err(ProtocolError::stream(Code::EXCESSIVE_LOAD, "too many header fields"));
         }
-        if field.name.as_bytes().first() == Some(&b':') {
-            if !head.headers.is_empty() {
+        if name.first() == Some(&b':') {
+            if !reading.fields().is_empty() {
                 return Err(malformed("pseudo-header after a field"));
             }
-            head.pseudo.set(field.name.as_bytes(), field.value.into_bytes())?;
+            reading.take_pseudo(Pseudo::of(name).ok_or(malformed("unknown pseudo-header"))?, value)?;
             continue;
         }
-        let name = match field.name {
-            qpack::Text::Static(name) => HeaderName::from_static(name),
-            // Refuses upper case, and with it everything that is not a token.
-            qpack::Text::Owned(name) => {
-                HeaderName::from_lowercase(&name).map_err(|_| malformed("invalid field name"))?
-            }
+        let known = match index {
+            Some(index) => static_table::known(index),
+            None if name.iter().any(u8::is_ascii_uppercase) => return Err(malformed("invalid field name")),
+            None => Known::of(name),
         };
-        let value = value(field.value.into_bytes())?;
-        if is_connection_specific(&name, &value) {
+        let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        if blank(value.first()) || blank(value.last()) {
+            return Err(malformed("white space around a field value")); // RFC 9114 §10.3
+        }
+        if is_connection_specific(known, value) {
             return Err(malformed("connection-specific field"));
         }
-        head.headers.append(name, value);
+        let taken = match known {
+            Some(known) => reading.fields().push_known(known, value),
+            None => reading.fields().push_named(name, value),
+        };
+        taken.map_err(|invalid| match invalid {
+            InvalidField::Name => malformed("invalid field name"),
+            _ => malformed("invalid field value"),
+        })?;
     }
-    Ok(head)
+    Ok(())
 }
 
-/// A field value: no CR, LF, NUL or other control, no white space around it (RFC 9114 §10.3, RFC 9110 §5.5).
-fn value(bytes: Bytes) -> Result<HeaderValue, ProtocolError> {
-    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    if blank(bytes.first()) || blank(bytes.last()) {
-        return Err(malformed("white space around a field value"));
-    }
-    HeaderValue::from_maybe_shared(bytes).map_err(|_| malformed("invalid field value"))
-}
-
-/// RFC 9114 §4.3.1: with `host` and `:authority` both present, they say the same.
-fn check_host(authority: Option<&uri::Authority>, headers: &HeaderMap) -> Result<(), ProtocolError> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let Some(host) = hosts.next() else { return Ok(()) };
-    if hosts.next().is_some() {
-        return Err(malformed("host given twice"));
-    }
-    match authority {
-        Some(authority) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
-            Err(malformed("host differs from :authority"))
+/// RFC 9114 §4.3.1: with `host` and `:authority` both present, they say the same; one is enough. The model has only the authority.
+fn take_host(head: &mut RequestHead) -> Result<(), ProtocolError> {
+    let host = match head.fields.count(Known::Host) {
+        0 if head.authority().is_none() => return Err(malformed("request without authority")),
+        0 => return Ok(()),
+        1 => head.fields.get(Known::Host).unwrap_or_default(),
+        _ => return Err(malformed("host given twice")),
+    };
+    match head.authority() {
+        Some(authority) if !authority.eq_ignore_ascii_case(host) => {
+            return Err(malformed("host differs from :authority"));
         }
-        _ => Ok(()),
+        Some(_) => {}
+        None => {
+            let host = host.to_vec();
+            if !head.set_authority(&host) {
+                return Err(malformed("request without authority"));
+            }
+        }
     }
+    head.fields.remove(Known::Host);
+    Ok(())
 }
 
 /// RFC 9114 §4.2: fields about a connection, which HTTP/3 says otherwise.
-fn is_connection_specific(name: &HeaderName, value: &HeaderValue) -> bool {
-    match name.as_str() {
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => true,
-        "te" => !value.as_bytes().eq_ignore_ascii_case(b"trailers"),
+fn is_connection_specific(known: Option<Known>, value: &[u8]) -> bool {
+    match known {
+        Some(
+            Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::TransferEncoding | Known::Upgrade,
+        ) => true,
+        Some(Known::Te) => !value.eq_ignore_ascii_case(b"trailers"),
         _ => false,
     }
 }
 
-fn encode_headers(headers: &HeaderMap, skip: Option<&HeaderName>, lines: &mut Lines<'_>) {
-    for (name, value) in headers {
-        if Some(name) == skip || is_connection_specific(name, value) {
-            continue;
-        }
-        // HTTP/1.1 parsers trim, but a value made by hand may not be.
-        lines.put(name.as_str(), value.as_bytes().trim_ascii(), value.is_sensitive());
-    }
+/// What nobody on the way may keep in a table (RFC 9204 §7.1.3).
+fn is_sensitive(known: Option<Known>) -> bool {
+    matches!(known, Some(Known::Authorization | Known::ProxyAuthorization | Known::Cookie | Known::SetCookie))
 }
 
 /// The lines of a section, and their size by RFC 9114 §4.2.2.
@@ -309,9 +374,35 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    fn put(&mut self, name: &str, value: &[u8], sensitive: bool) {
+    fn put_pseudo(&mut self, entries: &'static [u8], value: &[u8]) {
+        let name =
+            entries.first().and_then(|index| static_table::entry(u64::from(*index))).map_or("", |(name, _)| name);
+        self.put(entries, name.as_bytes(), value, false);
+    }
+
+    fn put_fields(&mut self, fields: &Fields) {
+        for (name, value, known) in fields.iter() {
+            self.put_field(known, name, value);
+        }
+    }
+
+    fn put_field(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        if known == Some(Known::Host) || is_connection_specific(known, value) {
+            return;
+        }
+        match known {
+            Some(known) => {
+                let entries = static_table::of_known(known);
+                self.put(entries, known.as_str().as_bytes(), value, is_sensitive(Some(known)));
+            }
+            None => self.put(static_table::indices(std::str::from_utf8(name).unwrap_or_default()), name, value, false),
+        }
+    }
+
+    /// `entries`: those of the static table that have the name.
+    fn put(&mut self, entries: &[u8], name: &[u8], value: &[u8], sensitive: bool) {
         self.bytes += (name.len() + value.len() + 32) as u64;
-        qpack::encode_field(name, value, sensitive, self.out);
+        qpack::encode_field(entries, name, value, sensitive, self.out);
     }
 }
 
@@ -347,3 +438,5 @@ fn frame(out: &mut BytesMut, bytes_max: u64, fill: impl FnOnce(&mut Lines<'_>)) 
 const fn malformed(what: &'static str) -> ProtocolError {
     ProtocolError::stream(Code::MESSAGE_ERROR, what)
 }
+
+const TWICE: ProtocolError = malformed("pseudo-header given twice");

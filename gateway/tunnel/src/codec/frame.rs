@@ -168,9 +168,11 @@ impl FrameDecoder {
         Some(piece)
     }
 
-    /// Exactly `count` bytes, in memory of their own: a slice would pin a receive buffer of tens of
-    /// kilobytes for as long as a header value lives, which for an idle stream is long.
+    /// Exactly `count` bytes, as they arrived where they arrived together.
     fn take(&mut self, count: usize) -> Bytes {
+        if self.chunks.front().is_some_and(|front| front.len() >= count) {
+            return self.take_front(count as u64).unwrap_or_default();
+        }
         let mut out = BytesMut::with_capacity(count);
         while out.len() < count {
             let Some(piece) = self.take_front((count - out.len()) as u64) else { break };
@@ -194,7 +196,7 @@ pub enum StreamRole {
 pub enum Frame {
     /// Some of the payload of a DATA frame; never empty.
     Data(Bytes),
-    /// An encoded field section.
+    /// An encoded field section. Maybe a slice of a receive buffer of tens of kilobytes, and not to be kept.
     Headers(Bytes),
     /// The payload of SETTINGS.
     Settings(Bytes),

@@ -93,7 +93,7 @@ impl MessageDecoder {
                     return Err(SHORT_BODY);
                 }
                 self.state = State::Trailed;
-                fields::decode_trailers(section, self.limits).map(MessageEvent::Trailers)
+                fields::decode_trailers(&section, self.limits).map(MessageEvent::Trailers)
             }
             (State::Head, Frame::Data(_)) => {
                 Err(ProtocolError::connection(Code::FRAME_UNEXPECTED, "DATA before HEADERS"))

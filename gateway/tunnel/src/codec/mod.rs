@@ -1,7 +1,7 @@
 //! HTTP/3 without I/O: bytes in, messages out (RFC 9114, RFC 9204, RFC 9220).
 //!
 //! [`MessageDecoder`] takes the chunks of one request stream and yields head, data and trailers;
-//! [`fields`] turns field sections into [`http`] types and back; [`ControlDecoder`] reads a control
+//! [`fields`] turns field sections into heads of [`archipelago_http`] and back; [`ControlDecoder`] reads a control
 //! stream. Payload of DATA frames is handed on as slices of what arrived, never copied.
 //!
 //! Kept small on purpose: QPACK uses the static table only and never Huffman when it sends, there is no

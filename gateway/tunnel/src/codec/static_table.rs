@@ -1,5 +1,9 @@
 //! QPACK static table (RFC 9204 Appendix A).
 
+use std::sync::LazyLock;
+
+use archipelago_http::Known;
+
 /// The 99 entries in index order: name, value.
 pub(super) const ENTRIES: [(&str, &str); 99] = [
     (":authority", ""),
@@ -103,7 +107,7 @@ pub(super) const ENTRIES: [(&str, &str); 99] = [
     ("x-frame-options", "sameorigin"),
 ];
 
-/// Indices of the entries that carry `name`; empty when the table does not know it.
+/// Indices of the entries that carry `name`, in lower case; empty when the table does not know it.
 pub(super) fn indices(name: &str) -> &'static [u8] {
     match name {
         ":authority" => &[0],
@@ -162,6 +166,26 @@ pub(super) fn indices(name: &str) -> &'static [u8] {
     }
 }
 
+pub(super) const AUTHORITY: &[u8] = &[0];
+pub(super) const PATH: &[u8] = &[1];
+pub(super) const METHOD: &[u8] = &[15, 16, 17, 18, 19, 20, 21];
+pub(super) const SCHEME: &[u8] = &[22, 23];
+/// 200 first, which is what most are.
+pub(super) const STATUS: &[u8] = &[25, 24, 26, 27, 28, 63, 64, 65, 66, 67, 68, 69, 70, 71];
+
+/// [`indices`] of a name that the message model knows, without looking at its letters.
+pub(super) fn of_known(known: Known) -> &'static [u8] {
+    static INDICES: LazyLock<Vec<&[u8]>> =
+        LazyLock::new(|| Known::ALL.iter().map(|known| indices(known.as_str())).collect());
+    INDICES.get(known as usize).copied().unwrap_or_default()
+}
+
+/// What the message model knows the name at `index` as.
+pub(super) fn known(index: u64) -> Option<Known> {
+    static NAMES: LazyLock<[Option<Known>; 99]> = LazyLock::new(|| ENTRIES.map(|(name, _)| Known::of(name.as_bytes())));
+    usize::try_from(index).ok().and_then(|at| NAMES.get(at)).copied().flatten()
+}
+
 /// The entry at `index`, if there is one.
 pub(super) fn entry(index: u64) -> Option<(&'static str, &'static str)> {
     usize::try_from(index).ok().and_then(|at| ENTRIES.get(at)).copied()
@@ -177,6 +201,17 @@ mod tests {
             assert!(indices(name).contains(&(index as u8)), "{index} {name}");
         }
         assert!(indices("x-unknown").is_empty());
+        for (name, entries) in
+            [(":authority", AUTHORITY), (":path", PATH), (":method", METHOD), (":scheme", SCHEME), (":status", STATUS)]
+        {
+            let mut entries = entries.to_vec();
+            entries.sort_unstable();
+            assert_eq!(entries, indices(name));
+        }
+        for known in Known::ALL {
+            assert_eq!(of_known(*known), indices(known.as_str()));
+            assert!(of_known(*known).iter().all(|index| self::known(u64::from(*index)) == Some(*known)));
+        }
     }
 
     // Spot checks against RFC 9204 Appendix A, one per page.

@@ -2,9 +2,11 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests, which clippy does not see as such")]
 
+use archipelago_http::{Fields, RequestHead, ResponseHead};
 use archipelago_identity::{LiveCredential, SpiffeId, testing::TestAuthority};
 use archipelago_tunnel::{
-    Incoming, IncomingRequest, Peer, PeerHandle, PeerName, PeerState, TunnelConfig, TunnelError, Tunnels,
+    Exchange, Incoming, IncomingRequest, Peer, PeerHandle, PeerName, PeerState, RecvHalf, Responder, SendHalf,
+    TunnelBody, TunnelConfig, TunnelError, Tunnels,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -106,8 +108,38 @@ pub fn post<B>(path: &str, body: B) -> Request<B> {
     Request::post(format!("http://app.test{path}")).body(body).unwrap()
 }
 
-pub fn connect_request() -> Request<()> {
-    Request::builder().method(Method::CONNECT).uri("db.shop.svc.clusterset.local:5432").body(()).unwrap()
+/// A request in the types of the `http` crate.
+pub fn taken(incoming: Box<IncomingRequest>) -> (Request<TunnelBody>, Responder) {
+    let IncomingRequest { head, body, responder, .. } = *incoming;
+    (Request::from_parts(head.to_http().unwrap(), body), responder)
+}
+
+/// Answers with a response in the types of the `http` crate.
+pub async fn respond<B>(responder: Responder, response: Response<B>) -> Result<(), TunnelError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = response.into_parts();
+    responder.respond(&ResponseHead::from_http(&parts).unwrap(), body).await
+}
+
+/// Begins a request in the types of the `http` crate.
+pub async fn begin<B>(handle: &PeerHandle, request: Request<B>) -> Result<Exchange<B>, TunnelError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    handle.open().await?.request(&RequestHead::from_http(&parts).unwrap(), &Fields::new(), body)
+}
+
+/// A CONNECT to a database.
+pub async fn connect(handle: &PeerHandle) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+    let mut head = RequestHead::new();
+    head.method = Method::CONNECT;
+    assert!(head.set_authority(b"db.shop.svc.clusterset.local:5432"));
+    handle.open().await?.connect(&head, &Fields::new()).await
 }
 
 /// A request body fed by hand.
@@ -129,12 +161,13 @@ pub async fn serve(mut incoming: Incoming, report: mpsc::Sender<String>) {
 }
 
 async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
-    let IncomingRequest { peer, request, mut responder } = *incoming;
+    let peer = incoming.peer.clone();
+    let (request, mut responder) = taken(incoming);
     let path = request.uri().path().to_owned();
     let body = |bytes: Vec<u8>| Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync();
     let result = match path.as_str() {
         _ if request.method() == Method::CONNECT => {
-            let (mut send, mut recv) = responder.accept_connect(Response::new(())).await.unwrap();
+            let (mut send, mut recv) = responder.accept_connect(&ResponseHead::new()).await.unwrap();
             let mut count = 0;
             loop {
                 match recv.recv().await {
@@ -149,13 +182,13 @@ async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
             send.send(Bytes::from(format!("{count} bytes"))).await.unwrap();
             send.finish().await
         }
-        "/echo" => responder.respond(Response::new(request.into_body())).await,
+        "/echo" => respond(responder, Response::new(request.into_body())).await,
         "/digest" => {
             let (count, hash) = match digest(request.into_body()).await {
                 Ok(digest) => digest,
                 Err(error) => return report.send(format!("digest: {error}")).await.unwrap(),
             };
-            responder.respond(Response::new(body(format!("{count} {hash:x}").into_bytes()))).await
+            respond(responder, Response::new(body(format!("{count} {hash:x}").into_bytes()))).await
         }
         "/trailers" => {
             let (mut sender, channel) = Channel::<Bytes, TunnelError>::new(4);
@@ -165,7 +198,7 @@ async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
                 trailers.insert("grpc-status", HeaderValue::from_static("0"));
                 let _ = sender.send_trailers(trailers).await;
             });
-            responder.respond(Response::new(channel)).await
+            respond(responder, Response::new(channel)).await
         }
         "/hang" => {
             report.send("hanging".to_owned()).await.unwrap();
@@ -178,11 +211,11 @@ async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
                 let _ = sender.send_data(Bytes::from(vec![1; 1000])).await;
                 sender.abort(std::io::Error::other("backend died"));
             });
-            responder.respond(Response::new(channel)).await
+            respond(responder, Response::new(channel)).await
         }
         "/endless" => {
             let pulled = Endless { report: report.clone(), pulled: 0 };
-            let result = responder.respond(Response::new(pulled)).await;
+            let result = respond(responder, Response::new(pulled)).await;
             return report.send(format!("endless: {}", result.unwrap_err())).await.unwrap();
         }
         "/unread" => {
@@ -195,11 +228,11 @@ async fn answer(incoming: Box<IncomingRequest>, report: mpsc::Sender<String>) {
             responder.reject();
             Ok(())
         }
-        "/peer" => responder.respond(Response::new(body(peer.spiffe_id.to_string().into_bytes()))).await,
+        "/peer" => respond(responder, Response::new(body(peer.spiffe_id.to_string().into_bytes()))).await,
         path => {
             let count = path.strip_prefix("/bytes/").and_then(|count| count.parse().ok()).unwrap_or(0usize);
             let response = Response::builder().header("content-length", count).body(body(pattern(0, count)));
-            responder.respond(response.unwrap()).await
+            respond(responder, response.unwrap()).await
         }
     };
     if let Err(error) = result {
