@@ -56,6 +56,26 @@ impl Choice {
         }
     }
 
+    /// Takes one more gateway, or one that is known.
+    pub(crate) fn add(&mut self, peer: &PeerName) {
+        let own = &self.own;
+        let ranking = &mut self.clusters.entry(peer.cluster.clone()).or_default().ranking;
+        let rank = (score(own, peer), peer);
+        if let Err(place) = ranking.binary_search_by(|known| rank.cmp(&(score(own, known), known))) {
+            ranking.insert(place, peer.clone());
+        }
+    }
+
+    /// A gateway is gone.
+    pub(crate) fn remove(&mut self, peer: &PeerName) {
+        let Some(cluster) = self.clusters.get_mut(&peer.cluster) else { return };
+        cluster.ranking.retain(|known| known != peer);
+        cluster.extra.remove(peer);
+        if cluster.ranking.is_empty() {
+            self.clusters.remove(&peer.cluster);
+        }
+    }
+
     /// Requests found nobody in `cluster` who can serve them: one more gateway of it may know better. True when that changes the choice.
     pub(crate) fn demand(&mut self, cluster: &str, now: Instant) -> bool {
         let Some(cluster) = self.clusters.get_mut(cluster) else { return false };

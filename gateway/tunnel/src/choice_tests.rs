@@ -76,6 +76,27 @@ fn who_is_wanted() {
 }
 
 #[test]
+fn members_that_come_and_go_one_by_one_are_those_that_came_at_once() {
+    let mut choice = Choice::new(name("paris", 0), 3);
+    let mut members: Vec<PeerName> = ["tokyo", "lyon"].iter().flat_map(|cluster| gateways(cluster, 12)).collect();
+    members.iter().for_each(|peer| choice.add(peer));
+    let now = Instant::now();
+    while let Some(last) = members.len().checked_sub(1) {
+        let mut at_once = Choice::new(name("paris", 0), 3);
+        at_once.set_members(&members);
+        assert_eq!(choice.wanted(|_| true, now), at_once.wanted(|_| true, now));
+        assert_eq!(choice.clusters.len(), at_once.clusters.len());
+        let gone = members.swap_remove(last / 2);
+        choice.remove(&gone);
+        choice.add(&members.first().unwrap_or(&gone).clone());
+        if members.is_empty() {
+            choice.remove(&gone);
+        }
+    }
+    assert!(choice.clusters.is_empty());
+}
+
+#[test]
 fn few_gateways_are_all_chosen() {
     let mut choice = Choice::new(name("paris", 0), 4);
     choice.set_members(&gateways("tokyo", 3));

@@ -6,7 +6,7 @@
 //! reader that is elsewhere stops the stream, which asks the writer for another one. The stream is silent while nothing changes:
 //! beats say that the peer lives.
 
-use crate::codec::varint;
+use crate::{codec::varint, news::HealthNews};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -60,15 +60,49 @@ impl HealthBook {
         if changes.is_empty() && self.version > 0 {
             return false;
         }
-        self.version += 1;
         self.entries = next;
+        self.keep(changes);
+        true
+    }
+
+    /// Replaces what is published of these services, and of no other; a service without versions is gone. As [`Self::publish`].
+    pub(crate) fn change(&mut self, services: BTreeMap<String, Vec<(String, u32)>>) -> bool {
+        let mut changes = Vec::new();
+        for (service, versions) in services {
+            let next: BTreeMap<String, u32> = versions.into_iter().collect();
+            let first = (service.clone(), String::new());
+            let known = self.entries.range(&first..).take_while(|((name, _), _)| *name == service);
+            let gone = known.filter(|((_, version), _)| !next.contains_key(version));
+            changes.extend(gone.map(|(key, _)| Change { key: key.clone(), ready: None }));
+            for (version, ready) in next {
+                let key = (service.clone(), version);
+                if self.entries.get(&key) != Some(&ready) {
+                    changes.push(Change { key, ready: Some(ready) });
+                }
+            }
+        }
+        if changes.is_empty() && self.version > 0 {
+            return false;
+        }
+        for Change { key, ready } in &changes {
+            match ready {
+                Some(ready) => self.entries.insert(key.clone(), *ready),
+                None => self.entries.remove(key),
+            };
+        }
+        self.keep(changes);
+        true
+    }
+
+    /// Makes a version of what has changed.
+    fn keep(&mut self, changes: Vec<Change>) {
+        self.version += 1;
         self.recent_entries += changes.len();
         self.recent.push_back((self.version, changes.into()));
         while self.recent.len() > RECENT_MAX || self.recent_entries > self.entries.len().max(RECENT_ENTRIES_MIN) {
             let Some((_, oldest)) = self.recent.pop_front() else { break };
             self.recent_entries -= oldest.len();
         }
-        true
     }
 
     /// The messages that lead from version `from` (0: nothing) to the current one, and that version.
@@ -164,6 +198,8 @@ pub(crate) struct HealthReader {
     staged_entries: usize,
     /// Changes of which the last part has not come.
     is_mid_change: bool,
+    /// Of what it said something since that was asked last.
+    news: HealthNews,
 }
 
 impl HealthReader {
@@ -194,6 +230,11 @@ impl HealthReader {
         &self.table
     }
 
+    /// Of what it said something since this was asked last.
+    pub(crate) fn take_news(&mut self) -> HealthNews {
+        std::mem::take(&mut self.news)
+    }
+
     fn take(&mut self, mut message: &[u8]) -> Result<bool, HealthError> {
         let flags = *message.first().ok_or(HealthError::Invalid)?;
         message.advance(1);
@@ -205,18 +246,19 @@ impl HealthReader {
                 (self.staged, self.staged_entries) = (Some(HealthTable::new()), 0);
             }
             let staged = self.staged.as_mut().ok_or(HealthError::Gap)?;
-            fill(staged, &mut self.staged_entries, message)?;
+            fill(staged, &mut self.staged_entries, message, |_| {})?;
             if !is_last {
                 return Ok(false);
             }
             self.table = self.staged.take().unwrap_or_default();
             (self.entries, self.version, self.is_mid_change) = (self.staged_entries, version, false);
+            self.news = HealthNews::Everything;
             return Ok(true);
         }
         if self.staged.is_some() || base != self.version || version <= base || is_first == self.is_mid_change {
             return Err(HealthError::Gap);
         }
-        fill(&mut self.table, &mut self.entries, message)?;
+        fill(&mut self.table, &mut self.entries, message, |service| self.news.name(service))?;
         self.is_mid_change = !is_last;
         if is_last {
             self.version = version;
@@ -236,10 +278,16 @@ pub(crate) enum HealthError {
     Invalid,
 }
 
-/// Applies the entries of a message.
-fn fill(table: &mut HealthTable, count: &mut usize, mut message: &[u8]) -> Result<(), HealthError> {
+/// Applies the entries of a message, and tells of each which service it is about.
+fn fill(
+    table: &mut HealthTable,
+    count: &mut usize,
+    mut message: &[u8],
+    mut told: impl FnMut(&str),
+) -> Result<(), HealthError> {
     while !message.is_empty() {
         let (service, version, ready) = entry(&mut message).ok_or(HealthError::Invalid)?;
+        told(&service);
         let versions = table.entry(service.clone()).or_default();
         let known = versions.iter().position(|known| known.version == version);
         match (known.and_then(|at| versions.get_mut(at)), ready) {

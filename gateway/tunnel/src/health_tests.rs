@@ -30,6 +30,29 @@ fn nothing_published_is_not_the_same_as_no_services() {
 }
 
 #[test]
+fn a_change_of_a_few_services_is_what_publishing_everything_would_be() {
+    let (mut whole, mut parts) = (HealthBook::default(), HealthBook::default());
+    let mut reader = HealthReader::default();
+    let first = vec![health("a", "v1", 1), health("a", "v2", 1), health("ab", "", 1), health("b", "v1", 3)];
+    whole.publish(first.clone());
+    parts.publish(first);
+    feed(&mut reader, &parts.since(0).0).unwrap();
+    assert_eq!(reader.take_news(), HealthNews::Everything);
+    assert!(!parts.change([("b".to_owned(), vec![("v1".to_owned(), 3)]), ("none".to_owned(), vec![])].into()));
+    let versions = |list: &[(&str, u32)]| list.iter().map(|(version, n)| ((*version).to_owned(), *n)).collect();
+    assert!(parts.change([("a".to_owned(), versions(&[("v2", 4), ("v3", 1)])), ("b".to_owned(), vec![])].into()));
+    whole.publish(vec![health("a", "v2", 4), health("a", "v3", 1), health("ab", "", 1)]);
+    assert_eq!(parts.entries, whole.entries);
+    let (messages, _) = parts.since(1);
+    feed(&mut reader, &messages).unwrap();
+    assert_eq!(flat(reader.table()), [health("a", "v2", 4), health("a", "v3", 1), health("ab", "", 1)]);
+    assert_eq!(reader.take_news(), HealthNews::Services(["a", "b"].map(str::to_owned).into()));
+    assert_eq!(reader.take_news(), HealthNews::Nothing);
+    let mut nothing = HealthBook::default();
+    assert!(nothing.change(BTreeMap::new()) && !nothing.change(BTreeMap::new()), "the first is news");
+}
+
+#[test]
 fn ten_thousand_services_in_three_versions() {
     let all = |ready: u32| -> Vec<_> {
         let versions = ["v1", "v2", "preview"];

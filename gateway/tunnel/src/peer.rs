@@ -8,6 +8,7 @@ use crate::{
     error::TunnelError,
     health::{HealthReader, ServiceHealth},
     lifecycle::{Event, Lifecycle, Output},
+    news::{HealthNews, PeerNews},
     socket::canonical,
     transport::{self, SERVER_NAME, varint},
     tunnels::Core,
@@ -168,16 +169,24 @@ impl Peering {
         reader.table().get(service).cloned().unwrap_or_default()
     }
 
+    pub(crate) fn services(&self) -> Vec<String> {
+        let Some(reader) = self.health.load_full() else { return Vec::new() };
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.table().keys().cloned().collect()
+    }
+
     pub(crate) fn has_said_health(&self) -> bool {
         self.health.load().is_some()
     }
 
     /// What `reader` follows changed.
     pub(crate) fn health_changed(&self, reader: &Arc<Mutex<HealthReader>>) {
+        let mut news = reader.lock().unwrap_or_else(PoisonError::into_inner).take_news();
         if !self.health.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, reader)) {
             self.health.store(Some(reader.clone()));
+            news = HealthNews::Everything;
         }
-        self.core.changed();
+        self.core.note(&self.name, PeerNews { state: false, health: news });
     }
 
     /// Another connection of this peer appeared: it is alive.
@@ -224,7 +233,7 @@ impl Peering {
             self.deaths.fetch_add(1, Ordering::Release);
             self.death.notify_waiters();
         }
-        self.core.changed();
+        self.core.note(&self.name, PeerNews { state: true, health: HealthNews::Nothing });
     }
 
     fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {

@@ -82,6 +82,16 @@ impl PeerHandle {
         self.0.health(service)
     }
 
+    /// The names under which it last said anything about services.
+    pub fn services(&self) -> Vec<String> {
+        self.0.services()
+    }
+
+    /// True when both are the same peer, since the same moment.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// True once it has said what is ready behind it.
     pub fn has_said_health(&self) -> bool {
         self.0.has_said_health()

@@ -9,6 +9,7 @@ use crate::{
     credit::Budget,
     error::BindError,
     health::{HealthBook, ServiceHealth},
+    news::{News, PeerNews},
     peer::{PeerState, Peering},
     request::PeerHandle,
     server::{Incoming, IncomingRequest},
@@ -62,6 +63,7 @@ impl Tunnels {
             conns: Mutex::default(),
             incoming,
             changes: watch::Sender::new(0),
+            news: Mutex::default(),
             chosen: Mutex::new(Chosen { choice: Choice::new(own, config.peers_per_cluster), known: BTreeMap::new() }),
             health: Mutex::default(),
             health_version: watch::Sender::new(0),
@@ -99,6 +101,25 @@ impl Tunnels {
         self.0.choose();
     }
 
+    /// As [`Self::set_peers`], of these peers only: those that are new or elsewhere now, and those that are gone.
+    pub fn change_peers(&self, upserts: Vec<Peer>, removals: &[PeerName]) {
+        {
+            let mut chosen = self.0.chosen();
+            let Chosen { choice, known } = &mut *chosen;
+            for name in removals {
+                if known.remove(name).is_some() {
+                    choice.remove(name);
+                }
+            }
+            for peer in upserts {
+                let name = peer.name();
+                choice.add(&name);
+                known.insert(name, peer);
+            }
+        }
+        self.0.choose();
+    }
+
     /// Requests find nobody in `cluster` who can serve them: dials one more gateway of it, if there is one. Cheap to call for each.
     pub fn demand(&self, cluster: &str) {
         let is_news = self.0.chosen().choice.demand(cluster, Instant::now().into_std());
@@ -123,10 +144,24 @@ impl Tunnels {
         self.0.changes.subscribe()
     }
 
+    /// What happened to peers since this was asked last.
+    pub fn take_news(&self) -> News {
+        std::mem::take(&mut *self.0.news())
+    }
+
     /// Tells every connected peer what is ready here.
     pub fn publish_health(&self, services: Vec<ServiceHealth>) {
         let mut book = self.0.health.lock().unwrap_or_else(PoisonError::into_inner);
         if book.publish(services) {
+            self.0.health_version.send_replace(book.version());
+        }
+    }
+
+    /// Tells every connected peer what is ready here of these services, by name: versions with their numbers of endpoints, none when
+    /// the service is gone.
+    pub fn change_health(&self, services: BTreeMap<String, Vec<(String, u32)>>) {
+        let mut book = self.0.health.lock().unwrap_or_else(PoisonError::into_inner);
+        if book.change(services) {
             self.0.health_version.send_replace(book.version());
         }
     }
@@ -226,6 +261,7 @@ pub(crate) struct Core {
     conns: Mutex<Vec<Weak<Conn>>>,
     incoming: mpsc::Sender<Box<IncomingRequest>>,
     changes: watch::Sender<u64>,
+    news: Mutex<News>,
     chosen: Mutex<Chosen>,
     health: Mutex<HealthBook>,
     health_version: watch::Sender<u64>,
@@ -327,6 +363,7 @@ impl Core {
         }
         gone.iter().for_each(|peering| peering.stop());
         self.apply_cut();
+        self.news().chosen = true;
         self.changed();
     }
 
@@ -352,6 +389,21 @@ impl Core {
 
     pub(crate) fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Something happened to a peer.
+    pub(crate) fn note(&self, peer: &PeerName, news: PeerNews) {
+        {
+            let mut all = self.news();
+            let known = all.peers.entry(peer.clone()).or_default();
+            known.state |= news.state;
+            known.health.add(news.health);
+        }
+        self.changed();
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection began.
