@@ -172,7 +172,7 @@ impl Admin {
             "gateway": &*self.identity.gateway,
             "spiffeId": self.identity.spiffe_id.to_string(),
             "revision": snapshot.revision,
-            "services": snapshot.services.iter().map(|s| &*s.key).collect::<Vec<_>>(),
+            "services": snapshot.services().map(|(_, s)| &*s.key).collect::<Vec<_>>(),
             "controlPlane": {
                 "connected": control.connected, "trouble": control.trouble,
                 "problems": control.problems.iter().map(|p| format!("{}: {}", p.subject, p.reason)).collect::<Vec<_>>(),

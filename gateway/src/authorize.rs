@@ -13,9 +13,10 @@ use archipelago_identity::tls::PeerCertificate;
 use archipelago_tunnel::Gate;
 use http::Method;
 
+use crate::config::snapshot::Membership;
 use crate::config::{Protocol, Snapshot};
 
-/// Proof that a gateway of a declared cluster is at the other end, by the snapshot it was made with.
+/// Proof that a gateway of a declared cluster is at the other end, by the configuration it was made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdmittedPeer {
     cluster: Arc<str>,
@@ -201,19 +202,20 @@ impl Refusal {
 ///
 /// # Errors
 /// Why not.
-pub fn admit(snapshot: &Snapshot, peer: &PeerCertificate, now: SystemTime) -> Result<AdmittedPeer, Refusal> {
-    if snapshot.trust_domain.is_empty() {
+pub fn admit(membership: &Membership, peer: &PeerCertificate, now: SystemTime) -> Result<AdmittedPeer, Refusal> {
+    if membership.trust_domain.is_empty() {
         return Err(Refusal::NoConfiguration);
     }
-    if peer.spiffe_id.trust_domain().as_str() != snapshot.trust_domain {
+    if peer.spiffe_id.trust_domain().as_str() != membership.trust_domain {
         return Err(Refusal::TrustDomain);
     }
     // Deleted, or never declared: we are no part of the federation, whatever else is in the configuration.
-    snapshot.own_cluster.ok_or(Refusal::OwnCluster)?;
+    membership.own_cluster.ok_or(Refusal::OwnCluster)?;
     let Some(MeshRole::Gateway { cluster, .. }) = peer.spiffe_id.role() else { return Err(Refusal::NotAGateway) };
-    let declared = snapshot.clusters.binary_search_by(|known| (*known.name).cmp(cluster.as_str()));
-    let declared = declared.ok().and_then(|index| snapshot.clusters.get(index)).ok_or(Refusal::UndeclaredCluster)?;
-    let revocations = snapshot.revocations.as_ref().ok_or(Refusal::UnreadableRevocations)?;
+    let clusters = &membership.clusters;
+    let declared = clusters.binary_search_by(|known| (*known.name).cmp(cluster.as_str()));
+    let declared = declared.ok().and_then(|index| clusters.get(index)).ok_or(Refusal::UndeclaredCluster)?;
+    let revocations = membership.revocations.as_ref().ok_or(Refusal::UnreadableRevocations)?;
     if revocations.check(&peer.spiffe_id, peer.not_before).is_some() {
         return Err(Refusal::Revoked);
     }
@@ -233,7 +235,7 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
     }
     asked.service.ok_or(Refusal::NoService)?;
     let index = asked.find(snapshot).ok_or(Refusal::UnknownService)?;
-    let service = snapshot.services.get(index).ok_or(Refusal::UnknownService)?;
+    let service = snapshot.service(index).ok_or(Refusal::UnknownService)?;
     if !snapshot.own_cluster.is_some_and(|own| service.exporters.contains(&own)) {
         return Err(Refusal::NotExported);
     }
@@ -250,8 +252,8 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
 }
 
 /// The rule by which a worker's tunnels let gateways in and throw them out.
-pub fn gate(snapshot: Arc<Snapshot>) -> Gate {
-    Arc::new(move |peer| admit(&snapshot, peer, SystemTime::now()).map(drop).map_err(Refusal::reason))
+pub fn gate(membership: Arc<Membership>) -> Gate {
+    Arc::new(move |peer| admit(&membership, peer, SystemTime::now()).map(drop).map_err(Refusal::reason))
 }
 
 /// Value of `mesh-hop` on a tunnel: the ingress gateway counts 1, and nobody forwards further.

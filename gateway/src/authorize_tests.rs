@@ -122,11 +122,11 @@ fn who_may_connect() {
     ];
     let snapshot = snapshot();
     for (name, peer, expected) in cases {
-        let got = admit(&snapshot, peer, at(NOW));
+        let got = admit(&snapshot.membership, peer, at(NOW));
         assert_eq!(got.as_ref().map(|peer| &**peer.cluster()).map_err(|refusal| *refusal), *expected, "{name}");
     }
     let nothing = Snapshot::empty();
-    assert_eq!(admit(&nothing, &gateway("paris"), at(NOW)), Err(Refusal::NoConfiguration));
+    assert_eq!(admit(&nothing.membership, &gateway("paris"), at(NOW)), Err(Refusal::NoConfiguration));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn what_a_peer_may_ask_for() {
         ("another protocol to TCP", ExtendedConnect, hop, Some("bank/ledger"), Err(Refusal::Kind)),
     ];
     let snapshot = snapshot();
-    let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
+    let peer = admit(&snapshot.membership, &gateway("paris"), at(NOW)).unwrap();
     for (name, kind, hop, service, expected) in cases {
         let got = authorize(&snapshot, &peer, Asked { kind: *kind, hop: *hop, service: *service, port: None });
         assert_eq!(got.as_ref().map(|_| ()).map_err(|refusal| *refusal), *expected, "{name}");
@@ -181,7 +181,7 @@ fn a_port_is_asked_for_by_its_number() {
         (Request, "bank/secret", Some("80"), Err(Refusal::NotExported)),
     ];
     let snapshot = snapshot();
-    let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
+    let peer = admit(&snapshot.membership, &gateway("paris"), at(NOW)).unwrap();
     for (kind, service, port, expected) in cases {
         let asked = Asked { kind: *kind, hop: Some(INGRESS_HOP), service: Some(service), port: *port };
         let got = authorize(&snapshot, &peer, asked);
@@ -192,19 +192,20 @@ fn a_port_is_asked_for_by_its_number() {
 #[test]
 fn a_cluster_that_is_not_declared_itself_serves_nobody() {
     let mut snapshot = snapshot();
-    let peer = admit(&snapshot, &gateway("paris"), at(NOW)).unwrap();
+    let peer = admit(&snapshot.membership, &gateway("paris"), at(NOW)).unwrap();
     snapshot.own_cluster = None;
+    Arc::make_mut(&mut snapshot.membership).own_cluster = None;
     let asked = Asked { kind: Kind::Request, hop: Some(INGRESS_HOP), service: Some("bank/accounts"), port: None };
     assert_eq!(authorize(&snapshot, &peer, asked), Err(Refusal::NotExported));
     // And lets nobody in, nor calls anyone for its clients: what others export is not for a cluster that was deleted.
-    assert_eq!(admit(&snapshot, &gateway("paris"), at(NOW)), Err(Refusal::OwnCluster));
+    assert_eq!(admit(&snapshot.membership, &gateway("paris"), at(NOW)), Err(Refusal::OwnCluster));
 }
 
 #[test]
 fn nobody_is_let_in_while_it_cannot_be_read_who_was_revoked() {
     let mut snapshot = snapshot();
-    snapshot.revocations = None;
-    assert_eq!(admit(&snapshot, &gateway("paris"), at(NOW)), Err(Refusal::UnreadableRevocations));
+    Arc::make_mut(&mut snapshot.membership).revocations = None;
+    assert_eq!(admit(&snapshot.membership, &gateway("paris"), at(NOW)), Err(Refusal::UnreadableRevocations));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn decide(
             Some(closed) => format!("service {} is closed here: {}", closed.key, closed.why),
             None => format!("no service has the host name {host:?}"),
         })?;
-    let (Some(service), Some(live)) = (snapshot.services.get(index), view.services.get(index)) else {
+    let (Some(service), Some(live)) = (snapshot.service(index), view.service(index)) else {
         return Err("no such service".into());
     };
     response.service = service.service.to_string();

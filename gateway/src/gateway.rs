@@ -595,8 +595,8 @@ mod tests {
         }
         let (state, snapshot) = load(&store, "paris", "mesh.test", Place::default());
         assert_eq!(state.held.version.revision, 3, "what is held is what was sent");
-        assert_eq!(snapshot.services.iter().map(|service| service.port).collect::<Vec<_>>(), [80]);
-        assert_eq!(snapshot.closed, []);
+        assert_eq!(snapshot.services().map(|(_, service)| service.port).collect::<Vec<_>>(), [80]);
+        assert_eq!(snapshot.closed().count(), 0);
         assert_eq!(snapshot.revision, 3);
     }
 

@@ -39,7 +39,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
     for _ in 0..ATTEMPTS_MAX {
         let view = worker.view();
         let Some(index) = view.snapshot.service_by_key(&service) else { break };
-        let (Some(config), Some(live)) = (view.snapshot.services.get(index), view.services.get(index)) else { break };
+        let (Some(config), Some(live)) = (view.snapshot.service(index), view.service(index)) else { break };
         let Some(rule) = config.rule(&Method::CONNECT, "/", &Fields::new()) else { break };
         let key = *key.get_or_insert_with(|| live.draw());
         let query =
@@ -149,7 +149,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
 /// A connection to an endpoint, and what that shows of it.
 async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
     let connected = endpoint.connect().await;
-    let live = view.snapshot.service_by_key(service).and_then(|index| view.services.get(index));
+    let live = view.snapshot.service_by_key(service).and_then(|index| view.service(index));
     if let Some(live) = live {
         let verdict = if connected.is_ok() { Verdict::Answered } else { Verdict::Failed };
         live.judge(endpoint, verdict, Instant::now());

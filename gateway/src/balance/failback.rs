@@ -60,6 +60,11 @@ impl Failback {
         }
     }
 
+    /// Time alone moves it on.
+    pub fn is_moving(self) -> bool {
+        matches!(self, Self::Holding { .. } | Self::Ramping { .. })
+    }
+
     /// An operator lets it back in: the ramp still applies.
     #[must_use]
     pub fn release(self, policy: &Policy, now: Instant) -> Self {

@@ -1,12 +1,12 @@
 //! The compiled configuration: built resource by resource, then never changed.
 //!
 //! A resource that cannot be used here is named in [`Rejected`] and touches nothing but itself: its last good form stays,
-//! or, if there is none, the service is [`Closed`]. What did not change is shared with the snapshot before.
+//! or, if there is none, the service is [`Closed`]. What did not change is shared with the snapshot before, indexes included, so that
+//! a change costs what it is about ([`Snapshot::build`]) and is found at that price ([`Snapshot::changes`]).
 
 mod build;
 mod read;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use archipelago_identity::SpiffeId;
 use archipelago_identity::revocation::Revocations;
 use archipelago_proto::v1 as proto;
 use http::{HeaderName, Method};
+use imbl::{GenericHashMap, OrdMap, OrdSet, Vector, ordmap::DiffItem, shared_ptr::DefaultSharedPtr};
 
 pub use self::build::{Built, Kept, Rejected};
 use super::Captures;
@@ -26,26 +27,68 @@ use crate::route::{self, Matcher, RouteInput, index::RuleIndex};
 pub struct Snapshot {
     /// Revision of the federation's configuration; 0 before the first.
     pub revision: u64,
+    /// Sorted by name; [`Backend::cluster`] is an index into it.
+    pub clusters: Arc<[Cluster]>,
+    /// Index of the own cluster in `clusters`, if the configuration knows it.
+    pub own_cluster: Option<usize>,
+    /// Who belongs to the federation.
+    pub membership: Arc<Membership>,
+    /// Gateways of other clusters, by "cluster/gateway".
+    pub peers: OrdMap<Arc<str>, Arc<Peer>>,
+    /// Where clients find services at this gateway, in a cluster that says so; elsewhere they come by host name.
+    pub captures: Option<Arc<Captures>>,
+    /// One for each port of each service. Its index stays while it is there, and is given to another afterwards.
+    units: Vector<Option<Arc<Service>>>,
+    /// Indices that nobody has.
+    free: OrdSet<usize>,
+    /// By "namespace/name": to walk through, and to compare with another snapshot.
+    services: OrdMap<Arc<str>, Ports>,
+    /// The same, to look one up.
+    names: Index<Ports>,
+    hosts: Index<usize>,
+    /// TCP services: [`Service::key`] by what is added to the gateway's TCP base port.
+    tcp: OrdMap<u16, Arc<str>>,
+    /// Services that this gateway cannot run, by "namespace/name".
+    closed: OrdMap<Arc<str>, Arc<Closed>>,
+    /// Host names of those, with the key.
+    closed_hosts: OrdSet<(Arc<str>, Arc<str>)>,
+    made: build::Made,
+}
+
+/// By name.
+type Index<T> = GenericHashMap<Arc<str>, T, foldhash::fast::RandomState, DefaultSharedPtr>;
+
+/// Who belongs to the federation: what decides about tunnels, and changes seldom.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
     /// Empty before the first configuration.
     pub trust_domain: String,
-    /// Sorted by name; [`Backend::cluster`] is an index into it.
-    pub clusters: Vec<Cluster>,
-    /// Gateways of other clusters.
-    pub peers: Vec<Peer>,
-    /// One for each port of each service: sorted by "namespace/name", the ports of a service in its own order.
-    pub services: Vec<Arc<Service>>,
-    /// Index of the own cluster in `clusters`, if the configuration knows it.
+    /// See [`Snapshot::clusters`].
+    pub clusters: Arc<[Cluster]>,
+    /// See [`Snapshot::own_cluster`].
     pub own_cluster: Option<usize>,
     /// Certificates that are refused although they are genuine and in date. `None`: there is a list and nothing of it was
     /// ever understood, so that nobody can be told from the revoked.
     pub revocations: Option<Arc<Revocations>>,
-    /// Services that this gateway cannot run, sorted by key.
-    pub closed: Vec<Closed>,
-    /// Where clients find services at this gateway, in a cluster that says so; elsewhere they come by host name.
-    pub captures: Option<Arc<Captures>>,
-    hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
-    closed_hosts: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
-    keys: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+}
+
+/// The ports of one service, in its order, each with its index in a snapshot.
+#[derive(Debug, Clone)]
+struct Ports(Arc<[(usize, Arc<Service>)]>);
+
+impl PartialEq for Ports {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// A service that is another one than in the snapshot before, or was not there, or is gone: its ports with their indices.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// In the snapshot before.
+    pub before: &'a [(usize, Arc<Service>)],
+    /// Now.
+    pub now: &'a [(usize, Arc<Service>)],
 }
 
 /// A cluster of the federation.
@@ -117,8 +160,6 @@ pub struct Service {
     pub service: Arc<str>,
     /// Its place among the ports of the service.
     pub place: usize,
-    /// Its namespace.
-    pub namespace: String,
     /// Host names that select it.
     pub hosts: Vec<String>,
     /// Protocol of the service.
@@ -203,7 +244,7 @@ pub struct LocalEndpoint {
     /// Its version; may be empty.
     pub version: Arc<str>,
     /// Its name for people.
-    pub instance: String,
+    pub instance: Arc<str>,
     /// The agent's verdict.
     pub readiness: proto::Readiness,
     /// One of those that come first; true where none do.
@@ -213,20 +254,43 @@ pub struct LocalEndpoint {
 impl Snapshot {
     /// The snapshot of a gateway that knows nothing yet.
     pub fn empty() -> Self {
+        let membership = Membership { revocations: Some(Arc::default()), ..Membership::default() };
         Self {
             revision: 0,
-            trust_domain: String::new(),
-            clusters: Vec::new(),
-            peers: Vec::new(),
-            services: Vec::new(),
+            clusters: Arc::clone(&membership.clusters),
             own_cluster: None,
-            revocations: Some(Arc::default()),
-            closed: Vec::new(),
+            membership: Arc::new(membership),
+            peers: OrdMap::new(),
             captures: None,
-            hosts: HashMap::default(),
-            closed_hosts: HashMap::default(),
-            keys: HashMap::default(),
+            units: Vector::new(),
+            free: OrdSet::new(),
+            services: OrdMap::new(),
+            names: Index::default(),
+            hosts: Index::default(),
+            tcp: OrdMap::new(),
+            closed: OrdMap::new(),
+            closed_hosts: OrdSet::new(),
+            made: build::Made::default(),
         }
+    }
+
+    /// One port of a service, by index.
+    pub fn service(&self, index: usize) -> Option<&Arc<Service>> {
+        self.units.get(index)?.as_ref()
+    }
+
+    /// All ports of all services with their indices: by "namespace/name", the ports of a service in its own order.
+    pub fn services(&self) -> impl Iterator<Item = (usize, &Arc<Service>)> {
+        self.services.values().flat_map(|ports| ports.0.iter().map(|(index, unit)| (*index, unit)))
+    }
+
+    /// What is different from `before`: at the cost of that, if one was made from the other.
+    pub fn changes<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = Change<'a>> {
+        before.services.diff(&self.services).map(|item| match item {
+            DiffItem::Add(_, now) => Change { before: &[], now: &now.0 },
+            DiffItem::Update { old: (_, before), new: (_, now) } => Change { before: &before.0, now: &now.0 },
+            DiffItem::Remove(_, before) => Change { before: &before.0, now: &[] },
+        })
     }
 
     /// What a host name selects, by index: the port of the service that stands behind the name, else its first HTTP port.
@@ -236,22 +300,23 @@ impl Snapshot {
         }
         let index = *self.hosts.get(route::host_name(authority).as_str())?;
         let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        Some(port.and_then(|port| self.sibling(index, port)).unwrap_or(index))
+        Some(port.and_then(|port| self.port_of(&self.service(index)?.service, port)).unwrap_or(index))
     }
 
-    /// The closed service that a host name selects.
+    /// The closed service that a host name selects; of several the last by key.
     pub fn closed_by_host(&self, authority: &str) -> Option<&Closed> {
-        let index = match self.closed_hosts.get(authority) {
-            Some(index) => *index,
-            None => *self.closed_hosts.get(route::host_name(authority).as_str())?,
+        let of = |host: &str| {
+            let (first, all): (Arc<str>, Arc<str>) = (host.into(), "".into());
+            let known = self.closed_hosts.range((first, all)..).take_while(|(name, _)| **name == *host);
+            known.last().and_then(|(_, key)| self.closed.get(key))
         };
-        self.closed.get(index)
+        of(authority).or_else(|| of(&route::host_name(authority))).map(|closed| &**closed)
     }
 
     /// The port "namespace/name:port" of a service, or the first of "namespace/name", by index.
     pub fn service_by_key(&self, key: &str) -> Option<usize> {
-        if let Some(index) = self.keys.get(key) {
-            return Some(*index);
+        if let Some(ports) = self.names.get(key) {
+            return ports.0.first().map(|(index, _)| *index);
         }
         // The only port of a service goes by the service's name, and has a number all the same.
         let (service, port) = key.rsplit_once(':')?;
@@ -260,32 +325,36 @@ impl Snapshot {
 
     /// The port with this number of the service "namespace/name", by index.
     pub fn port_of(&self, service: &str, port: u16) -> Option<usize> {
-        self.sibling(*self.keys.get(service)?, port)
+        self.ports_of(service).iter().find(|(_, unit)| unit.port == port).map(|(index, _)| *index)
     }
 
-    /// All ports of the service "namespace/name", in its order; empty: it is not known.
-    pub fn ports_of(&self, service: &str) -> &[Arc<Service>] {
-        self.keys.get(service).map(|index| self.siblings(*index).1).unwrap_or_default()
+    /// All ports of the service "namespace/name", in its order, each with its index; empty: it is not known.
+    pub fn ports_of(&self, service: &str) -> &[(usize, Arc<Service>)] {
+        self.names.get(service).map(|ports| &*ports.0).unwrap_or_default()
     }
 
-    /// The port with this number of the service that the port at `index` is of.
-    fn sibling(&self, index: usize, port: u16) -> Option<usize> {
-        let (first, ports) = self.siblings(index);
-        Some(first + ports.iter().position(|unit| unit.port == port)?)
-    }
-
-    /// Where the ports of the service begin that the port at `index` is of, and these.
-    fn siblings(&self, index: usize) -> (usize, &[Arc<Service>]) {
-        let Some(unit) = self.services.get(index) else { return (index, &[]) };
-        let first = index.saturating_sub(unit.place);
-        let rest = self.services.get(first..).unwrap_or_default();
-        let count = rest.iter().take_while(|other| other.service == unit.service).count();
-        (first, rest.get(..count).unwrap_or_default())
+    /// TCP services: [`Service::key`] by what is added to the gateway's TCP base port.
+    pub fn tcp(&self) -> &OrdMap<u16, Arc<str>> {
+        &self.tcp
     }
 
     /// The closed service "namespace/name".
     pub fn closed_by_key(&self, key: &str) -> Option<&Closed> {
-        self.closed.get(self.closed.binary_search_by(|closed| (*closed.key).cmp(key)).ok()?)
+        self.closed.get(key).map(|closed| &**closed)
+    }
+
+    /// Services that this gateway cannot run, by key.
+    #[cfg(test)]
+    pub fn closed(&self) -> impl Iterator<Item = &Closed> {
+        self.closed.values().map(|closed| &**closed)
+    }
+
+    /// Whether there is a service in this namespace, one that is closed to HTTP clients included.
+    pub fn has_namespace(&self, namespace: &str) -> bool {
+        let first: Arc<str> = format!("{namespace}/").into();
+        let is_in = |key: &Arc<str>| key.starts_with(&*first);
+        self.services.range(Arc::clone(&first)..).next().is_some_and(|(key, _)| is_in(key))
+            || self.closed.range(Arc::clone(&first)..).take_while(|(key, _)| is_in(key)).any(|(_, closed)| closed.http)
     }
 
     /// A cluster's name, for people.

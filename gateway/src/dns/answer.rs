@@ -144,7 +144,7 @@ impl Known {
             let ports = captures.iter().map(|capture| (capture.port_name.clone(), capture.port)).collect();
             return (!captures.is_empty()).then_some(Self { name, ips, ports });
         }
-        let units = snapshot.ports_of(&key);
+        let units: Vec<&Arc<Service>> = snapshot.ports_of(&key).iter().map(|(_, unit)| unit).collect();
         let at = |unit: &Service| match unit.tcp_offset() {
             Some(offset) => SocketAddr::new(zone.tcp_base.ip(), zone.tcp_base.port().saturating_add(offset)),
             None => zone.http,
@@ -153,7 +153,7 @@ impl Known {
         if let Some(first) = units.first().filter(|first| !first.exporters.is_empty()) {
             let speaks_http = units.iter().find(|unit| unit.tcp_offset().is_none());
             let ips = vec![at(speaks_http.unwrap_or(first)).ip()];
-            let port = |unit: &Arc<Service>| {
+            let port = |unit: &&Arc<Service>| {
                 let name = if unit.port_name.is_empty() { port_name(unit.protocol) } else { &unit.port_name };
                 (name.to_owned(), at(unit).port())
             };
@@ -210,9 +210,7 @@ fn has_namespace(snapshot: &Snapshot, namespace: &str) -> bool {
     if let Some(captures) = &snapshot.captures {
         return captures.has_namespace(namespace);
     }
-    let is_in = |key: &str| key.split_once('/').is_some_and(|(of, _)| of == namespace);
-    snapshot.services.iter().any(|s| s.namespace == *namespace)
-        || snapshot.closed.iter().any(|closed| closed.http && is_in(&closed.key))
+    snapshot.has_namespace(namespace)
 }
 
 fn addresses(name: &Name, ips: &[IpAddr], kind: RecordType) -> Vec<Record> {

@@ -67,12 +67,12 @@ pub struct Arrival {
 impl Call {
     /// Its service, as its policy has it.
     pub fn config(&self) -> Option<&Service> {
-        self.view.snapshot.services.get(self.service).map(|service| &**service)
+        self.view.snapshot.service(self.service).map(|service| &**service)
     }
 
     /// Its service, as it was when the view was made.
     pub fn live(&self) -> Option<&ServiceView> {
-        self.view.services.get(self.service)
+        self.view.service(self.service).map(|live| &**live)
     }
 
     /// The rule that it falls under.
@@ -85,10 +85,10 @@ impl Call {
         matches!(self.origin, Origin::Client)
     }
 
-    /// Takes what is known now of peers and endpoints, as long as that is of the same policy.
+    /// Takes what is known now of peers and endpoints, as long as its policy is the same.
     pub fn look_again(&mut self) {
         let view = self.worker.view();
-        if Arc::ptr_eq(&view.snapshot, &self.view.snapshot) {
+        if view.has_policy_of(&self.view, self.service) {
             self.view = view;
         }
     }

@@ -71,7 +71,7 @@ pub fn of_peer(
 ) -> Result<(Routed, Arrival, Authorized), Failure> {
     let asked = Asked::by(head);
     // In the books under the name that was asked for, if there is such a service.
-    let named = asked.find(&view.snapshot).and_then(|index| view.snapshot.services.get(index));
+    let named = asked.find(&view.snapshot).and_then(|index| view.snapshot.service(index));
     books.record().service = named.map(|service| Arc::clone(&service.key));
     let authorized = authorize(&view.snapshot, &caller.admitted, asked).map_err(Failure::Refused)?;
     let service =
@@ -117,7 +117,7 @@ fn find(view: &View, capture: Option<&Arc<Capture>>, head: &RequestHead, books: 
         return Err(Failure::Closed);
     }
     let index = found.ok_or(unknown)?;
-    let service = view.snapshot.services.get(index).ok_or(unknown)?;
+    let service = view.snapshot.service(index).ok_or(unknown)?;
     books.record().service = Some(Arc::clone(&service.key));
     if service.protocol == Protocol::Tcp {
         return Err(Failure::NotHttp);

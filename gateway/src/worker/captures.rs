@@ -198,7 +198,7 @@ async fn serve(
     let source = worker.source(peer.ip());
     // As the federation has it; as the cluster has it while the federation does not know it.
     let view = worker.view();
-    let unit = view.snapshot.service_by_key(&capture.key).and_then(|index| view.snapshot.services.get(index));
+    let unit = view.snapshot.service_by_key(&capture.key).and_then(|index| view.snapshot.service(index));
     let is_tcp = unit.map_or(capture.protocol, |unit| unit.protocol) == Protocol::Tcp;
     drop(view);
     let (counter, max): (fn(&Worker) -> &std::cell::Cell<usize>, _) = match is_tcp {

@@ -53,8 +53,8 @@ impl TcpListeners {
     /// Opens and closes listeners so that they fit `snapshot`. False when a port could not be had; call again in a while.
     pub fn follow(&mut self, worker: &Rc<Worker>, snapshot: &Snapshot) -> bool {
         // Clients of a cluster with captures come by those, and nobody by these; the ranges may well overlap.
-        let services = snapshot.services.iter().filter(|_| snapshot.captures.is_none());
-        let wanted: HashMap<u16, &Arc<str>> = services.filter_map(|s| Some((s.tcp_offset()?, &s.key))).collect();
+        let offsets = snapshot.tcp().iter().filter(|_| snapshot.captures.is_none());
+        let wanted: HashMap<u16, &Arc<str>> = offsets.map(|(offset, key)| (*offset, key)).collect();
         self.open.retain(|offset, (service, task)| {
             let keep = wanted.get(offset) == Some(&&*service) && !task.is_finished();
             if !keep {

@@ -4,6 +4,7 @@
 //! refuse is given a while to end by itself, and is then reset.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,12 @@ use crate::config::{Protocol, Snapshot};
 
 /// The connections of one worker.
 #[derive(Debug, Default)]
-pub struct Streams(RefCell<Vec<Weak<Stream>>>);
+pub struct Streams {
+    /// By "namespace/name", whatever port.
+    by_service: RefCell<HashMap<Box<str>, Vec<Weak<Stream>>>>,
+    /// Services with streams that were not judged since they began.
+    new: RefCell<BTreeSet<Box<str>>>,
+}
 
 /// One connection, for as long as it is held.
 #[derive(Debug)]
@@ -42,7 +48,11 @@ impl Streams {
     /// Counts a connection in until the result is dropped.
     pub fn open(&self, service: Arc<str>, end: End) -> Rc<Stream> {
         let stream = Rc::new(Stream { service, end, doomed: Cell::new(None), reset: CancellationToken::new() });
-        let mut list = self.0.borrow_mut();
+        let name: Box<str> = stream.service.split(':').next().unwrap_or_default().into();
+        // The configuration may have changed while it was made.
+        self.new.borrow_mut().insert(name.clone());
+        let mut all = self.by_service.borrow_mut();
+        let list = all.entry(name).or_default();
         if list.len() == list.capacity() {
             list.retain(|stream| stream.strong_count() > 0);
         }
@@ -50,21 +60,41 @@ impl Streams {
         stream
     }
 
-    /// Dooms what `snapshot` does not allow, and pardons what it allows again.
-    pub fn judge(&self, snapshot: &Snapshot, grace: Duration, now: Instant) {
-        for stream in self.0.borrow().iter().filter_map(Weak::upgrade) {
-            let doomed = if is_allowed(snapshot, &stream.service, &stream.end) {
-                None
-            } else {
-                Some(stream.doomed.get().unwrap_or(now + grace))
-            };
-            stream.doomed.set(doomed);
+    /// Dooms what of these services `snapshot` does not allow, and pardons what it allows again.
+    pub fn judge<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a str>,
+        snapshot: &Snapshot,
+        grace: Duration,
+        now: Instant,
+    ) {
+        let mut all = self.by_service.borrow_mut();
+        for service in services {
+            let Some(list) = all.get_mut(service) else { continue };
+            list.retain(|stream| stream.strong_count() > 0);
+            for stream in list.iter().filter_map(Weak::upgrade) {
+                let doomed = if is_allowed(snapshot, &stream.service, &stream.end) {
+                    None
+                } else {
+                    Some(stream.doomed.get().unwrap_or(now + grace))
+                };
+                stream.doomed.set(doomed);
+            }
+            if list.is_empty() {
+                all.remove(service);
+            }
         }
+    }
+
+    /// The same of those that began since.
+    pub fn judge_new(&self, snapshot: &Snapshot, grace: Duration, now: Instant) {
+        let new = self.new.take();
+        self.judge(new.iter().map(|service| &**service), snapshot, grace, now);
     }
 
     /// Resets what was doomed long enough.
     pub fn reset_due(&self, now: Instant) {
-        for stream in self.0.borrow().iter().filter_map(Weak::upgrade) {
+        for stream in self.by_service.borrow().values().flatten().filter_map(Weak::upgrade) {
             if stream.doomed.get().is_some_and(|at| at <= now) && !stream.reset.is_cancelled() {
                 tracing::info!(service = %stream.service, "a TCP connection that is not allowed any more is reset");
                 stream.reset.cancel();
@@ -82,7 +112,7 @@ impl Stream {
 
 /// Whether such a connection would be made now, but for health and weights.
 fn is_allowed(snapshot: &Snapshot, service: &str, end: &End) -> bool {
-    let service = snapshot.service_by_key(service).and_then(|index| snapshot.services.get(index));
+    let service = snapshot.service_by_key(service).and_then(|index| snapshot.service(index));
     let Some(service) = service.filter(|service| service.protocol == Protocol::Tcp) else { return false };
     let cluster = match end {
         End::Peer => snapshot.own_cluster,

@@ -101,6 +101,11 @@ impl Resources {
         self.rows.values()
     }
 
+    /// Those whose names begin with `prefix`, by name.
+    pub fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Resource> {
+        self.rows.range(prefix.to_owned()..).map(|(_, row)| row).take_while(move |row| row.name.starts_with(prefix))
+    }
+
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -152,7 +152,6 @@ fn unit(
         key: if config.ports.len() > 1 { format!("{service}:{number}").into() } else { Arc::clone(&service) },
         service,
         place,
-        namespace: config.namespace.clone(),
         hosts,
         protocol,
         port: number,
@@ -201,7 +200,7 @@ impl<'a> Local<'a> {
             Some(LocalEndpoint {
                 address: endpoint.address.parse().ok()?,
                 version: endpoint.version.as_str().into(),
-                instance: endpoint.instance.clone(),
+                instance: endpoint.instance.as_str().into(),
                 readiness: endpoint.readiness(),
                 preferred: preference.is_none_or(|preference| preference.is_met(self.hints(endpoint), here)),
             })

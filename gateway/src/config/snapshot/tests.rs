@@ -13,6 +13,7 @@ use crate::config::ConfigState;
 use archipelago_model::delta::Shared;
 use archipelago_model::version::Version;
 
+mod changes;
 mod ports;
 
 fn header_is(name: &str, value: &str) -> Match {
@@ -160,6 +161,11 @@ fn fresh(state: &Draft) -> Snapshot {
     built.snapshot
 }
 
+/// The ports of all services, by name.
+fn units(snapshot: &Snapshot) -> Vec<&Arc<Service>> {
+    snapshot.services().map(|(_, unit)| unit).collect()
+}
+
 /// Everything that a gateway does with a snapshot, by name, so that snapshots with other clusters compare.
 fn shown(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let name = |place: &usize| snapshot.cluster_name(*place).to_owned();
@@ -168,17 +174,17 @@ fn shown(snapshot: &Snapshot) -> BTreeMap<String, String> {
         list.iter().map(|b| format!("{}/{:?}:{}", name(&b.cluster), b.version, b.weight)).collect::<Vec<_>>()
     };
     let mut all = BTreeMap::from([
-        ("mesh".to_owned(), snapshot.trust_domain.clone()),
-        ("revocations".to_owned(), format!("{:?}", snapshot.revocations)),
+        ("mesh".to_owned(), snapshot.membership.trust_domain.clone()),
+        ("revocations".to_owned(), format!("{:?}", snapshot.membership.revocations)),
     ]);
-    for cluster in &snapshot.clusters {
+    for cluster in snapshot.clusters.iter() {
         all.insert(format!("cluster/{}", cluster.name), format!("{cluster:?}"));
     }
-    for peer in &snapshot.peers {
+    for peer in snapshot.peers.values() {
         let shown = format!("{} {:?}", peer.spiffe_id, peer.addresses);
         all.insert(format!("peer/{}/{}", name(&peer.cluster), peer.gateway), shown);
     }
-    for (place, service) in snapshot.services.iter().enumerate() {
+    for (place, service) in snapshot.services() {
         assert_eq!(snapshot.service_by_key(&service.key), Some(place));
         let selected = |host: &String| snapshot.service_by_host(&format!("{host}:{}", service.port));
         assert!(service.hosts.iter().all(|host| selected(host) == Some(place)));
@@ -218,14 +224,14 @@ fn a_good_configuration_compiles() {
     assert_eq!(snapshot.service_by_host("checkout.shop.svc.clusterset.local."), Some(index));
     assert_eq!(snapshot.service_by_key("shop/checkout"), Some(index));
     assert_eq!(snapshot.service_by_host("web.shop"), None);
-    let service = &snapshot.services[index];
+    let service = snapshot.service(index).unwrap();
     assert_eq!(service.local.len(), 1, "unusable and double endpoints are left out");
     let mut headers = Fields::new();
     let rule = service.rule(&Method::GET, "/", &headers).unwrap();
     assert_eq!((&*rule.name, rule.tiers.len()), ("backends", 1));
     headers.push_named(b"x-preview", b"pr-42").unwrap();
     assert_eq!(&*service.rule(&Method::GET, "/", &headers).unwrap().name, "routes[0]");
-    assert_eq!(snapshot.services[1].tcp_offset(), Some(3));
+    assert_eq!(units(&snapshot)[1].tcp_offset(), Some(3));
 }
 
 #[test]
@@ -375,7 +381,7 @@ fn peers_clusters_and_revocations_stay_as_they_were() {
         // Without a last good form nothing else is lost either; a cluster that is not known serves nothing.
         let built = build(&state, &Snapshot::empty());
         assert_eq!(built.rejected.len(), if name == "cluster/tokyo" { 2 } else { 1 }, "{:?}", built.rejected);
-        assert_eq!(built.snapshot.services.len(), 2);
+        assert_eq!(units(&built.snapshot).len(), 2);
         assert!(built.snapshot.peers.is_empty() || name == "revocations");
     }
 }
@@ -387,15 +393,15 @@ fn what_did_not_change_is_shared() {
     state.edit_checkout(|s| s.avoid_clusters = vec!["tokyo".into()]);
     let after = build(&state, &before).snapshot;
     let shared = |a: &Snapshot, b: &Snapshot| {
-        a.services.iter().zip(&b.services).map(|(a, b)| Arc::ptr_eq(a, b)).collect::<Vec<_>>()
+        units(a).into_iter().zip(units(b)).map(|(a, b)| Arc::ptr_eq(a, b)).collect::<Vec<_>>()
     };
     assert_eq!(shared(&before, &after), [false, true]);
     // An endpoint that becomes unready changes its service; the rules stay where they are.
     state.local.get_mut("shop/checkout").unwrap().endpoints[0].readiness = proto::Readiness::NotReady.into();
     let flapped = build(&state, &after).snapshot;
     assert_eq!(shared(&after, &flapped), [false, true]);
-    assert_eq!(flapped.services[0].local[0].readiness, proto::Readiness::NotReady);
-    assert!(std::ptr::eq(after.services[0].rules.as_slice(), flapped.services[0].rules.as_slice()));
+    assert_eq!(units(&flapped)[0].local[0].readiness, proto::Readiness::NotReady);
+    assert!(std::ptr::eq(units(&after)[0].rules.as_slice(), units(&flapped)[0].rules.as_slice()));
     // Another cluster moves the places of all.
     state.put(Body::Cluster(ClusterConfig { name: "lyon".into(), region: "eu".into(), drained: false }));
     let moved = build(&state, &flapped).snapshot;
@@ -413,15 +419,15 @@ fn a_last_good_form_follows_clusters_and_endpoints() {
     state.put(Body::Cluster(ClusterConfig { name: "lyon".into(), region: "eu".into(), drained: false }));
     state.local.clear();
     let after = build(&state, &before).snapshot;
-    let service = &after.services[0];
+    let service = &units(&after)[0];
     assert_eq!((service.local.len(), service.exporters.as_slice()), (0, &[1, 2][..]));
     assert_eq!(after.cluster_name(service.rules.as_slice()[0].backends[0].cluster), "tokyo");
     // tokyo leaves: the old form of the service cannot send anyone there.
     state.resources.remove("cluster/tokyo");
     state.resources.remove("peer/tokyo/gw-1");
     let after = build(&state, &after).snapshot;
-    assert!(after.services[0].rules.as_slice()[0].backends.is_empty());
-    assert_eq!(after.services[0].exporters, [1]);
+    assert!(units(&after)[0].rules.as_slice()[0].backends.is_empty());
+    assert_eq!(units(&after)[0].exporters, [1]);
 }
 
 #[test]
@@ -433,7 +439,7 @@ fn ports_may_be_swapped_in_one_update() {
     state.put(Body::Service(ledger("ledger", 4)));
     let built = build(&state, &before);
     assert_eq!(built.rejected, []);
-    let offsets: Vec<_> = built.snapshot.services.iter().map(|s| s.tcp_offset()).collect();
+    let offsets: Vec<_> = units(&built.snapshot).into_iter().map(|s| s.tcp_offset()).collect();
     assert_eq!(offsets, [Some(3), None, Some(4)]);
 }
 
@@ -468,7 +474,7 @@ proptest! {
                 prop_assert!(name == *target || left.get(&name) == Some(&form), "{}", name);
             }
         }
-        prop_assert_eq!(built.snapshot.services.len(), if target.starts_with("service/") { 1 } else { 2 });
+        prop_assert_eq!(units(&built.snapshot).len(), if target.starts_with("service/") { 1 } else { 2 });
     }
 }
 
@@ -497,7 +503,7 @@ fn revocations_are_about_certificates_older_than_the_revocation() {
     let revoked = |path: &str, issued| {
         let id = format!("spiffe://mesh.test{path}").parse().unwrap();
         let not_before = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(issued);
-        snapshot.revocations.as_ref().unwrap().check(&id, not_before).is_some()
+        snapshot.membership.revocations.as_ref().unwrap().check(&id, not_before).is_some()
     };
     assert!(revoked("/cluster/lyon/gateway/gw-1", 99) && !revoked("/cluster/lyon/gateway/gw-1", 100));
     assert!(!revoked("/cluster/lyon/gateway/gw-2", 0));
@@ -507,22 +513,29 @@ fn revocations_are_about_certificates_older_than_the_revocation() {
 #[test]
 fn a_first_list_of_revocations_that_cannot_be_read_leaves_nobody_to_trust() {
     let mut unreadable = good();
-    unreadable.resources.get_mut("revocations").unwrap().body = None;
+    let revocations = unreadable.resources.get_mut("revocations").unwrap();
+    (revocations.body, revocations.version) = (None, vec![9; 16].into());
     let mut without = good();
     without.resources.remove("revocations");
     let mut empty = good();
     empty.put(Body::Revocations(proto::Revocations::default()));
     for before in [Snapshot::empty(), fresh(&without), fresh(&empty)] {
         let built = build(&unreadable, &before);
-        assert_eq!(built.snapshot.revocations, None);
+        assert_eq!(built.snapshot.membership.revocations, None);
         assert_eq!(built.rejected[0].kept, Kept::Closed);
         assert!(built.rejected[0].reason.ends_with("no gateway is let in, and none called, until it can be read"));
         let again = build(&unreadable, &built.snapshot);
-        assert_eq!((again.snapshot.revocations, again.rejected), (None, built.rejected));
-        assert_eq!(build(&good(), &built.snapshot).snapshot.revocations, fresh(&good()).revocations);
+        assert_eq!((again.snapshot.membership.revocations.clone(), again.rejected), (None, built.rejected));
+        assert_eq!(
+            build(&good(), &built.snapshot).snapshot.membership.revocations,
+            fresh(&good()).membership.revocations
+        );
     }
     // With a list before it, that one stays.
-    assert_eq!(build(&unreadable, &fresh(&good())).snapshot.revocations, fresh(&good()).revocations);
+    assert_eq!(
+        build(&unreadable, &fresh(&good())).snapshot.membership.revocations,
+        fresh(&good()).membership.revocations
+    );
 }
 
 #[test]
@@ -533,7 +546,7 @@ fn residency_and_sticky_keys() {
         s.ports[0].sticky = Some(proto::Sticky { key: Some(proto::sticky::Key::Cookie("user".into())) });
     });
     let snapshot = fresh(&state);
-    let service = &snapshot.services[0];
+    let service = &units(&snapshot)[0];
     assert!(!service.may_reside_in(Some(0)) && service.may_reside_in(Some(1)) && !service.may_reside_in(None));
     let mut headers = Fields::new();
     assert_eq!(service.sticky_hash(&headers), None);

@@ -14,7 +14,7 @@ fn service(endpoints: &[&str], now: Instant) -> ServiceView {
         EndpointView {
             endpoint: Rc::new(endpoint),
             version: if words.contains(&"v2") { "v2" } else { "v1" }.into(),
-            instance: String::new(),
+            instance: "".into(),
             readiness: match words[0] {
                 "ready" => Readiness::Ready,
                 "unknown" => Readiness::Unknown,
@@ -27,7 +27,7 @@ fn service(endpoints: &[&str], now: Instant) -> ServiceView {
         clusters: vec![],
         endpoints: endpoints.iter().enumerate().map(view).collect(),
         preference: Some(Preference::SameZone),
-        sequence: Cell::new(Sequence::new(1)),
+        memory: Rc::new(Memory::new(0, Sequence::new(1))),
     }
 }
 

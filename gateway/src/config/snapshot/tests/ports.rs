@@ -29,7 +29,7 @@ fn with_several() -> Draft {
 #[test]
 fn each_port_is_a_unit_that_is_found_by_key_and_by_host() {
     let snapshot = fresh(&with_several());
-    let keys: Vec<_> = snapshot.services.iter().map(|unit| (&*unit.key, unit.place, &*unit.port_name)).collect();
+    let keys: Vec<_> = units(&snapshot).into_iter().map(|unit| (&*unit.key, unit.place, &*unit.port_name)).collect();
     let ledger = ("shop/ledger", 0, "");
     let expected =
         [("shop/checkout:5432", 0, "db"), ("shop/checkout:80", 1, ""), ("shop/checkout:8080", 2, "admin"), ledger];
@@ -64,14 +64,16 @@ fn each_port_is_a_unit_that_is_found_by_key_and_by_host() {
     ] {
         assert_eq!(snapshot.service_by_host(host), Some(place), "{host}");
     }
-    assert_eq!(snapshot.services[0].tcp_offset(), Some(7));
+    assert_eq!(units(&snapshot)[0].tcp_offset(), Some(7));
 }
 
 #[test]
 fn endpoints_go_to_the_port_that_they_serve() {
     let addresses = |state: &Draft| {
         let snapshot = fresh(state);
-        let of = |unit: &Arc<Service>| unit.local.iter().map(|local| local.address.to_string()).collect::<Vec<_>>();
+        let of = |(_, unit): &(usize, Arc<Service>)| {
+            unit.local.iter().map(|local| local.address.to_string()).collect::<Vec<_>>()
+        };
         snapshot.ports_of("shop/checkout").iter().map(of).collect::<Vec<_>>()
     };
     let mut state = with_several();
@@ -96,7 +98,7 @@ fn a_change_of_one_port_s_endpoints_leaves_the_others_alone() {
     let before = fresh(&state);
     state.local.get_mut("shop/checkout").unwrap().ports[1] = port(8080, "10.0.0.3:81");
     let after = build(&state, &before).snapshot;
-    let shared = before.services.iter().zip(&after.services).map(|(a, b)| Arc::ptr_eq(a, b)).collect::<Vec<_>>();
+    let shared = units(&before).into_iter().zip(units(&after)).map(|(a, b)| Arc::ptr_eq(a, b)).collect::<Vec<_>>();
     assert_eq!(shared, [true, true, false, true]);
 }
 
@@ -138,6 +140,6 @@ fn users_stay_where_they_are_on_every_port() {
     let snapshot = fresh(&state);
     let mut headers = Fields::new();
     headers.push_named(b"X-User", b"alice").unwrap();
-    let hash = |place: usize| snapshot.services[place].sticky_hash(&headers);
+    let hash = |place: usize| units(&snapshot)[place].sticky_hash(&headers);
     assert_eq!((hash(1), hash(0)), (hash(2), Some(hash::sticky_key("shop/checkout", b"alice"))));
 }
