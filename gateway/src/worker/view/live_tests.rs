@@ -278,7 +278,10 @@ fn change(world: &mut World) {
                     world.is(peer, state);
                 }
                 1 => {
-                    peer.0.health.borrow_mut().retain(|service, _| service.ends_with(|c: char| (c as u32) % 2 == 0));
+                    peer.0
+                        .health
+                        .borrow_mut()
+                        .retain(|service, _| service.ends_with(|c: char| (c as u32).is_multiple_of(2)));
                     world.news.peers.entry(peer.0.name.clone()).or_default().health.add(HealthNews::Everything);
                 }
                 ready => {
