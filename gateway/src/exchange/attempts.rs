@@ -88,8 +88,8 @@ async fn attempts(call: &mut Call) -> Result<Response, Failure> {
                 (false, true) => Failure::BrokenAfter(history.acted - elsewhere),
             });
         };
-        let destination = call.view.snapshot.clusters.get(decision.cluster).map(|cluster| Arc::clone(&cluster.name));
-        call.books.record().destination_cluster = destination.or_else(|| Some(Arc::clone(&worker.identity.cluster)));
+        let destination = call.view.cluster_name(decision.cluster).unwrap_or(&worker.cluster).clone();
+        call.books.record().destination_cluster = Some(destination);
         let Some(body) = call.body.attempt() else { return Err(Failure::Broken) };
         let attempt = Attempt { history, has_timeout, tried: &tried, draw };
         let sent = match &decision.target {
@@ -150,12 +150,15 @@ pub fn could_move(call: &Call, attempt: Attempt<'_>, endpoint: &Endpoint) -> boo
 
 fn decide(call: &mut Call, draw: &mut Option<Key>, tried: &Tried) -> Option<Decision> {
     let (decision, rule) = choose(call, draw, tried)?;
-    call.books.record().rule = rule;
+    let rule = rule.filter(|_| call.worker.access_log.is_some()).map(str::to_owned);
+    if let (Some(rule), Some(text)) = (rule, call.books.text()) {
+        text.rule = rule;
+    }
     Some(decision)
 }
 
 /// Who serves it, and by which rule.
-fn choose(call: &Call, draw: &mut Option<Key>, tried: &Tried) -> Option<(Decision, Option<Arc<str>>)> {
+fn choose<'a>(call: &'a Call, draw: &mut Option<Key>, tried: &Tried) -> Option<(Decision, Option<&'a str>)> {
     let (now, random) = (Instant::now(), call.worker.random());
     match &call.origin {
         Origin::Peer(arrival, authorized) => {
@@ -166,7 +169,7 @@ fn choose(call: &Call, draw: &mut Option<Key>, tried: &Tried) -> Option<(Decisio
             let key = *draw
                 .get_or_insert_with(|| config.sticky_hash(&call.head.fields).map_or_else(|| live.draw(), Key::Sticky));
             let query = RouteQuery { service: call.service, rule, key, tried, random, now };
-            Some((call.view.decide(&query, &mut NoTrace)?, Some(Arc::clone(&rule.name))))
+            Some((call.view.decide(&query, &mut NoTrace)?, Some(&*rule.name)))
         }
     }
 }

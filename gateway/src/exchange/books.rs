@@ -5,11 +5,11 @@
 //! request is over: answered, failed, or given up by its sender.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::body::Replayable;
 use super::upstream::InFlight;
+use crate::telemetry::Name;
 use crate::worker::Worker;
 
 /// Which side of a tunnel reports.
@@ -40,13 +40,11 @@ pub struct Record {
     /// Which side reports.
     pub reporter: Reporter,
     /// Cluster at which the request entered.
-    pub source_cluster: Arc<str>,
+    pub source_cluster: Name,
     /// Cluster that served it, or was last tried.
-    pub destination_cluster: Option<Arc<str>>,
+    pub destination_cluster: Option<Name>,
     /// [`Service::key`](crate::config::Service::key).
-    pub service: Option<Arc<str>>,
-    /// Name of the rule.
-    pub rule: Option<Arc<str>>,
+    pub service: Option<Name>,
     /// Revision of the policy under which it was served, all of it.
     pub revision: u64,
     /// Status sent; 0 when the client was gone before there was one.
@@ -64,6 +62,8 @@ pub struct Record {
 pub struct Text {
     /// For people.
     pub start_time: SystemTime,
+    /// Name of the rule.
+    pub rule: String,
     /// Request method.
     pub method: String,
     /// Path without its query, which may hold secrets.
@@ -88,14 +88,13 @@ pub struct Text {
 
 impl Record {
     /// A record that begins now.
-    pub fn new(reporter: Reporter, source_cluster: Arc<str>, now: Instant) -> Self {
+    pub fn new(reporter: Reporter, source_cluster: Name, now: Instant) -> Self {
         Self {
             started: now,
             reporter,
             source_cluster,
             destination_cluster: None,
             service: None,
-            rule: None,
             revision: 0,
             code: 0,
             flags: "",

@@ -45,7 +45,6 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
@@ -82,7 +81,7 @@ pub async fn serve_client(
 ) -> Response {
     let now = Instant::now();
     let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
-    let mut record = Record::new(Reporter::Source, Arc::clone(&worker.identity.cluster), now);
+    let mut record = Record::new(Reporter::Source, worker.cluster.clone(), now);
     record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), None)));
     let body = Replayable::new(body, now);
     let mut books = Books::open(&worker, record, body.clone());
@@ -128,7 +127,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     // HTTP/3 splits cookies as HTTP/2 does (RFC 9114 §4.2.1).
     head.fields.join_cookies();
     let source = vouched(&caller, &head.fields);
-    let mut record = Record::new(Reporter::Destination, Arc::clone(caller.admitted.cluster()), now);
+    let mut record = Record::new(Reporter::Destination, caller.cluster.clone(), now);
     record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id))));
     let body = Replayable::new(Incoming::tunnel(body), now);
     let mut books = Books::open(&worker, record, body.clone());
@@ -267,6 +266,7 @@ fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>) 
     let path = path.iter().position(|byte| *byte == b'?').and_then(|at| path.get(..at)).unwrap_or(path);
     Text {
         start_time: SystemTime::now(),
+        rule: String::new(),
         method: head.method.to_string(),
         path: if head.method == Method::CONNECT { String::new() } else { lossy(path) },
         protocol: format!("{:?}", head.version),

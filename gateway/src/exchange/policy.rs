@@ -50,7 +50,7 @@ pub fn of_client(
     if !books.admit() {
         return Err(Failure::Overloaded);
     }
-    let service = find(view, capture, head, books)?;
+    let service = find(worker, view, capture, head, books)?;
     worker.deposit();
     let is_grpc = is_grpc(head);
     let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);
@@ -71,8 +71,8 @@ pub fn of_peer(
 ) -> Result<(Routed, Arrival, Authorized), Failure> {
     let asked = Asked::by(head);
     // In the books under the name that was asked for, if there is such a service.
-    let named = asked.find(&view.snapshot).and_then(|index| view.snapshot.service(index));
-    books.record().service = named.map(|service| Arc::clone(&service.key));
+    let named = asked.find(&view.snapshot).and_then(|index| view.service(index));
+    books.record().service = named.map(|service| service.name().clone());
     let authorized = authorize(&view.snapshot, &caller.admitted, asked).map_err(Failure::Refused)?;
     let service =
         view.snapshot.service_by_key(authorized.service()).ok_or(Failure::Refused(Refusal::UnknownService))?;
@@ -97,7 +97,13 @@ pub fn of_peer(
 }
 
 /// Host name, or the port that the request came to, to service.
-fn find(view: &View, capture: Option<&Arc<Capture>>, head: &RequestHead, books: &mut Books) -> Result<usize, Failure> {
+fn find(
+    worker: &Worker,
+    view: &View,
+    capture: Option<&Arc<Capture>>,
+    head: &RequestHead,
+    books: &mut Books,
+) -> Result<usize, Failure> {
     let authority = head.authority().ok_or(Failure::Malformed(Malformed::Host))?;
     let (found, closed, unknown) = match capture {
         None => {
@@ -113,12 +119,12 @@ fn find(view: &View, capture: Option<&Arc<Capture>>, head: &RequestHead, books: 
         }
     };
     if let Some(closed) = closed {
-        books.record().service = Some(Arc::clone(&closed.key));
+        books.record().service = Some(worker.names.of(&closed.key));
         return Err(Failure::Closed);
     }
     let index = found.ok_or(unknown)?;
     let service = view.snapshot.service(index).ok_or(unknown)?;
-    books.record().service = Some(Arc::clone(&service.key));
+    books.record().service = view.service(index).map(|live| live.name().clone());
     if service.protocol == Protocol::Tcp {
         return Err(Failure::NotHttp);
     }

@@ -126,7 +126,7 @@ impl<'a> Line<'a> {
             upstream_cluster: record.destination_cluster.as_deref().unwrap_or(""),
             source_cluster: &record.source_cluster,
             service: record.service.as_deref().unwrap_or(""),
-            route_name: record.rule.as_deref().unwrap_or(""),
+            route_name: of(|t| &t.rule),
             revision: record.revision,
             reporter: record.reporter.label(),
             attempt: record.attempts,

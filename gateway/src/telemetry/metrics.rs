@@ -21,18 +21,16 @@ use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
 use crate::exchange::books::{Done, Reporter};
 use crate::exchange::failure::Failure;
+use crate::telemetry::Name;
+use crate::telemetry::events::{Counts, Event, Events};
 use archipelago_http::h1::Refusal as RefusedHead;
 
 /// The gateway's metrics, shared by all threads.
 #[derive(Debug, Clone)]
 pub struct GatewayMetrics {
     requests: Arc<Requests>,
+    events: Arc<Events>,
     tunnels: Arc<Tunnels>,
-    replays: Family<[(&'static str, &'static str); 2], Counter>,
-    failures: Family<[(&'static str, &'static str); 1], Counter>,
-    refused_heads: Family<[(&'static str, &'static str); 1], Counter>,
-    verdicts: Family<[(&'static str, &'static str); 1], Counter>,
-    refused_streams: Family<[(&'static str, &'static str); 1], Counter>,
     refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
     accepted_tunnels: Counter,
     failed_dials: Counter,
@@ -40,8 +38,6 @@ pub struct GatewayMetrics {
     connections: Family<[(&'static str, &'static str); 1], Gauge>,
     refused_connections: Counter,
     refused_captures: Counter,
-    tcp_connections: Family<[(&'static str, &'static str); 1], Counter>,
-    tcp_bytes: Family<[(&'static str, &'static str); 1], Counter>,
     /// TCP services whose port cannot be had.
     pub unserved_services: Gauge,
     /// Ports for clients of the node that cannot be had.
@@ -59,12 +55,8 @@ impl GatewayMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let this = Self {
             requests: Arc::default(),
+            events: Arc::default(),
             tunnels: Arc::default(),
-            replays: Family::default(),
-            failures: Family::default(),
-            refused_heads: Family::default(),
-            verdicts: Family::default(),
-            refused_streams: Family::default(),
             refused_tunnels: Family::default(),
             accepted_tunnels: Counter::default(),
             failed_dials: Counter::default(),
@@ -72,8 +64,6 @@ impl GatewayMetrics {
             connections: Family::default(),
             refused_connections: Counter::default(),
             refused_captures: Counter::default(),
-            tcp_connections: Family::default(),
-            tcp_bytes: Family::default(),
             unserved_services: Gauge::default(),
             unserved_captures: Gauge::default(),
             config_revision: Gauge::default(),
@@ -81,16 +71,8 @@ impl GatewayMetrics {
             access_log_dropped: Counter::default(),
         };
         registry.register_collector(Box::new(Arc::clone(&this.requests)));
+        registry.register_collector(Box::new(Arc::clone(&this.events)));
         registry.register_collector(Box::new(Arc::clone(&this.tunnels)));
-        registry.register("mesh_gateway_replays", "Attempts beyond the first", this.replays.clone());
-        registry.register("mesh_gateway_failures", "Requests that the gateway answered itself", this.failures.clone());
-        registry.register("mesh_gateway_refused_heads", "Requests whose head was refused", this.refused_heads.clone());
-        registry.register("mesh_gateway_detector_verdicts", "Changes of a peer's state", this.verdicts.clone());
-        registry.register(
-            "mesh_gateway_refused_streams",
-            "Streams of other gateways that the authoriser refused",
-            this.refused_streams.clone(),
-        );
         registry.register(
             "mesh_gateway_tunnel_refused",
             "Handshakes refused and tunnels closed",
@@ -127,13 +109,11 @@ impl GatewayMetrics {
             "Ports for the node's clients that cannot be had here",
             this.unserved_captures.clone(),
         );
-        registry.register("mesh_tcp_connections_opened", "TCP connections proxied", this.tcp_connections.clone());
         registry.register(
             "mesh_gateway_tcp_services_unserved",
             "TCP services whose port cannot be had here",
             this.unserved_services.clone(),
         );
-        registry.register("mesh_tcp_bytes", "Bytes of proxied TCP connections", this.tcp_bytes.clone());
         registry.register(
             "mesh_gateway_config_revision",
             "Revision of the configuration in use",
@@ -164,6 +144,7 @@ impl GatewayMetrics {
 pub struct WorkerMetrics {
     shared: GatewayMetrics,
     requests: RefCell<HashMap<Key, Series, foldhash::fast::RandomState>>,
+    events: Arc<Counts>,
     http_connections: Gauge,
     tcp_open: Gauge,
 }
@@ -174,6 +155,7 @@ impl WorkerMetrics {
         let open = |protocol| shared.connections.get_or_create(&[("protocol", protocol)]).clone();
         Self {
             requests: RefCell::default(),
+            events: shared.events.of_worker(),
             http_connections: open("http"),
             tcp_open: open("tcp"),
             shared: shared.clone(),
@@ -185,7 +167,7 @@ impl WorkerMetrics {
         let record = &done.record;
         let key = Key {
             reporter: record.reporter,
-            source: Arc::clone(&record.source_cluster),
+            source: record.source_cluster.clone(),
             destination: record.destination_cluster.clone(),
             service: record.service.clone(),
             code: record.code,
@@ -204,8 +186,9 @@ impl WorkerMetrics {
         }
         let mut shared = self.shared.requests.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, series) in local.drain() {
-            if shared.len() < SERIES_MAX || shared.contains_key(&key) {
-                shared.entry(key).or_default().add(&series);
+            let labels = Labels::of(&key);
+            if shared.len() < SERIES_MAX || shared.contains_key(&labels) {
+                shared.entry(labels).or_default().add(&series);
             }
         }
     }
@@ -213,22 +196,22 @@ impl WorkerMetrics {
     /// An attempt beyond the first.
     pub fn replay(&self, purpose: Purpose, reason: &'static str) {
         let purpose = if purpose == Purpose::Failover { "failover" } else { "retry" };
-        self.shared.replays.get_or_create(&[("purpose", purpose), ("reason", reason)]).inc();
+        self.events.add(Event::Replay, [purpose, reason], 1);
     }
 
     /// A request that the gateway answered itself.
     pub fn failure(&self, failure: Failure) {
-        self.shared.failures.get_or_create(&[("reason", failure.reason())]).inc();
+        self.events.add(Event::Failure, [failure.reason(), ""], 1);
     }
 
     /// A request whose head was refused.
     pub fn refused_head(&self, refusal: RefusedHead) {
-        self.shared.refused_heads.get_or_create(&[("reason", refusal.reason())]).inc();
+        self.events.add(Event::RefusedHead, [refusal.reason(), ""], 1);
     }
 
     /// A stream out of a tunnel that may not be forwarded.
     pub fn refused_stream(&self, refusal: Refusal) {
-        self.shared.refused_streams.get_or_create(&[("reason", refusal.reason())]).inc();
+        self.events.add(Event::RefusedStream, [refusal.reason(), ""], 1);
     }
 
     /// What happened to a worker's tunnels between two looks at them.
@@ -244,7 +227,7 @@ impl WorkerMetrics {
 
     /// A peer changed its state.
     pub fn verdict(&self, state: &'static str) {
-        self.shared.verdicts.get_or_create(&[("state", state)]).inc();
+        self.events.add(Event::Verdict, [state, ""], 1);
     }
 
     /// An HTTP connection, open until the guard is dropped.
@@ -254,13 +237,13 @@ impl WorkerMetrics {
 
     /// A TCP connection, open until the guard is dropped.
     pub fn tcp_connection(&self, reporter: Reporter) -> OpenGuard {
-        self.shared.tcp_connections.get_or_create(&[("reporter", reporter.label())]).inc();
+        self.events.add(Event::TcpOpened, [reporter.label(), ""], 1);
         OpenGuard::new(&self.tcp_open)
     }
 
     /// Bytes of a TCP connection; `direction` is "sent" (towards the service) or "received".
     pub fn tcp_bytes(&self, direction: &'static str, bytes: u64) {
-        self.shared.tcp_bytes.get_or_create(&[("direction", direction)]).inc_by(bytes);
+        self.events.add(Event::TcpBytes, [direction, ""], bytes);
     }
 
     /// A connection that was closed at once.
@@ -291,23 +274,44 @@ impl Drop for OpenGuard {
     }
 }
 
+/// Labels as a worker knows them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     reporter: Reporter,
-    source: Arc<str>,
-    destination: Option<Arc<str>>,
-    service: Option<Arc<str>>,
+    source: Name,
+    destination: Option<Name>,
+    service: Option<Name>,
     code: u16,
 }
 
-impl Key {
-    fn labels(&self) -> Vec<(&'static str, String)> {
-        let or_unknown = |text: &Option<Arc<str>>| text.as_deref().unwrap_or("unknown").to_owned();
+/// The same as text, equal for all workers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Labels {
+    reporter: Reporter,
+    source: Box<str>,
+    destination: Box<str>,
+    service: Box<str>,
+    code: u16,
+}
+
+impl Labels {
+    fn of(key: &Key) -> Self {
+        let or_unknown = |name: &Option<Name>| name.as_deref().unwrap_or("unknown").into();
+        Self {
+            reporter: key.reporter,
+            source: (*key.source).into(),
+            destination: or_unknown(&key.destination),
+            service: or_unknown(&key.service),
+            code: key.code,
+        }
+    }
+
+    fn encoded(&self) -> Vec<(&'static str, String)> {
         vec![
             ("reporter", self.reporter.label().to_owned()),
             ("source_cluster", self.source.to_string()),
-            ("destination_cluster", or_unknown(&self.destination)),
-            ("destination_service", or_unknown(&self.service)),
+            ("destination_cluster", self.destination.to_string()),
+            ("destination_service", self.service.to_string()),
             ("response_code", self.code.to_string()),
         ]
     }
@@ -340,7 +344,7 @@ impl Series {
 }
 
 #[derive(Debug, Default)]
-struct Requests(Mutex<HashMap<Key, Series, foldhash::fast::RandomState>>);
+struct Requests(Mutex<HashMap<Labels, Series, foldhash::fast::RandomState>>);
 
 impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -350,7 +354,7 @@ impl Collector for Requests {
         }
         let mut counts = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
         for (key, series) in &series {
-            ConstCounter::new(series.count).encode(counts.encode_family(&key.labels())?)?;
+            ConstCounter::new(series.count).encode(counts.encode_family(&key.encoded())?)?;
         }
         let mut durations = encoder.encode_descriptor(
             "mesh_request_duration_seconds",
@@ -366,7 +370,7 @@ impl Collector for Requests {
                 .zip(series.buckets)
                 .chain(std::iter::once((f64::INFINITY, series.count - series.buckets.iter().sum::<u64>())))
                 .collect();
-            let labels = key.labels();
+            let labels = key.encoded();
             let mut metric = durations.encode_family(&labels)?;
             metric.encode_histogram::<prometheus_client::encoding::NoLabelSet>(
                 series.seconds,
@@ -427,10 +431,11 @@ mod tests {
         let mut registry = Registry::default();
         let shared = GatewayMetrics::register(&mut registry);
         let worker = WorkerMetrics::new(&shared);
-        let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
-        (record.destination_cluster, record.service, record.code) =
-            (Some("tokyo".into()), Some("shop/checkout".into()), 200);
         for millis in [1, 30, 20_000] {
+            // Names that were made apart are one series all the same.
+            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+            (record.destination_cluster, record.service, record.code) =
+                (Some("tokyo".into()), Some("shop/checkout".into()), 200);
             worker.request(&Done {
                 record: &record,
                 duration: Duration::from_millis(millis),

@@ -1,7 +1,10 @@
 //! Metrics and the access log. Workers count in memory of their own; shared memory sees sums four times a second.
 
 pub mod access_log;
+mod events;
 pub mod metrics;
+mod name;
 
 pub use access_log::AccessLog;
 pub use metrics::{GatewayMetrics, WorkerMetrics};
+pub use name::{Name, Names};

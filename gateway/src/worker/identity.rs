@@ -10,6 +10,7 @@ use http::HeaderValue;
 use crate::authorize::{self, AdmittedPeer, Refusal};
 use crate::config::snapshot::Membership;
 use crate::source::Vouches;
+use crate::telemetry::{Name, Names};
 
 /// Who this gateway is, with the header values made once.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ impl Identity {
 /// Another gateway as the sender of requests, with the header values that all of them share.
 #[derive(Debug)]
 pub struct Caller {
+    /// Its cluster, as this worker counts it.
+    pub cluster: Name,
     /// Proof that it may tunnel to us, by the current configuration.
     pub admitted: AdmittedPeer,
     /// `mesh-source` of a client of whom it says nothing.
@@ -61,7 +64,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(peer: &Arc<PeerCertificate>, membership: &Membership) -> Result<Self, Refusal> {
+    pub(super) fn new(peer: &Arc<PeerCertificate>, membership: &Membership, names: &Names) -> Result<Self, Refusal> {
         let admitted = authorize::admit(membership, peer, SystemTime::now())?;
         // An SPIFFE id and a cluster's name are always fit for a header.
         let value = |text: &str| HeaderValue::from_str(text).map_err(|_| Refusal::NotAGateway);
@@ -69,6 +72,7 @@ impl Caller {
             source: value(&peer.spiffe_id.to_string())?,
             vouches: Vouches::new(peer.spiffe_id.trust_domain().as_str(), admitted.cluster()),
             cluster_value: value(admitted.cluster())?,
+            cluster: names.of(admitted.cluster()),
             admitted,
             certificate: Arc::clone(peer),
         })

@@ -40,7 +40,7 @@ use crate::exchange::books::Done;
 use crate::exchange::timers::Timers;
 use crate::handover::Turn;
 use crate::source::Source;
-use crate::telemetry::{AccessLog, GatewayMetrics, WorkerMetrics};
+use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
 use captures::CapturePorts;
 use ports::TcpPorts;
 use streams::Streams;
@@ -116,6 +116,10 @@ pub struct Worker {
     pub index: usize,
     /// Who we are.
     pub identity: Arc<Identity>,
+    /// Our cluster, as this worker counts it.
+    pub cluster: Name,
+    /// Other names that it counts.
+    pub names: Names,
     /// Bounds.
     pub limits: Limits,
     /// Metrics.
@@ -164,6 +168,8 @@ impl Worker {
         Self {
             index,
             identity: Arc::clone(&shared.identity),
+            cluster: Name::from(&*shared.identity.cluster),
+            names: Names::default(),
             limits: shared.limits,
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
@@ -211,7 +217,7 @@ impl Worker {
         if let Some(known) = callers.iter().find(|caller| Arc::ptr_eq(&caller.certificate, peer)) {
             return Ok(Rc::clone(known));
         }
-        let caller = Rc::new(Caller::new(peer, &self.view.borrow().snapshot.membership)?);
+        let caller = Rc::new(Caller::new(peer, &self.view.borrow().snapshot.membership, &self.names)?);
         // One per connection; those of connections that ended are forgotten together.
         if callers.len() >= CALLERS_MAX {
             callers.clear();

@@ -28,6 +28,7 @@ use crate::balance::outlier::Verdict;
 use crate::balance::topology::Preference;
 use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
+use crate::telemetry::Name;
 
 /// One consistent picture for requests that begin now.
 #[derive(Debug)]
@@ -36,11 +37,15 @@ pub struct View<P = PeerHandle> {
     pub snapshot: Arc<Snapshot>,
     /// By the indices of the snapshot.
     services: Vector<Option<Rc<ServiceView<P>>>>,
+    /// Indexed like `snapshot.clusters`.
+    cluster_names: Rc<[Name]>,
 }
 
 /// A service's live state.
 #[derive(Debug)]
 pub struct ServiceView<P = PeerHandle> {
+    /// [`Service::key`], as this worker counts it.
+    name: Name,
     /// Indexed like `snapshot.clusters`: its gateways that report endpoints of the service.
     clusters: Vec<Rc<[PeerView<P>]>>,
     /// In this cluster.
@@ -54,7 +59,8 @@ pub struct ServiceView<P = PeerHandle> {
 impl<P> Clone for ServiceView<P> {
     fn clone(&self) -> Self {
         let (clusters, endpoints) = (self.clusters.clone(), Rc::clone(&self.endpoints));
-        Self { clusters, endpoints, preference: self.preference, memory: Rc::clone(&self.memory) }
+        let (name, memory) = (self.name.clone(), Rc::clone(&self.memory));
+        Self { name, clusters, endpoints, preference: self.preference, memory }
     }
 }
 
@@ -131,12 +137,17 @@ pub struct Tried {
 impl<P> View<P> {
     /// The picture of a worker that knows nothing yet.
     pub fn empty() -> Self {
-        Self { snapshot: Arc::new(Snapshot::empty()), services: Vector::new() }
+        Self { snapshot: Arc::new(Snapshot::empty()), services: Vector::new(), cluster_names: Rc::new([]) }
     }
 
     /// A service's live state, by the index that the snapshot gives it.
     pub fn service(&self, index: usize) -> Option<&Rc<ServiceView<P>>> {
         self.services.get(index)?.as_ref()
+    }
+
+    /// A cluster's name, as this worker counts it.
+    pub fn cluster_name(&self, index: usize) -> Option<&Name> {
+        self.cluster_names.get(index)
     }
 
     /// Whether the policy of a service is the same in both pictures, so that a request can go on with what `other` knows.
@@ -295,6 +306,11 @@ impl<P> ServiceView<P> {
         let count = || self.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count();
         let ejected = if verdict == Verdict::Answered { 0 } else { count() };
         endpoint.judge(verdict, self.endpoints.len(), ejected, now);
+    }
+
+    /// [`Service::key`], as this worker counts it.
+    pub fn name(&self) -> &Name {
+        &self.name
     }
 
     /// Those in this cluster.

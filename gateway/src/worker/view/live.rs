@@ -18,6 +18,7 @@ use crate::balance::hash::Sequence;
 use crate::config::snapshot::Change;
 use crate::config::{Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
+use crate::telemetry::Name;
 
 /// What outlives a picture: connections, latencies, who serves what, and which failback states move.
 #[derive(Debug)]
@@ -84,7 +85,11 @@ impl<P: PeerFacts> LiveState<P> {
         if news.chosen || !Arc::ptr_eq(&previous.snapshot.clusters, &snapshot.clusters) {
             self.meet(snapshot, peers(), &mut dirty, now);
         }
-        let view = View { snapshot: Arc::clone(snapshot), services: previous.services.clone() };
+        let cluster_names = match Arc::ptr_eq(&previous.snapshot.clusters, &snapshot.clusters) {
+            true => Rc::clone(&previous.cluster_names),
+            false => snapshot.clusters.iter().map(|cluster| Name::from(&*cluster.name)).collect(),
+        };
+        let view = View { snapshot: Arc::clone(snapshot), services: previous.services.clone(), cluster_names };
         let mut next = Followed { view, rebuilt: BTreeSet::new(), renewed: BTreeSet::new(), before: Vec::new() };
         self.take_changes(previous, &mut next, now, random);
         let mut flipped = BTreeSet::new();
@@ -188,7 +193,9 @@ impl<P: PeerFacts> LiveState<P> {
                 if let Some((before, _)) = before {
                     memory.release(before, config, &previous.snapshot, &snapshot, now);
                 }
-                let live = self.service(*index, config, memory, now);
+                let name = before.map(|(_, live)| &live.name).filter(|name| ***name == *config.key).cloned();
+                let name = name.unwrap_or_else(|| Name::from(&*config.key));
+                let live = self.service(*index, config, (name, memory), now);
                 set(&mut next.view, *index, Some(Rc::new(live)));
                 next.rebuilt.insert(*index);
             }
@@ -204,7 +211,13 @@ impl<P: PeerFacts> LiveState<P> {
     }
 
     /// The live state of a service, made of what is known of its endpoints and peers.
-    fn service(&mut self, index: usize, config: &Service, memory: Rc<Memory>, now: Instant) -> ServiceView<P> {
+    fn service(
+        &mut self,
+        index: usize,
+        config: &Service,
+        (name, memory): (Name, Rc<Memory>),
+        now: Instant,
+    ) -> ServiceView<P> {
         let endpoints = config.local.iter().map(|local| {
             let known = self.endpoints.entry(local.address).or_insert_with(|| {
                 let endpoint = Rc::new(Endpoint::new(local.address, now));
@@ -229,7 +242,7 @@ impl<P: PeerFacts> LiveState<P> {
             false => Rc::clone(&nobody),
         });
         let clusters: Vec<_> = clusters.collect();
-        ServiceView { clusters, endpoints, preference: config.preference, memory }
+        ServiceView { name, clusters, endpoints, preference: config.preference, memory }
     }
 
     /// The gateways of a cluster that say something of a service.

@@ -24,6 +24,7 @@ fn service(endpoints: &[&str], now: Instant) -> ServiceView {
         }
     };
     ServiceView {
+        name: "shop/web".into(),
         clusters: vec![],
         endpoints: endpoints.iter().enumerate().map(view).collect(),
         preference: Some(Preference::SameZone),
