@@ -1,10 +1,15 @@
 //! Writes the state directories of two gateways that need no control plane, for benchmarks beside other proxies.
 //!
-//! `bench_state OUT BACKEND TUNNEL_A TUNNEL_B`: OUT/a routes every request for host 127.0.0.1 into cluster b, OUT/b to the backend at
+//! `bench_state OUT BACKEND TUNNEL_A TUNNEL_B [SERVICES]`: OUT/a routes every request for host 127.0.0.1 into cluster b, OUT/b to the backend at
 //! the address BACKEND; OUT/front is a gateway alone, with the backend as its local endpoint, which takes clients at port 17000
-//! too, as in an orchestrated cluster. A gateway starts from its disk in production too, so nothing here is a special mode.
+//! too, as in an orchestrated cluster; with SERVICES, OUT/many is a gateway of cluster front with so many services, which four clusters
+//! export and of which each has two endpoints there: what it needs to know all that can be seen of its memory. A gateway starts from its disk in production too, so nothing here is a special mode.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use archipelago_gateway::internals::{ConfigState, Store};
@@ -18,8 +23,8 @@ use archipelago_proto::v1::{
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [out, backend, tunnel_a, tunnel_b] = arguments.as_slice() else {
-        anyhow::bail!("usage: bench_state OUT BACKEND TUNNEL_A TUNNEL_B");
+    let [out, backend, tunnel_a, tunnel_b, services @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: bench_state OUT BACKEND TUNNEL_A TUNNEL_B [SERVICES]");
     };
     let out = PathBuf::from(out);
     let backend: SocketAddr = backend.parse().context("BACKEND is ip:port")?;
@@ -53,13 +58,45 @@ fn main() -> anyhow::Result<()> {
                 ..Default::default()
             });
         }
-        let dir = out.join(cluster);
-        std::fs::create_dir_all(&dir)?;
-        Store::new(&dir, cluster, "gw-1").save(&state)?;
-        let id = SpiffeId::gateway(authority.trust_domain(), cluster, "gw-1");
-        CredentialDir::new(dir.join("identity")).store(&authority.issue_for(&id, Duration::from_secs(48 * 3600)))?;
+        save(&out.join(cluster), cluster, &state, &authority)?;
+    }
+    if let [services] = services {
+        save(&out.join("many"), "front", &many(services.parse().context("SERVICES is a number")?), &authority)?;
     }
     Ok(())
+}
+
+fn save(dir: &Path, cluster: &str, state: &ConfigState, authority: &TestAuthority) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    Store::new(dir, cluster, "gw-1").save(state)?;
+    let id = SpiffeId::gateway(authority.trust_domain(), cluster, "gw-1");
+    CredentialDir::new(dir.join("identity")).store(&authority.issue_for(&id, Duration::from_secs(48 * 3600)))?;
+    Ok(())
+}
+
+fn many(services: usize) -> ConfigState {
+    let clusters = ["front", "lyon", "oslo", "tokyo"];
+    let mesh = MeshConfig { trust_domain: "bench.test".into(), bundle_der: vec![] };
+    let mut resources = vec![resource("mesh", Body::Mesh(mesh))];
+    resources.extend(clusters.iter().map(|name| {
+        let config = ClusterConfig { name: (*name).into(), region: "bench".into(), drained: false };
+        resource(&format!("cluster/{name}"), Body::Cluster(config))
+    }));
+    let mut upserts = Vec::new();
+    for n in 0..services {
+        let name = format!("service-{n:05}");
+        let hosts = vec![format!("{name}.bench.svc.clusterset.local"), format!("{name}.bench")];
+        let exporters = clusters.map(str::to_owned).to_vec();
+        let config = ServiceConfig { name: name.clone(), hosts, exporters, ..service("front") };
+        resources.push(resource(&format!("service/bench/{name}"), Body::Service(config)));
+        let endpoint = |k: u8| {
+            let address = SocketAddr::from(([10, 64 + k, (n / 250) as u8, (n % 250) as u8 + 1], 8080));
+            Endpoint { instance: format!("{name}-7c9f6d8b5-x{k}"), ..endpoint(address) }
+        };
+        upserts.push(LocalService { name: name.clone(), endpoints: vec![endpoint(0), endpoint(1)], ..local(UNUSED) });
+    }
+    let state = ConfigState::new(Version { revision: 1, ..Version::default() }, resources);
+    state.with_local(LocalUpdate { full: true, upserts, ..Default::default() })
 }
 
 fn service(cluster: &str) -> ServiceConfig {
@@ -100,17 +137,23 @@ fn local(backend: SocketAddr) -> LocalService {
         name: "echo".into(),
         protocol: Protocol::Http1.into(),
         port: 80,
-        endpoints: vec![Endpoint {
-            address: backend.to_string(),
-            version: "v1".into(),
-            instance: "backend".into(),
-            readiness: archipelago_proto::v1::Readiness::Ready.into(),
-            locality: 0,
-        }],
+        endpoints: vec![endpoint(backend)],
         ..LocalService::default()
+    }
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint {
+        address: address.to_string(),
+        version: "v1".into(),
+        instance: "backend".into(),
+        readiness: archipelago_proto::v1::Readiness::Ready.into(),
+        locality: 0,
     }
 }
 
 fn resource(name: &str, body: Body) -> ConfigResource {
     ConfigResource { name: name.into(), version: vec![1; 16].into(), body: Some(body), ..Default::default() }
 }
+
+const UNUSED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);

@@ -41,9 +41,10 @@ pub use worker::Limits;
 /// What tests and benchmarks of this crate drive beside a whole [`Gateway`].
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::config::{ConfigState, store::Store};
+    pub use crate::config::{ConfigState, Snapshot, store::Store};
     pub use crate::control::apply::{Applied, Change, Update};
     pub use crate::route::{Condition, Matcher, PathPattern, Pattern, RouteInput, index::RuleIndex};
+    pub use crate::worker::view::{LiveState, PeerFacts, View};
 }
 
 use std::time::Duration;
