@@ -150,8 +150,8 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
 async fn connect(view: &View, service: &str, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
     let connected = endpoint.connect().await;
     let live = view.snapshot.service_by_key(service).and_then(|index| view.service(index));
-    if let Some(live) = live {
-        let verdict = if connected.is_ok() { Verdict::Answered } else { Verdict::Failed };
+    let verdict = connected.as_ref().map_or_else(UpstreamError::verdict, |_| Some(Verdict::Answered));
+    if let (Some(live), Some(verdict)) = (live, verdict) {
         live.judge(endpoint, verdict, Instant::now());
     }
     let upstream = connected?;

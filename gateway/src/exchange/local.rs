@@ -201,6 +201,9 @@ fn failed(error: &UpstreamError) -> Failed {
         UpstreamError::Broken { .. } => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
         UpstreamError::Hung { .. } => (Failure::Timeout, Ending::Broken { acted: 1 }, "endpoint_hung"),
         UpstreamError::BadResponse { source, .. } => (Failure::BadResponse(*source), Ending::Final, "bad_response"),
+        UpstreamError::Http2(error) if error.is_shortage() => {
+            (Failure::Overloaded, Ending::NotProcessed, "local_shortage")
+        }
         UpstreamError::Http2(error) if error.never_processed() => {
             (Failure::NoHealthy, Ending::NotProcessed, "endpoint_refused")
         }

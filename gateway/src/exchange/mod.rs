@@ -2,7 +2,7 @@
 //!
 //! | module | what | I/O |
 //! | --- | --- | --- |
-//! | [`client`], [`http1`], [`http2`] | connections of clients, connections to endpoints ([`upstream`]) | sockets |
+//! | [`client`], [`http1`], [`http2`] | connections of clients, connections to endpoints ([`upstream`], [`door`]) | sockets |
 //! | [`call`] | a request: its head, its body, the one policy that holds for all of it | |
 //! | [`policy`] | what is asked of it before it is sent anywhere | none |
 //! | [`attempts`], [`replay`] | the one loop over attempts, and the table of what may be repeated | |
@@ -29,6 +29,7 @@ pub mod body;
 pub mod books;
 pub mod call;
 pub mod client;
+pub mod door;
 pub mod failure;
 pub mod headers;
 pub mod http1;

@@ -12,17 +12,20 @@ use archipelago_http::h1::BadResponse;
 use tokio::net::TcpStream;
 
 use super::body::BoxError;
+use super::door::{Door, is_shortage};
 use super::http1::client;
 use super::http1::link::Link;
 use super::http2::client::{Http2Error, Http2Pool};
 use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::{Outlier, Verdict};
 use crate::balance::patience::Patience;
+use crate::balance::reach::Reach;
 
 /// One endpoint as one worker knows it.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
+    door: Rc<Door>,
     in_flight: Rc<Cell<usize>>,
     latency: RefCell<PeakEwma>,
     outlier: Cell<Outlier>,
@@ -101,14 +104,15 @@ impl UpstreamError {
     /// What it tells of the endpoint, if anything.
     pub fn verdict(&self) -> Option<Verdict> {
         match self {
-            Self::Connect { .. } | Self::NotSent { .. } | Self::Broken { .. } => Some(Verdict::Failed),
+            Self::NotSent { .. } | Self::Broken { .. } => Some(Verdict::Failed),
             // It answered: a response that is too large or wrong is one request's misfortune.
             Self::BadResponse { .. } => Some(Verdict::Answered),
             Self::Http2(error) if error.blames_endpoint() => Some(Verdict::Failed),
             Self::Http2(error) if error.is_bad_head() => Some(Verdict::Answered),
             Self::Http2(_) => None,
             // One that hangs was judged when that was found.
-            Self::Local { .. } | Self::Body { .. } | Self::Hung { .. } => None,
+            // Whether connections come about is known at the door.
+            Self::Connect { .. } | Self::Local { .. } | Self::Body { .. } | Self::Hung { .. } => None,
         }
     }
 }
@@ -152,14 +156,16 @@ impl Drop for Wait {
 impl Endpoint {
     /// An endpoint nothing is known about.
     pub fn new(address: SocketAddr, now: Instant) -> Self {
+        let door = Door::new(address);
         Self {
             address,
+            http2: Http2Pool::new(Rc::clone(&door)),
+            door,
             in_flight: Rc::default(),
             latency: RefCell::new(PeakEwma::new(now)),
             outlier: Cell::default(),
             patience: RefCell::new(Patience::new(now)),
             idle: RefCell::default(),
-            http2: Http2Pool::new(address),
         }
     }
 
@@ -174,9 +180,19 @@ impl Endpoint {
         cost * self.outlier.get().dearer(now)
     }
 
-    /// True while it sits out.
+    /// True while it sits out for what it did to requests.
     pub fn ejected(&self, now: Instant) -> bool {
         self.outlier.get().ejected(self.patience.borrow().waiting(), now)
+    }
+
+    /// Whether connections to it come about.
+    pub fn reach(&self) -> Reach {
+        self.door.reach()
+    }
+
+    /// True while it is given nothing, or as little as can be.
+    pub fn sits_out(&self, now: Instant) -> bool {
+        self.reach() != Reach::Reachable || self.ejected(now)
     }
 
     /// How long a request may wait for it while nothing comes from it.
@@ -226,7 +242,11 @@ impl Endpoint {
     /// # Errors
     /// None can be had.
     pub async fn connect(&self) -> Result<TcpStream, UpstreamError> {
-        connect(self.address).await
+        let address = self.address;
+        self.door.connect().await.map_err(|source| match is_shortage(&source) {
+            true => UpstreamError::Local { address, source },
+            false => UpstreamError::Connect { address, source },
+        })
     }
 
     /// Puts a connection back; the newest is used first.
@@ -259,35 +279,6 @@ impl Endpoint {
     }
 }
 
-/// A connection to an endpoint.
-///
-/// # Errors
-/// None can be had.
-pub async fn connect(address: SocketAddr) -> Result<TcpStream, UpstreamError> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-        .await
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-        .map_err(|source| {
-            if is_shortage(&source) {
-                UpstreamError::Local { address, source }
-            } else {
-                UpstreamError::Connect { address, source }
-            }
-        })?;
-    // Small writes must not wait for the acknowledgement of earlier ones; failure only costs latency.
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
-}
-
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM, and EADDRNOTAVAIL, which is all ports being in use.
-fn is_shortage(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
-}
-
-/// Endpoints are in the same cluster: a second means packets are dropped.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_CONNECTIONS_MAX: usize = 256;
 /// Longer than some servers keep connections (Node.js: 5 s): what they close is seen before it is used again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);

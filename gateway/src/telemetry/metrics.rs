@@ -1,6 +1,6 @@
 //! Every metric of a gateway. Labels come from closed sets: configuration, status codes, enums; never paths or addresses.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicI64;
@@ -38,6 +38,7 @@ pub struct GatewayMetrics {
     connections: Family<[(&'static str, &'static str); 1], Gauge>,
     refused_connections: Counter,
     refused_captures: Counter,
+    unreachable_endpoints: Gauge,
     /// TCP services whose port cannot be had.
     pub unserved_services: Gauge,
     /// Ports for clients of the node that cannot be had.
@@ -64,6 +65,7 @@ impl GatewayMetrics {
             connections: Family::default(),
             refused_connections: Counter::default(),
             refused_captures: Counter::default(),
+            unreachable_endpoints: Gauge::default(),
             unserved_services: Gauge::default(),
             unserved_captures: Gauge::default(),
             config_revision: Gauge::default(),
@@ -103,6 +105,11 @@ impl GatewayMetrics {
             "mesh_gateway_captures_refused",
             "Connections to the ports of the node's clients that came from elsewhere",
             this.refused_captures.clone(),
+        );
+        registry.register(
+            "mesh_gateway_endpoints_unreachable",
+            "Endpoints to which no connection comes about, as each worker sees them",
+            this.unreachable_endpoints.clone(),
         );
         registry.register(
             "mesh_gateway_captures_unserved",
@@ -147,6 +154,8 @@ pub struct WorkerMetrics {
     events: Arc<Counts>,
     http_connections: Gauge,
     tcp_open: Gauge,
+    /// What this worker has added to the gauge of all.
+    unreachable_endpoints: Cell<i64>,
 }
 
 impl WorkerMetrics {
@@ -158,6 +167,7 @@ impl WorkerMetrics {
             events: shared.events.of_worker(),
             http_connections: open("http"),
             tcp_open: open("tcp"),
+            unreachable_endpoints: Cell::default(),
             shared: shared.clone(),
         }
     }
@@ -244,6 +254,12 @@ impl WorkerMetrics {
     /// Bytes of a TCP connection; `direction` is "sent" (towards the service) or "received".
     pub fn tcp_bytes(&self, direction: &'static str, bytes: u64) {
         self.events.add(Event::TcpBytes, [direction, ""], bytes);
+    }
+
+    /// To so many endpoints no connection comes about.
+    pub fn unreachable_endpoints(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.shared.unreachable_endpoints.inc_by(count - self.unreachable_endpoints.replace(count));
     }
 
     /// A connection that was closed at once.

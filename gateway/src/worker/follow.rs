@@ -150,6 +150,7 @@ impl Worker {
         self.streams.judge_new(&view.snapshot, self.limits.tcp_grace, now);
         self.streams.reset_due(now);
         let changed = self.live.borrow_mut().keep_house(&view, now);
+        self.metrics.unreachable_endpoints(self.live.borrow().unreachable());
         self.tell(BTreeMap::new(), &view, &changed, now);
     }
 }

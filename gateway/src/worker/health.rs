@@ -34,7 +34,7 @@ impl<P> ServiceView<P> {
         let endpoints = self.endpoints();
         let any_ready = endpoints.iter().any(|endpoint| endpoint.readiness == Readiness::Ready);
         for endpoint in endpoints {
-            let ready = u32::from(endpoint.offered(any_ready) && !endpoint.endpoint.ejected(now));
+            let ready = u32::from(endpoint.offered(any_ready) && !endpoint.endpoint.sits_out(now));
             match versions.iter_mut().find(|(version, _)| **version == *endpoint.version) {
                 Some((_, known)) => *known += ready,
                 None => versions.push((endpoint.version.to_string(), ready)),

@@ -25,6 +25,7 @@ use crate::balance::failback::Failback;
 use crate::balance::hash::{Key, Sequence};
 use crate::balance::load;
 use crate::balance::outlier::Verdict;
+use crate::balance::reach::Reach;
 use crate::balance::topology::Preference;
 use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
@@ -234,21 +235,28 @@ impl<P> ServiceView<P> {
     fn local_availability(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Availability {
         let mut availability = Availability::Out("no ready endpoint");
         for view in self.endpoints.iter().filter(|e| e.eligible(version, tried)) {
-            match (view.readiness, view.endpoint.ejected(now)) {
-                (Readiness::Ready, false) => return Availability::Serving { factor: 1.0 },
-                (Readiness::Ready, true) => availability = Availability::Reserve("its endpoints fail and sit out"),
-                (Readiness::Unknown | Readiness::NotReady, _) => {
-                    if matches!(availability, Availability::Out(_)) {
-                        availability = Availability::Reserve("its endpoints have not been checked yet");
-                    }
+            let is_out = matches!(availability, Availability::Out(_));
+            match (view.endpoint.reach(), view.readiness, view.endpoint.ejected(now)) {
+                (Reach::Reachable, Readiness::Ready, false) => return Availability::Serving { factor: 1.0 },
+                (Reach::Reachable, Readiness::Ready, true) => {
+                    availability = Availability::Reserve("its endpoints fail and sit out");
                 }
+                (Reach::Reachable, ..) if is_out => {
+                    availability = Availability::Reserve("its endpoints have not been checked yet");
+                }
+                (Reach::Refuses, ..) if is_out => {
+                    availability = Availability::Reserve("its endpoints refuse connections");
+                }
+                (Reach::Silent, ..) if is_out => availability = Availability::Out("nobody answers at its endpoints"),
+                _ => {}
             }
         }
         availability
     }
 
     /// An endpoint here: two at random, the cheaper one. First those of our node or zone, where the cluster wants that, then all
-    /// that are ready; those sitting out, and then those that nobody has checked yet, only when nothing else is left.
+    /// that are ready; those sitting out, then those that nobody has checked yet, and then those that refuse connections, only
+    /// when nothing else is left.
     fn pick_endpoint(
         &self,
         version: Option<&str>,
@@ -261,12 +269,15 @@ impl<P> ServiceView<P> {
         // What sits out is drawn from as a whole: the fault may be that of the zone.
         let near = self.stays_near(now).then_some((ready, false, true));
         let all = [(ready, false, false), (ready, true, false), (unknown, false, false), (unknown, true, false)];
-        for (readiness, ejected, near) in near.into_iter().chain(all) {
+        let reachable = near.into_iter().chain(all).map(|pass| (pass, Reach::Reachable));
+        let refusing = all.into_iter().map(|pass| (pass, Reach::Refuses));
+        for ((readiness, ejected, near), reach) in reachable.chain(refusing) {
             let eligible = || {
                 self.endpoints.iter().filter(|e| {
                     e.readiness == readiness
                         && (e.preferred || !near)
                         && e.eligible(version, tried)
+                        && e.endpoint.reach() == reach
                         && e.endpoint.ejected(now) == ejected
                 })
             };
@@ -297,13 +308,13 @@ impl<P> ServiceView<P> {
             return false;
         }
         let near = || self.endpoints.iter().filter(|e| e.preferred && e.readiness == Readiness::Ready);
-        near().filter(|e| e.endpoint.ejected(now)).count() * 2 <= near().count()
+        near().filter(|e| e.endpoint.sits_out(now)).count() * 2 <= near().count()
     }
 
     /// Takes what an attempt at an endpoint of this service showed. At most half of the endpoints sit out at a time.
     pub fn judge(&self, endpoint: &Endpoint, verdict: Verdict, now: Instant) {
         // Only whether another may sit out depends on the others.
-        let count = || self.endpoints.iter().filter(|e| e.endpoint.ejected(now)).count();
+        let count = || self.endpoints.iter().filter(|e| e.endpoint.sits_out(now)).count();
         let ejected = if verdict == Verdict::Answered { 0 } else { count() };
         endpoint.judge(verdict, self.endpoints.len(), ejected, now);
     }

@@ -27,6 +27,7 @@ use http_body::Body;
 use tokio::sync::Notify;
 
 use crate::exchange::body::BoxError;
+use crate::exchange::door::Door;
 use link::Link;
 
 /// The connections of one worker to one endpoint.
@@ -34,6 +35,7 @@ use link::Link;
 pub struct Http2Pool(Rc<Inner>);
 
 struct Inner {
+    door: Rc<Door>,
     address: SocketAddr,
     links: RefCell<Vec<Link>>,
     dial: RefCell<Option<Dial>>,
@@ -50,7 +52,10 @@ type Dial = Shared<LocalBoxFuture<'static, Result<(), Arc<DialError>>>>;
 pub enum DialError {
     /// Nobody listens, or not in time.
     #[error("cannot connect")]
-    Connect(#[from] std::io::Error),
+    Connect(#[source] std::io::Error),
+    /// This gateway has no descriptor or port left for a connection. That is not the endpoint's fault.
+    #[error("this gateway is short of descriptors or ports")]
+    Local(#[source] std::io::Error),
     /// Somebody listens who does not begin as HTTP/2 does.
     #[error("the endpoint does not speak HTTP/2 without TLS; its service's port must say a protocol that it speaks")]
     NotHttp2(#[from] h2::Error),
@@ -128,7 +133,17 @@ impl Http2Error {
 
     /// True when it says something about the endpoint's health.
     pub fn blames_endpoint(&self) -> bool {
-        matches!(self, Self::Dial { .. } | Self::Refused { .. } | Self::Broken { .. })
+        match self {
+            // Whether connections come about is known at the door.
+            Self::Dial { source, .. } => matches!(**source, DialError::NotHttp2(_) | DialError::Silent),
+            Self::Refused { .. } | Self::Broken { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// True when it is this gateway that lacks something.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, Self::Dial { source, .. } if matches!(**source, DialError::Local(_)))
     }
 
     /// True when the endpoint answered with a head that cannot be carried: it would do so again.
@@ -139,9 +154,10 @@ impl Http2Error {
 
 impl Http2Pool {
     /// A pool without connections.
-    pub fn new(address: SocketAddr) -> Self {
+    pub fn new(door: Rc<Door>) -> Self {
         Self(Rc::new(Inner {
-            address,
+            address: door.address(),
+            door,
             links: RefCell::default(),
             dial: RefCell::default(),
             freed: Notify::new(),
@@ -243,7 +259,7 @@ impl Http2Pool {
             match current.as_ref().filter(|dial| dial.peek().is_none()) {
                 Some(dial) => dial.clone(),
                 None => {
-                    let dial = dial(Rc::downgrade(&self.0), self.0.address).boxed_local().shared();
+                    let dial = dial(Rc::downgrade(&self.0), Rc::clone(&self.0.door)).boxed_local().shared();
                     *current = Some(dial.clone());
                     dial
                 }
@@ -253,8 +269,8 @@ impl Http2Pool {
     }
 }
 
-async fn dial(pool: Weak<Inner>, address: SocketAddr) -> Result<(), Arc<DialError>> {
-    let link = link::dial(address, &pool).await.map_err(Arc::new)?;
+async fn dial(pool: Weak<Inner>, door: Rc<Door>) -> Result<(), Arc<DialError>> {
+    let link = link::dial(&door, &pool).await.map_err(Arc::new)?;
     if let Some(pool) = pool.upgrade() {
         pool.links.borrow_mut().push(link);
     }
@@ -301,8 +317,6 @@ const RESENDS_MAX: usize = 16;
 const WAITING_MAX: usize = 1024;
 /// A wait for a stream longer than this is an overloaded endpoint: better to try another.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(1);
-/// Endpoints are in the same cluster: a second means packets are dropped.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What we say that we accept: far more than what we carry, because `h2` cannot tell a head beyond it from a malformed one, and one

@@ -15,6 +15,7 @@ use archipelago_tunnel::{HealthNews, News, PeerHandle, PeerName};
 
 use super::{EndpointView, Memory, PeerFacts, PeerView, Remote, ServiceView, View, peer};
 use crate::balance::hash::Sequence;
+use crate::balance::reach::Reach;
 use crate::config::snapshot::Change;
 use crate::config::{Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
@@ -122,12 +123,21 @@ impl<P: PeerFacts> LiveState<P> {
         let mut changed = BTreeSet::new();
         for known in self.endpoints.values_mut() {
             known.endpoint.close_idle(now);
-            let sits_out = known.endpoint.ejected(now);
+            let sits_out = known.endpoint.sits_out(now);
             if std::mem::replace(&mut known.sits_out, sits_out) != sits_out {
                 changed.extend(known.services.iter().copied());
             }
         }
+        for (index, own) in changed.iter().zip(std::iter::repeat(view.snapshot.own_cluster)) {
+            // Whether there is an endpoint that can be connected to.
+            self.step(view, *index, own, now);
+        }
         changed
+    }
+
+    /// Endpoints to which no connection comes about.
+    pub fn unreachable(&self) -> usize {
+        self.endpoints.values().filter(|known| known.endpoint.reach() != Reach::Reachable).count()
     }
 
     /// Takes the peers that there are; `dirty`: what of which service is to be looked at, by cluster.
@@ -312,7 +322,8 @@ impl<P: PeerFacts> LiveState<P> {
                 continue;
             };
             let serving = if Some(cluster) == view.snapshot.own_cluster {
-                live.endpoints.iter().any(|e| e.readiness != Readiness::NotReady)
+                let reachable = |e: &EndpointView| e.endpoint.reach() == Reach::Reachable;
+                live.endpoints.iter().any(|e| e.readiness != Readiness::NotReady && reachable(e))
             } else {
                 peer::is_reachable(peers)
             };

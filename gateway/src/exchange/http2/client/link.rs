@@ -17,8 +17,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::exchange::Http2Exchange;
-use super::{ANNOUNCED_BYTES_MAX, CONNECT_TIMEOUT, DialError, Inner, SETTINGS_TIMEOUT};
+use super::{ANNOUNCED_BYTES_MAX, DialError, Inner, SETTINGS_TIMEOUT};
 use crate::exchange::body::BoxError;
+use crate::exchange::door::{Door, is_shortage};
 
 /// A connection that takes requests. Dropped, it closes once its last stream has ended.
 pub(super) struct Link {
@@ -47,12 +48,11 @@ pub(super) struct Counted {
 }
 
 /// Connects, and waits for the endpoint's SETTINGS: before them its limit on streams is not known, nor whether it speaks HTTP/2.
-pub(super) async fn dial(address: SocketAddr, pool: &Weak<Inner>) -> Result<Link, DialError> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-        .await
-        .map_err(|_| DialError::Connect(std::io::ErrorKind::TimedOut.into()))??;
-    // Small writes must not wait for the acknowledgement of earlier ones; failure only costs latency.
-    let _ = stream.set_nodelay(true);
+pub(super) async fn dial(door: &Rc<Door>, pool: &Weak<Inner>) -> Result<Link, DialError> {
+    let stream = door.connect().await.map_err(|error| match is_shortage(&error) {
+        true => DialError::Local(error),
+        false => DialError::Connect(error),
+    })?;
     let (send, mut connection) = h2::client::Builder::new()
         .initial_max_send_streams(0)
         .initial_window_size(STREAM_WINDOW_BYTES)

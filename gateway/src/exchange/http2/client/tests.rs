@@ -19,6 +19,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, watch};
 
 use super::{CONNECTIONS_MAX, Http2Error, Http2Exchange, Http2Pool};
+use crate::exchange::door::Door;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -90,7 +91,7 @@ fn more_streams_than_a_connection_takes_open_more_connections() {
             }
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let mut requests = tokio::task::JoinSet::new();
         for _ in 0..release {
             let pool = pool.clone();
@@ -114,7 +115,7 @@ fn an_endpoint_that_is_full_fails_the_next_request_in_time() {
             std::future::pending::<()>().await;
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let mut held = tokio::task::JoinSet::new();
         for _ in 0..CONNECTIONS_MAX {
             let pool = pool.clone();
@@ -147,7 +148,7 @@ fn bodies_and_trailers_go_both_ways_at_once() {
             back.send_trailers(trailers).unwrap();
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
         let mut request =
             Some(Request::post(format!("http://{address}/")).header("te", "trailers").body(body).unwrap());
@@ -180,7 +181,7 @@ fn a_response_without_a_body_has_ended_with_its_head() {
             respond.send_response(head, true).unwrap();
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let (head, exchange) = fetch(&pool, address).await.unwrap();
         assert_eq!(head.headers()["grpc-status"], "12");
         assert!(http_body::Body::is_end_stream(&exchange));
@@ -198,7 +199,7 @@ fn informational_heads_come_first() {
             respond.send_response(Response::new(()), true).unwrap();
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let (first, mut exchange) = fetch(&pool, address).await.unwrap();
         assert_eq!((first.status().as_u16(), &first.headers()["link"]), (103, &HeaderValue::from_static("one")));
         let second = exchange.head().await.unwrap();
@@ -230,7 +231,7 @@ fn large_heads_pass_and_too_large_ones_are_asked_for_once() {
             }
         })
         .await;
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let ask = async |method: Method| {
             pool.send(|| {
                 Some(
@@ -269,7 +270,7 @@ fn a_dial_that_hangs_is_shared_and_its_result_too() {
                 held.borrow_mut().push(stream);
             }
         });
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let mut requests = tokio::task::JoinSet::new();
         for _ in 0..8 {
             let pool = pool.clone();
@@ -292,7 +293,7 @@ fn somebody_who_does_not_speak_http2_is_found_out_before_a_request_is_sent() {
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
             }
         });
-        let error = fetch(&Http2Pool::new(address), address).await.unwrap_err();
+        let error = fetch(&Http2Pool::new(Door::new(address)), address).await.unwrap_err();
         assert!(error.never_processed(), "{error}");
     });
 }
@@ -308,7 +309,7 @@ fn idle_connections_close() {
                 respond.send_response(Response::new(()), true).unwrap();
             }
         });
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         fetch(&pool, address).await.unwrap();
         let now = std::time::Instant::now();
         pool.close_idle(now);
@@ -413,7 +414,7 @@ fn posts_that_a_goaway_leaves_unprocessed_are_sent_again() {
                 });
             }
         });
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let mut requests = tokio::task::JoinSet::new();
         for _ in 0..REQUESTS {
             let pool = pool.clone();
@@ -445,7 +446,7 @@ fn refused_streams_are_sent_again_and_others_are_not() {
             }
             seen
         });
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let error = pool.send(|| Some(post(address, "order"))).await.unwrap_err();
         assert!(
             matches!(&error, Http2Error::Broken { source, .. } if source.reason() == Some(h2::Reason::INTERNAL_ERROR))
@@ -471,7 +472,7 @@ fn a_malformed_head_is_asked_for_once_and_costs_its_stream_only() {
             raw.answer(next).await;
             while raw.next().await.is_some() {}
         });
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
         let error = fetch(&pool, address).await.unwrap_err();
         assert!(matches!(error, Http2Error::BadHead { .. }) && error.is_bad_head(), "{error}");
         assert!(!error.never_processed() && !error.blames_endpoint());
@@ -489,7 +490,7 @@ fn a_connection_lost_with_a_request_on_it_is_not_silently_repeated() {
             drop(raw);
             assert!(tokio::time::timeout(Duration::from_millis(200), listener.accept()).await.is_err());
         });
-        let error = fetch(&Http2Pool::new(address), address).await.unwrap_err();
+        let error = fetch(&Http2Pool::new(Door::new(address)), address).await.unwrap_err();
         assert!(matches!(error, Http2Error::Broken { .. }) && !error.never_processed(), "{error}");
         server.await.unwrap();
     });
@@ -514,7 +515,7 @@ fn cancellation_is_cancel() {
             }
         });
         let cancel = 8u32.to_be_bytes().to_vec();
-        let pool = Http2Pool::new(address);
+        let pool = Http2Pool::new(Door::new(address));
 
         let waiting = {
             let pool = pool.clone();
