@@ -9,9 +9,13 @@
 
 mod harness;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use archipelago_gateway::Limits;
 use archipelago_proto::v1::Protocol;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -19,8 +23,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
-use harness::{Mesh, backend, eventually, get, raw, service};
+use harness::{Mesh, backend, empty, eventually, get, raw, request, send, service, text};
+
+const HOST: &str = "checkout.shop";
 
 /// A socket that listens and whose queue is full: the kernel answers nobody any more, as if the address led nowhere.
 struct Silent {
@@ -179,4 +187,193 @@ async fn endpoints_that_are_gone_cost_their_first_requests_and_none_after_those(
         metric(&mesh, "tokyo", "mesh_gateway_endpoints_unreachable").await == 0
     })
     .await;
+}
+
+/// Two endpoints that know of each other: what each of them does with a request depends on whether the other has it already.
+#[derive(Default)]
+struct Pair {
+    /// How often each path arrived, at either.
+    arrived: Mutex<HashMap<String, usize>>,
+    /// Told at each arrival, and when all that is held is let go.
+    moved: Notify,
+    is_released: AtomicBool,
+    /// Requests whose sender gave them up.
+    cancelled: AtomicUsize,
+}
+
+impl Pair {
+    fn arrived(&self, path: &str) -> usize {
+        self.arrived.lock().unwrap().get(path).copied().unwrap_or(0)
+    }
+
+    fn total(&self) -> usize {
+        self.arrived.lock().unwrap().iter().filter(|(path, _)| !path.starts_with("/warm")).map(|(_, n)| n).sum()
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if condition() {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// `/warm…`: at once. `/second…`: whoever has it first never answers. `/first…`: whoever has it first answers when the other has
+    /// it too, which never does. `/held…`: when it is released.
+    async fn answer(self: Arc<Self>, path: String) -> &'static str {
+        let place = {
+            let mut arrived = self.arrived.lock().unwrap();
+            let count = arrived.entry(path.clone()).or_insert(0);
+            *count += 1;
+            *count
+        };
+        self.moved.notify_waiters();
+        let given_up = GivenUp(&self, false);
+        match path.split('/').nth(1) {
+            Some("second") if place == 1 => std::future::pending().await,
+            Some("first") if place == 1 => self.until(|| self.arrived(&path) > 1).await,
+            Some("first") => std::future::pending().await,
+            Some("held") => self.until(|| self.is_released.load(Ordering::SeqCst)).await,
+            _ => {}
+        }
+        given_up.done();
+        if place == 1 { "first" } else { "second" }
+    }
+
+    async fn endpoint(self: &Arc<Self>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pair = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let pair = Arc::clone(&pair);
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                        let (pair, path) = (Arc::clone(&pair), request.uri().path().to_owned());
+                        async move {
+                            let said = pair.answer(path).await;
+                            Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from(said))))
+                        }
+                    });
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), answer).await;
+                });
+            }
+        });
+        address
+    }
+}
+
+struct GivenUp<'a>(&'a Pair, bool);
+
+impl GivenUp<'_> {
+    fn done(mut self) {
+        self.1 = true;
+    }
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if !self.1 {
+            self.0.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A mesh of two whose service is served by the two endpoints, in tokyo, and each worker there knows what they usually take.
+async fn served_by(pair: &Arc<Pair>, protocol: Protocol) -> Mesh {
+    let limits = Limits { request_timeout: Duration::from_secs(60), ..Limits::default() };
+    let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
+    let config = service("checkout", protocol, &["tokyo"], &[]);
+    let (one, other) = (pair.endpoint().await, pair.endpoint().await);
+    mesh.configure(vec![config], &[("checkout", "tokyo", one, ""), ("checkout", "tokyo", other, "")]).await;
+    for entry in ["tokyo", "paris"] {
+        let mut rounds = 0;
+        eventually("everybody is served", async || {
+            rounds += 1;
+            let lines = burst(&mesh, entry, HOST, &format!("warm/{entry}-{rounds}"), 100, &[]).await;
+            lines.iter().all(|(code, _)| *code == 200)
+        })
+        .await;
+    }
+    mesh
+}
+
+/// What the gateway of `cluster` wrote down of a path, once it has.
+async fn logged(mesh: &Mesh, cluster: &str, path: &str) -> Value {
+    let file = mesh.state_dir(cluster).join("access.log");
+    let mut line = Value::Null;
+    eventually("it is in the access log", async || {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let mut parsed = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        line = parsed.find(|line| line["path"] == path).unwrap_or_default();
+        !line.is_null()
+    })
+    .await;
+    line
+}
+
+/// An endpoint takes a request and says nothing. It is asked of the other one as well, and whoever answers first is heard.
+#[tokio::test]
+async fn whoever_answers_first_counts_when_an_endpoint_hangs() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let pair = Arc::new(Pair::default());
+        let mesh = served_by(&pair, protocol).await;
+        for entry in ["tokyo", "paris"] {
+            for first in ["second", "first"] {
+                let path = format!("/{first}/{entry}");
+                let cancelled = pair.cancelled.load(Ordering::SeqCst);
+                let response = get(mesh.http(entry), HOST, &path, &[]).await.unwrap();
+                assert_eq!(response.status(), 200);
+                assert_eq!(text(response).await, first);
+                assert_eq!(pair.arrived(&path), 2);
+                eventually("the other one is told that nobody waits for it", async || {
+                    pair.cancelled.load(Ordering::SeqCst) > cancelled
+                })
+                .await;
+                let line = logged(&mesh, "tokyo", &path).await;
+                assert_eq!((&line["hedge"], &line["attempt"]), (&Value::from(first), &Value::from(2)), "{line}");
+            }
+        }
+        for answered in ["first", "second"] {
+            let name = format!("mesh_gateway_hedges_total{{answered=\"{answered}\"}}");
+            assert_eq!(metric(&mesh, "tokyo", &name).await, 2);
+        }
+        // What may not be done twice is waited for, however long.
+        let entry = mesh.http("tokyo");
+        let post = tokio::spawn(async move { send(entry, request("POST", HOST, "/held/post", &[], empty())).await });
+        pair.until(|| pair.arrived("/held/post") == 1).await;
+        let response = get(entry, HOST, "/second/meanwhile", &[]).await.unwrap();
+        assert_eq!(text(response).await, "second");
+        pair.is_released.store(true, Ordering::SeqCst);
+        pair.moved.notify_waiters();
+        assert_eq!(text(post.await.unwrap().unwrap()).await, "first");
+        assert_eq!(pair.arrived("/held/post"), 1);
+    }
+}
+
+/// More requests hang than the budget has second attempts for: the others wait for the first, and get what it answers.
+#[tokio::test]
+async fn what_the_budget_refuses_goes_on_waiting() {
+    let pair = Arc::new(Pair::default());
+    let mesh = served_by(&pair, Protocol::Http1).await;
+    let entry = mesh.http("tokyo");
+    let asked = (0..700).map(|n| async move {
+        let response = get(entry, HOST, &format!("/held/{n}"), &[]).await.unwrap();
+        response.status().as_u16()
+    });
+    let asked = tokio::spawn(futures_util::future::join_all(asked.collect::<Vec<_>>()));
+    // Each worker has 200, and ten more each second.
+    pair.until(|| pair.total() >= 1_000).await;
+    pair.is_released.store(true, Ordering::SeqCst);
+    pair.moved.notify_waiters();
+    let answers = asked.await.unwrap();
+    assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
+    let most = pair.arrived.lock().unwrap().values().copied().max();
+    assert_eq!(most, Some(2), "no more than two are asked");
 }

@@ -72,6 +72,17 @@ impl Incoming {
 }
 
 impl Stream {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Tunnel(body) => body.is_end_stream(),
+            #[cfg(test)]
+            Self::Listed(pieces) => pieces.is_empty(),
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = match self {
             Self::Empty => Poll::Ready(None),
@@ -114,6 +125,8 @@ struct Source {
     trailers: Option<HeaderMap>,
     ended: bool,
     attempt: u32,
+    /// The attempt that runs has had all of it.
+    taken: bool,
     bytes: u64,
     progress: Instant,
 }
@@ -135,12 +148,13 @@ impl Replayable {
             trailers: None,
             ended: false,
             attempt: 0,
+            taken: false,
             bytes: 0,
             progress: now,
         }))))
     }
 
-    /// The body for one more attempt; earlier attempts end with an error. `None` when bytes of it are gone.
+    /// The body for one more attempt; earlier attempts that have not had all of it end with an error. `None` when bytes of it are gone.
     pub fn attempt(&self) -> Option<RequestBody> {
         let Some(shared) = &self.0 else { return Some(RequestBody(None)) };
         let mut source = shared.borrow_mut();
@@ -148,6 +162,7 @@ impl Replayable {
             return None;
         }
         source.attempt += 1;
+        source.taken = false;
         source.gather();
         let (number, size) = (source.attempt, source.size);
         Some(RequestBody(Some(Attempt { source: Rc::clone(shared), number, next: 0, size })))
@@ -156,6 +171,11 @@ impl Replayable {
     /// True while another attempt could send the whole body.
     pub fn can_replay(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| !shared.borrow().overflowed)
+    }
+
+    /// True once the last attempt has had the whole body.
+    pub fn is_taken(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| shared.borrow().taken)
     }
 
     /// When the sender last gave something, while he is not done.
@@ -176,24 +196,29 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(attempt) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        if attempt.next == ENDED {
+            return Poll::Ready(None);
+        }
         let mut source = attempt.source.borrow_mut();
         if source.attempt != attempt.number {
             return Poll::Ready(Some(Err("another attempt took over".into())));
         }
-        if let Some(bytes) = source.kept.get(attempt.next) {
+        if let Some(bytes) = source.kept.get(attempt.next).cloned() {
             attempt.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+            if source.ended && attempt.next >= source.kept.len() && source.trailers.is_none() {
+                attempt.next = source.end();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if source.ended {
-            let trailers = source.trailers.clone().filter(|_| attempt.next != usize::MAX);
-            attempt.next = usize::MAX;
-            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+            attempt.next = source.end();
+            return Poll::Ready(source.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(source.stream.poll_frame(cx));
         source.progress = Instant::now();
         Poll::Ready(match frame {
             None => {
-                source.ended = true;
+                attempt.next = source.end();
                 None
             }
             Some(Err(error)) => {
@@ -203,15 +228,15 @@ impl Body for RequestBody {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     source.keep(&data);
-                    attempt.next = source.kept.len();
+                    // Who announced a length says no more after it.
+                    attempt.next = if source.stream.is_end_stream() { source.end() } else { source.kept.len() };
                     Some(Ok(Frame::data(data)))
                 }
                 Err(frame) => match frame.into_trailers() {
                     Ok(trailers) => {
-                        source.ended = true;
                         // Kept for a replay too, at the price of one clone for the rare request with trailers.
                         source.trailers = Some(trailers.clone());
-                        attempt.next = usize::MAX;
+                        attempt.next = source.end();
                         Some(Ok(Frame::trailers(trailers)))
                     }
                     Err(_) => Some(Err("unknown frame".into())),
@@ -221,9 +246,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let Some(attempt) = &self.0 else { return true };
-        let source = attempt.source.borrow();
-        source.ended && (attempt.next == usize::MAX || (attempt.next >= source.kept.len() && source.trailers.is_none()))
+        self.0.as_ref().is_none_or(|attempt| attempt.next == ENDED)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -250,6 +273,12 @@ impl Source {
             self.gather();
             self.kept.push(data.clone());
         }
+    }
+
+    /// The attempt that runs has had all of it. Returns what it reads next: nothing.
+    fn end(&mut self) -> usize {
+        (self.ended, self.taken) = (true, true);
+        ENDED
     }
 
     fn gather(&mut self) {
@@ -407,6 +436,8 @@ impl Body for ResponseBody {
 /// Bodies up to here can be sent again (design §4). A worker keeps at most this for each request that it carries: admission bounds
 /// how many those are.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// What an attempt reads next that has had everything.
+const ENDED: usize = usize::MAX;
 /// Smaller pieces are copied when they are kept.
 const PIECE_MIN: usize = 2 * 1024;
 

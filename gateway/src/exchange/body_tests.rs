@@ -53,10 +53,16 @@ proptest! {
 fn many_small_pieces_are_kept_as_few() {
     let pieces = (0..60_000).map(|_| Bytes::from_static(b"x")).collect();
     let body = Replayable::new(Incoming::of(Stream::Listed(pieces), SizeHint::default()), Instant::now());
+    let mut none = body.attempt().unwrap();
     let mut first = body.attempt().unwrap();
+    assert!(matches!(poll(&mut none), Poll::Ready(Some(Err(_)))), "its time is over");
+    assert!(!body.is_taken() && body.progress().is_some());
     assert_eq!(read(&mut first, usize::MAX).len(), 60_000);
+    assert!(body.is_taken() && body.progress().is_none());
     let mut second = body.attempt().unwrap();
     assert_eq!(body.0.as_ref().unwrap().borrow().kept.len(), 1);
-    assert!(matches!(poll(&mut first), Poll::Ready(Some(Err(_)))), "its time is over");
+    assert!(matches!(poll(&mut first), Poll::Ready(None)), "it has had everything");
+    assert!(!body.is_taken());
     assert_eq!(read(&mut second, usize::MAX).len(), 60_000);
+    assert!(body.is_taken());
 }

@@ -11,6 +11,7 @@ use super::body::Replayable;
 use super::upstream::InFlight;
 use crate::telemetry::Name;
 use crate::worker::Worker;
+use crate::worker::view::Target;
 
 /// Which side of a tunnel reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -28,6 +29,28 @@ impl Reporter {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+        }
+    }
+}
+
+/// Whose answer counted of an attempt whose endpoint hung and the one that was begun beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedge {
+    /// The endpoint that was taken for hung was the first to answer.
+    First,
+    /// Another one.
+    Second,
+    /// Neither has answered.
+    None,
+}
+
+impl Hedge {
+    /// Label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+            Self::None => "none",
         }
     }
 }
@@ -53,6 +76,8 @@ pub struct Record {
     pub flags: &'static str,
     /// Attempts made.
     pub attempts: u32,
+    /// Whose answer counted where two attempts ran side by side.
+    pub hedge: Option<Hedge>,
     /// Text of the access log.
     pub text: Option<Box<Text>>,
 }
@@ -99,6 +124,7 @@ impl Record {
             code: 0,
             flags: "",
             attempts: 0,
+            hedge: None,
             text: None,
         }
     }
@@ -170,6 +196,17 @@ impl Books {
     /// Counts it among those that an endpoint works on; instead of where it was counted before.
     pub fn enter(&mut self, in_flight: Option<InFlight>) {
         self.inner.in_flight = in_flight;
+    }
+
+    /// It is sent to `target`, by this rule.
+    pub fn names(&mut self, target: &Target, rule: Option<&str>) {
+        if let Some(text) = self.text() {
+            text.rule = rule.unwrap_or_default().to_owned();
+            text.upstream_host = match target {
+                Target::Local(endpoint) => endpoint.address().to_string(),
+                Target::Remote(remote) => remote.name.to_string(),
+            };
+        }
     }
 
     /// What is written down.

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use archipelago_http::{Known, RequestHead};
 
 use super::body::Replayable;
-use super::books::Books;
 use super::interim::Interim;
 use crate::authorize::Authorized;
 use crate::config::{Rule, Service};
@@ -38,8 +37,6 @@ pub struct Call {
     pub service: usize,
     /// When a response must have begun.
     pub deadline: Deadline,
-    /// What it holds, and what is written down about it.
-    pub books: Books,
 }
 
 /// Where a request came from.
@@ -70,7 +67,7 @@ impl Call {
         self.view.snapshot.service(self.service).map(|service| &**service)
     }
 
-    /// Its service, as it was when the view was made.
+    /// Its service, as it was when the request began.
     pub fn live(&self) -> Option<&ServiceView> {
         self.view.service(self.service).map(|live| &**live)
     }
@@ -83,14 +80,6 @@ impl Call {
     /// True for a client's own request.
     pub fn is_clients(&self) -> bool {
         matches!(self.origin, Origin::Client)
-    }
-
-    /// Takes what is known now of peers and endpoints, as long as its policy is the same.
-    pub fn look_again(&mut self) {
-        let view = self.worker.view();
-        if view.has_policy_of(&self.view, self.service) {
-            self.view = view;
-        }
     }
 }
 

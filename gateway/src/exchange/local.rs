@@ -1,7 +1,6 @@
 //! One attempt at an endpoint of this cluster.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use archipelago_http::h1::BadResponse;
 use archipelago_http::{Fields, Known, ResponseHead};
 
 use super::Response;
-use super::attempts::{self, Attempt, Failed};
+use super::attempts::{Attempt, Failed, Sent};
 use super::body::{RequestBody, ResponseBody};
 use super::call::{Call, Deadline, Origin, write_grpc_timeout};
 use super::failure::Failure;
@@ -22,43 +21,14 @@ use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
 
 /// Sends the call to `endpoint`.
-pub async fn send(
-    call: &mut Call,
-    endpoint: &Rc<Endpoint>,
-    attempt: Attempt<'_>,
-    body: RequestBody,
-) -> Result<Response, Failed> {
+pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: RequestBody) -> Result<Sent, Failed> {
     let protocol = call.config().map_or(Protocol::Http1, |service| service.protocol);
     let said = said(call, attempt);
-    if let Some(text) = call.books.text() {
-        text.upstream_host = endpoint.address().to_string();
-    }
-    let started = Instant::now();
-    call.books.enter(Some(endpoint.enter()));
-    let waits = endpoint.wait(started);
-    let sent = {
-        let sent = async {
-            match protocol {
-                Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body).await,
-                Protocol::H2c => http2(call, endpoint, &said, body).await,
-            }
-        };
-        let mut sent = pin!(sent);
-        tokio::select! {
-            biased;
-            sent = &mut sent => sent,
-            // A gRPC caller says himself how long he waits, and his streams may be silent until then.
-            () = hung(call, endpoint, started), if !call.is_grpc => {
-                if let Some(live) = call.live() {
-                    live.judge(endpoint, Verdict::Hung, Instant::now());
-                }
-                if attempts::could_move(call, attempt, endpoint) {
-                    Err(UpstreamError::Hung { address: endpoint.address() })
-                } else {
-                    sent.await
-                }
-            }
-        }
+    let in_flight = endpoint.enter();
+    let waits = endpoint.wait(Instant::now());
+    let sent = match protocol {
+        Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body).await,
+        Protocol::H2c => http2(call, endpoint, &said, body).await,
     };
     let now = Instant::now();
     let verdict = sent.as_ref().map_or_else(UpstreamError::verdict, |_| Some(Verdict::Answered));
@@ -73,20 +43,20 @@ pub async fn send(
             if call.is_clients() {
                 head.fields.push(Known::MeshServedBy, call.worker.identity.served_by.as_bytes());
             }
-            Ok(Response { head, body })
+            Ok((Response { head, body }, Some(in_flight)))
         }
         Err(error) => {
-            call.books.enter(None);
             tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
             Err(failed(&error))
         }
     }
 }
 
-/// Resolves when the endpoint has been silent for longer than it ever takes, this request all the while among those that wait.
-async fn hung(call: &Call, endpoint: &Endpoint, started: Instant) {
+/// Resolves when the endpoint has been silent for longer than it ever takes, this request, begun now, all the while among those that
+/// wait. The endpoint is judged by it.
+pub async fn hangs(call: &Call, endpoint: &Endpoint) {
     let timer = call.worker.timers.timer();
-    let mut from = started;
+    let mut from = Instant::now();
     loop {
         timer.set(Some(from + endpoint.limit()));
         timer.is_due().await;
@@ -94,6 +64,9 @@ async fn hung(call: &Call, endpoint: &Endpoint, started: Instant) {
         // While the sender is still sending, it is his turn.
         let sending = call.body.progress().is_some();
         if !sending && endpoint.hangs(now) {
+            if let Some(live) = call.live() {
+                live.judge(endpoint, Verdict::Hung, now);
+            }
             return;
         }
         from = now;
@@ -153,7 +126,7 @@ async fn http2(
 }
 
 /// What the backend is told about the request.
-fn said(call: &Call, attempt: Attempt<'_>) -> Fields {
+fn said(call: &Call, attempt: Attempt) -> Fields {
     let identity = &call.worker.identity;
     let (source, cluster, number, hop) = match &call.origin {
         Origin::Client => (&identity.spiffe_id_value, &identity.cluster_value, attempt.history.attempts, INGRESS_HOP),
@@ -178,7 +151,7 @@ fn said(call: &Call, attempt: Attempt<'_>) -> Fields {
 }
 
 /// How long there is for a response to begin.
-pub fn push_deadline(call: &Call, attempt: Attempt<'_>, said: &mut Fields) {
+pub fn push_deadline(call: &Call, attempt: Attempt, said: &mut Fields) {
     let left = match call.deadline {
         Deadline::At(at) => at.saturating_duration_since(Instant::now()),
         Deadline::After(timeout) => timeout,
@@ -199,7 +172,6 @@ fn failed(error: &UpstreamError) -> Failed {
         }
         UpstreamError::Local { .. } => (Failure::Overloaded, Ending::NotProcessed, "local_shortage"),
         UpstreamError::Broken { .. } => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
-        UpstreamError::Hung { .. } => (Failure::Timeout, Ending::Broken { acted: 1 }, "endpoint_hung"),
         UpstreamError::BadResponse { source, .. } => (Failure::BadResponse(*source), Ending::Final, "bad_response"),
         UpstreamError::Http2(error) if error.is_shortage() => {
             (Failure::Overloaded, Ending::NotProcessed, "local_shortage")

@@ -105,9 +105,8 @@ pub async fn serve_client(
         view,
         service: routed.service,
         deadline: routed.deadline,
-        books,
     };
-    match attempts::run(call).await {
+    match attempts::run(call, books).await {
         Ok((response, books)) => response.with(books),
         Err((failure, books)) => answer(&worker, failure, books, is_grpc),
     }
@@ -150,9 +149,8 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 view,
                 service: routed.service,
                 deadline: routed.deadline,
-                books,
             };
-            match informing(attempts::run(call), &informed, &mut responder).await {
+            match informing(attempts::run(call, books), &informed, &mut responder).await {
                 Some(outcome) => outcome,
                 // The client went away at the other end: dropping the call cancels the backend's request.
                 None => return,

@@ -22,16 +22,13 @@ use crate::worker::view::{Decision, Remote};
 
 /// Sends the call through the tunnel to `remote`.
 pub async fn send(
-    call: &mut Call,
+    call: &Call,
     decision: &Decision,
     remote: &Rc<Remote>,
-    attempt: Attempt<'_>,
+    attempt: Attempt,
     body: RequestBody,
     idempotent: bool,
 ) -> Result<Response, Failed> {
-    if let Some(text) = call.books.text() {
-        text.upstream_host = remote.name.to_string();
-    }
     let started = Instant::now();
     let mut response = pin!(exchange(call, decision, remote, attempt, body));
     let mut died = pin!(remote.handle.died());
@@ -97,7 +94,7 @@ async fn exchange(
     call: &Call,
     decision: &Decision,
     remote: &Remote,
-    attempt: Attempt<'_>,
+    attempt: Attempt,
     body: RequestBody,
 ) -> Result<(ResponseHead, Exchange<RequestBody>), TunnelError> {
     let opened = remote.handle.open().await?;
@@ -116,7 +113,7 @@ async fn exchange(
 }
 
 /// What the gateway there is told about the request.
-fn said(call: &Call, decision: &Decision, attempt: Attempt<'_>) -> Fields {
+fn said(call: &Call, decision: &Decision, attempt: Attempt) -> Fields {
     let mut said = Fields::new();
     if let Some(service) = call.config() {
         said.push(Known::MeshService, service.service.as_bytes());

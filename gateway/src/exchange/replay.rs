@@ -4,11 +4,12 @@
 //! | --- | --- | --- | --- |
 //! | provably not processed: refused, never sent, rejected | again | again | failover |
 //! | the gateway that had it is dead or unreachable | no | again | failover |
-//! | the exchange broke after it was sent, or its endpoint hangs | no | again, once, by anybody | retry |
+//! | the exchange broke after it was sent | no | again, once, by anybody | retry |
+//! | its endpoint hangs ([`patience`](crate::balance::patience)) and has had all of it | no | again, once, by anybody, beside it: the first answer counts | retry |
 //! | answered, in a way that cannot be passed on; the sender's own fault | no | no | |
 //!
 //! Always: only while nothing of a response has gone downstream, while the body can be sent whole, and at most [`ATTEMPTS_MAX`]
-//! times. The third row has its limit because a request can be what kills its handler: sent to every endpoint of every
+//! times. The rows that retries pay have their limit because a request can be what kills its handler: sent to every endpoint of every
 //! cluster it would take them all down. What counts is how many endpoints *may have acted* on it, here and elsewhere, so
 //! gateways tell each other (`mesh-sends`).
 
@@ -57,9 +58,15 @@ pub fn again(history: &mut History, ending: Ending, idempotent: bool, whole: boo
     }
 }
 
-/// Whether a request whose endpoint hangs could be sent to another: the answer that the first may still give is given up for it.
-pub fn may_move(history: &History, idempotent: bool, whole: bool) -> bool {
-    again(&mut history.clone(), Ending::Broken { acted: 1 }, idempotent, whole).is_some()
+/// Whether to ask another as well while one hangs. `whole`: the body can be sent whole, and the one that hangs has had all of it, so
+/// that its exchange needs nothing more of the sender. If so, the one that hangs counts as one that may have acted.
+pub fn hedge(history: &mut History, idempotent: bool, whole: bool) -> bool {
+    let mut next = *history;
+    let hedges = again(&mut next, Ending::Broken { acted: 1 }, idempotent, whole).is_some();
+    if hedges {
+        *history = next;
+    }
+    hedges
 }
 
 /// Methods whose repetition has the effect of one (RFC 9110 §9.2.2).
@@ -106,6 +113,33 @@ mod tests {
                 assert_eq!(again(&mut history, *ending, idempotent, false), None, "bytes of the body are gone");
             }
         }
+    }
+
+    #[test]
+    fn what_is_asked_of_a_second_while_the_first_hangs() {
+        // Attempts and actions before, idempotent, whole; hedged; actions after.
+        let cases = [
+            ((1, 0), true, true, true, 1),
+            // A retry, or one that failed over, is hedged as long as nobody else may have acted.
+            ((4, 0), true, true, true, 1),
+            ((5, 0), true, true, false, 0),
+            ((2, 1), true, true, false, 1),
+            ((1, 1), true, true, false, 1),
+            ((1, 0), false, true, false, 0),
+            ((1, 0), true, false, false, 0),
+            ((1, 0), false, false, false, 0),
+        ];
+        for (before, idempotent, whole, hedged, acted) in cases {
+            let mut history = History { attempts: before.0, acted: before.1 };
+            assert_eq!(hedge(&mut history, idempotent, whole), hedged, "{before:?} {idempotent} {whole}");
+            assert_eq!((history.attempts, history.acted), (before.0, acted), "{before:?}");
+        }
+        // Both may have acted then: nobody is asked a third time, whatever becomes of them.
+        let mut history = History { attempts: 1, acted: 0 };
+        assert!(hedge(&mut history, true, true));
+        history.attempts += 1;
+        assert!(!hedge(&mut history, true, true));
+        assert_eq!(again(&mut history, Ending::Broken { acted: 1 }, true, true), None);
     }
 
     fn ending() -> impl Strategy<Value = Ending> {

@@ -75,12 +75,6 @@ pub enum UpstreamError {
         /// Why.
         source: BoxError,
     },
-    /// It did not answer this request, nor any other, for longer than it ever takes.
-    #[error("{address} hangs")]
-    Hung {
-        /// The endpoint.
-        address: SocketAddr,
-    },
     /// What came back cannot be passed on.
     #[error("{address} answered what cannot be passed on")]
     BadResponse {
@@ -110,9 +104,8 @@ impl UpstreamError {
             Self::Http2(error) if error.blames_endpoint() => Some(Verdict::Failed),
             Self::Http2(error) if error.is_bad_head() => Some(Verdict::Answered),
             Self::Http2(_) => None,
-            // One that hangs was judged when that was found.
             // Whether connections come about is known at the door.
-            Self::Connect { .. } | Self::Local { .. } | Self::Body { .. } | Self::Hung { .. } => None,
+            Self::Connect { .. } | Self::Local { .. } | Self::Body { .. } => None,
         }
     }
 }

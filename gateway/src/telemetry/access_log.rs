@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
-use crate::exchange::books::Done;
+use crate::exchange::books::{Done, Hedge};
 
 /// Where workers hand lines in; cheap to clone.
 #[derive(Debug, Clone)]
@@ -91,6 +91,9 @@ struct Line<'a> {
     revision: u64,
     reporter: &'a str,
     attempt: u32,
+    /// Where two attempts ran side by side: which of them was answered first.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    hedge: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     x_request_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -130,6 +133,7 @@ impl<'a> Line<'a> {
             revision: record.revision,
             reporter: record.reporter.label(),
             attempt: record.attempts,
+            hedge: record.hedge.map_or("", Hedge::label),
             x_request_id: of(|t| &t.request_id),
             trace_id: of(|t| &t.trace_id),
             source: of(|t| &t.source),

@@ -16,6 +16,8 @@ pub enum Event {
     Replay,
     /// A request that the gateway answered itself, by reason.
     Failure,
+    /// A request that was asked of a second endpoint beside one that hung, by whose answer counted.
+    Hedge,
     /// A request whose head was refused, by reason.
     RefusedHead,
     /// A peer changed its state, by state.
@@ -57,6 +59,11 @@ impl Event {
         match self {
             Self::Replay => ("mesh_gateway_replays", "Attempts beyond the first", &["purpose", "reason"]),
             Self::Failure => ("mesh_gateway_failures", "Requests that the gateway answered itself", &["reason"]),
+            Self::Hedge => (
+                "mesh_gateway_hedges",
+                "Requests that were asked of a second endpoint beside one that hung, by whose answer counted",
+                &["answered"],
+            ),
             Self::RefusedHead => ("mesh_gateway_refused_heads", "Requests whose head was refused", &["reason"]),
             Self::Verdict => ("mesh_gateway_detector_verdicts", "Changes of a peer's state", &["state"]),
             Self::RefusedStream => {

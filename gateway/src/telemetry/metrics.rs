@@ -175,6 +175,9 @@ impl WorkerMetrics {
     /// Counts a finished request.
     pub fn request(&self, done: &Done<'_>) {
         let record = &done.record;
+        if let Some(hedge) = record.hedge {
+            self.events.add(Event::Hedge, [hedge.label(), ""], 1);
+        }
         let key = Key {
             reporter: record.reporter,
             source: record.source_cluster.clone(),

@@ -98,6 +98,16 @@ pub enum Target<P = PeerHandle> {
     Remote(Rc<Remote<P>>),
 }
 
+impl Target {
+    /// The address of an endpoint here.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Local(endpoint) => Some(endpoint.address()),
+            Self::Remote(_) => None,
+        }
+    }
+}
+
 /// A decision and what led to it.
 #[derive(Debug, Clone)]
 pub struct Decision<P = PeerHandle> {
