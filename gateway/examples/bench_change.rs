@@ -163,6 +163,12 @@ fn gateway(dir: &std::path::Path, services: usize, backend: SocketAddr) -> anyho
         workers: 2,
         access_log: "off".into(),
         limits: Limits::default(),
+        share: archipelago_gateway::Share {
+            connections_max: usize::MAX,
+            requests_max: usize::MAX,
+            all_connections_max: usize::MAX,
+        },
+        unbounded_clients: vec![],
     };
     Gateway::start(settings, TestAuthority::new("bench.test").gateway("c0", "gw-1"))
 }

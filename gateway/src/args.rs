@@ -10,6 +10,7 @@ use archipelago_rpc::enrol::{JoinConfig, JoinToken, Joining, ServiceAccount};
 
 use crate::callers::CaptureFrom;
 use crate::gateway::Settings;
+use crate::visitors::{Network, Share};
 use crate::worker::Limits;
 
 /// Flags of `archipelago-gateway`.
@@ -88,6 +89,16 @@ pub struct Args {
     /// Milliseconds until a response must begin, counted from the last byte of the request.
     #[arg(long, default_value_t = 30_000)]
     pub request_timeout_ms: u64,
+    /// Connections that one client address (IPv6: one /64) may have at a time; default: half of what the gateway takes.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub client_connections_max: Option<u32>,
+    /// Requests that one client address (IPv6: one /64) may have under way at a time; default: half of what the gateway carries.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub client_requests_max: Option<u32>,
+    /// Networks to which these two do not apply, such as those of load balancers, behind whose addresses there are many clients;
+    /// separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub unbounded_clients: Vec<Network>,
     /// Milliseconds that a drain waits for what is in flight.
     #[arg(long, default_value_t = 10_000)]
     pub drain_timeout_ms: u64,
@@ -102,6 +113,23 @@ impl Args {
                 Joining::ServiceAccount(account) => account.config.control_plane,
             },
             _ => self.control_plane.clone(),
+        };
+        let workers = if self.workers == 0 { num_cpus::get() } else { self.workers };
+        let limits = Limits {
+            request_timeout: Duration::from_millis(self.request_timeout_ms),
+            drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+            ..Limits::default()
+        };
+        let all_connections_max = connections_max(archipelago_base::open_files::limit());
+        // So that two clients at the least must mean ill before a third is refused.
+        let half = |given: Option<u32>, all: usize| {
+            given.and_then(|given| usize::try_from(given).ok()).unwrap_or(all.div_ceil(2))
+        };
+        let served = limits.connections_max.saturating_mul(workers).min(all_connections_max);
+        let share = Share {
+            connections_max: half(self.client_connections_max, served),
+            requests_max: half(self.client_requests_max, limits.requests_max.saturating_mul(workers)),
+            all_connections_max,
         };
         Ok(Settings {
             cluster: self.cluster.clone(),
@@ -121,13 +149,11 @@ impl Args {
             capture_from: self.capture_from,
             admin_socket: self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock")),
             peers_per_cluster: usize::from(self.peers_per_cluster),
-            workers: if self.workers == 0 { num_cpus::get() } else { self.workers },
+            workers,
             access_log: self.access_log.clone(),
-            limits: Limits {
-                request_timeout: Duration::from_millis(self.request_timeout_ms),
-                drain_timeout: Duration::from_millis(self.drain_timeout_ms),
-                ..Limits::default()
-            },
+            limits,
+            share,
+            unbounded_clients: self.unbounded_clients.clone(),
         })
     }
 
@@ -166,6 +192,15 @@ impl Args {
         }
     }
 }
+
+/// Connections of clients that a process may have with so many descriptors: each takes two, its own and one to an endpoint, and what
+/// is short for the second must not be given to the first.
+fn connections_max(descriptors: u64) -> usize {
+    usize::try_from(descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2).unwrap_or(usize::MAX).max(1)
+}
+
+/// For listeners, tunnels, files, and everything else that a gateway has open beside the connections of clients.
+const DESCRIPTORS_RESERVED: u64 = 128;
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
@@ -223,6 +258,23 @@ mod tests {
         let args = parsed(&[]).unwrap();
         assert!(args.health.ip().is_loopback() && args.metrics.ip().is_loopback());
         assert_eq!(args.capture_from, CaptureFrom::OwnNode);
+    }
+
+    #[test]
+    fn one_client_gets_half_of_what_the_descriptors_allow() {
+        for (descriptors, connections) in [(1_024, 448), (20_000, 9_936), (0, 1), (128, 1)] {
+            assert_eq!(connections_max(descriptors), connections, "{descriptors}");
+        }
+        let share = |more: &[&str]| parsed(&[&["--workers", "2"], more].concat()).unwrap().settings().unwrap().share;
+        let default = share(&[]);
+        assert_eq!(default.requests_max, 8_192);
+        assert_eq!(default.connections_max, default.all_connections_max.min(16_384).div_ceil(2));
+        let given = share(&["--client-connections-max", "7", "--client-requests-max", "9"]);
+        assert_eq!(given, Share { connections_max: 7, requests_max: 9, ..default });
+        let networks = parsed(&["--unbounded-clients", "10.0.0.0/8,fd00::/8"]).unwrap().unbounded_clients;
+        assert_eq!(networks.len(), 2);
+        assert!(parsed(&["--unbounded-clients", "shop"]).unwrap_err().contains("such as 10.0.0.0/8"));
+        assert!(parsed(&["--client-connections-max", "0"]).is_err());
     }
 
     #[test]

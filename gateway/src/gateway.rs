@@ -27,6 +27,7 @@ use crate::control::stream::ControlStream;
 use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets, Turn};
 use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
 use crate::worker::{self, Identity, Limits};
@@ -75,6 +76,10 @@ pub struct Settings {
     pub access_log: String,
     /// Bounds of each worker.
     pub limits: Limits,
+    /// What one client may have of all workers.
+    pub share: Share,
+    /// Networks to which that does not apply: behind their addresses there are many clients.
+    pub unbounded_clients: Vec<Network>,
 }
 
 /// A running gateway.
@@ -150,6 +155,7 @@ impl Gateway {
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
+            visitors: Visitors::new(settings.share, settings.unbounded_clients.clone()),
             peers_per_cluster: settings.peers_per_cluster,
             credential: credential.clone(),
             published: Arc::clone(&published),

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`authorize`], [`source`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
+//! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
 //! | [`handover`] | one process of a gateway follows another | yes |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
 //!
@@ -30,12 +31,14 @@ mod route;
 mod source;
 mod tcp;
 mod telemetry;
+mod visitors;
 mod worker;
 mod workers;
 
 pub use args::Args;
 pub use callers::CaptureFrom;
 pub use gateway::{Gateway, Settings};
+pub use visitors::{Network, Share};
 pub use worker::Limits;
 
 /// What tests and benchmarks of this crate drive beside a whole [`Gateway`].

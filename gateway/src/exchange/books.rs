@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::body::Replayable;
 use super::upstream::InFlight;
 use crate::telemetry::Name;
+use crate::visitors::Asking;
 use crate::worker::Worker;
 use crate::worker::view::Target;
 
@@ -176,6 +177,7 @@ struct Inner {
     sent: u64,
     end: End,
     slot: Option<Slot>,
+    asking: Option<Asking>,
     in_flight: Option<InFlight>,
 }
 
@@ -183,7 +185,8 @@ impl Books {
     /// Opens the books of a request.
     pub fn open(worker: &Rc<Worker>, record: Record, request: Replayable) -> Self {
         let worker = Rc::clone(worker);
-        let inner = Inner { worker, record, request, sent: 0, end: End::Abandoned, slot: None, in_flight: None };
+        let inner =
+            Inner { worker, record, request, sent: 0, end: End::Abandoned, slot: None, asking: None, in_flight: None };
         Self { inner: Box::new(inner) }
     }
 
@@ -191,6 +194,11 @@ impl Books {
     pub fn admit(&mut self) -> bool {
         self.inner.slot = Slot::take(&self.inner.worker);
         self.inner.slot.is_some()
+    }
+
+    /// Counts it among those of its client.
+    pub fn ask(&mut self, asking: Asking) {
+        self.inner.asking = Some(asking);
     }
 
     /// Counts it among those that an endpoint works on; instead of where it was counted before.

@@ -16,6 +16,7 @@ use super::{http1, http2};
 use crate::config::Capture;
 use crate::handover::Turn;
 use crate::source::Source;
+use crate::visitors::Visit;
 use crate::worker::Worker;
 
 /// How a client's connection came in.
@@ -25,6 +26,8 @@ pub struct Entrance {
     pub source: Source,
     /// What the port it came to is for; `None`: the port where host names say it.
     pub capture: Option<Arc<Capture>>,
+    /// Its place among the client's connections.
+    pub visit: Rc<Visit>,
 }
 
 /// Serves a connection until it ends, or until its exchanges in flight are done once `drain` is cancelled. Once a successor

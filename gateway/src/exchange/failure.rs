@@ -23,6 +23,8 @@ pub enum Failure {
     Unsupported,
     /// The worker carries as much as it may.
     Overloaded,
+    /// Its client has as many requests under way as it may.
+    ClientLimit,
     /// This gateway cannot run the service's configuration.
     Closed,
     /// No cluster, gateway or endpoint can serve.
@@ -59,6 +61,7 @@ impl Failure {
             Self::Malformed(_) | Self::BrokenRequest => StatusCode::BAD_REQUEST,
             Self::UnknownHost | Self::NotHttp => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::ClientLimit => StatusCode::TOO_MANY_REQUESTS,
             Self::UnknownPort | Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -80,6 +83,7 @@ impl Failure {
             Self::NotHttp => "not-http",
             Self::Unsupported => "unsupported",
             Self::Overloaded => "overloaded",
+            Self::ClientLimit => "client-limit",
             Self::Closed => "service-closed",
             Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
             Self::Timeout => "timeout",
@@ -107,7 +111,7 @@ impl Failure {
 
     /// True where the same request may well be answered a moment later.
     pub fn is_passing(self) -> bool {
-        matches!(self, Self::Overloaded | Self::NoHealthy | Self::UnknownPort)
+        matches!(self, Self::Overloaded | Self::ClientLimit | Self::NoHealthy | Self::UnknownPort)
     }
 
     /// Envoy's letters for the access log.
@@ -117,6 +121,7 @@ impl Failure {
             Self::UnknownHost | Self::UnknownPort | Self::NotHttp => "NR",
             Self::Closed => "NC",
             Self::Overloaded => "UO",
+            Self::ClientLimit => "RL",
             Self::NoHealthy | Self::NoEndpointHere => "UH",
             Self::Timeout => "UT",
             Self::Broken | Self::BrokenAfter(_) => "UF,URX",
@@ -138,6 +143,7 @@ impl Failure {
             | Self::Broken
             | Self::BrokenAfter(_) => GRPC_UNAVAILABLE,
             Self::Timeout => GRPC_DEADLINE_EXCEEDED,
+            Self::ClientLimit => GRPC_RESOURCE_EXHAUSTED,
             Self::Refused(_) => GRPC_PERMISSION_DENIED,
         }
     }
@@ -154,6 +160,7 @@ impl Failure {
             Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
             Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
             Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),
+            Self::ClientLimit => "this client address has as many requests under way as it may".to_owned(),
             Self::Closed => "this gateway cannot run the configuration of this service".to_owned(),
             Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
             Self::Timeout => "the service did not answer in time".to_owned(),
@@ -169,6 +176,7 @@ impl Failure {
 
 const GRPC_DEADLINE_EXCEEDED: u8 = 4;
 const GRPC_PERMISSION_DENIED: u8 = 7;
+const GRPC_RESOURCE_EXHAUSTED: u8 = 8;
 const GRPC_UNIMPLEMENTED: u8 = 12;
 const GRPC_INTERNAL: u8 = 13;
 const GRPC_UNAVAILABLE: u8 = 14;

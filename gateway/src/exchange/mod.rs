@@ -88,7 +88,7 @@ pub async fn serve_client(
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;
-    let routed = policy::of_client(&worker, &view, entrance.capture.as_ref(), &mut head, &mut books, now);
+    let routed = policy::of_client(&worker, &view, entrance, &mut head, &mut books, now);
     let routed = match routed {
         Ok(routed) => routed,
         Err(failure) => return answer(&worker, failure, books, policy::is_grpc(&head)),

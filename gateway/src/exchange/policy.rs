@@ -9,6 +9,7 @@ use http::Method;
 
 use super::books::Books;
 use super::call::{Arrival, Deadline};
+use super::client::Entrance;
 use super::failure::Failure;
 use super::headers::Malformed;
 use crate::authorize::{Asked, Authorized, Refusal, authorize};
@@ -34,7 +35,7 @@ pub struct Routed {
 pub fn of_client(
     worker: &Worker,
     view: &View,
-    capture: Option<&Arc<Capture>>,
+    entrance: &Entrance,
     head: &mut RequestHead,
     books: &mut Books,
     now: Instant,
@@ -47,10 +48,11 @@ pub fn of_client(
         return Err(Failure::Malformed(Malformed::Target));
     }
     strip(head);
+    books.ask(entrance.visit.request().ok_or(Failure::ClientLimit)?);
     if !books.admit() {
         return Err(Failure::Overloaded);
     }
-    let service = find(worker, view, capture, head, books)?;
+    let service = find(worker, view, entrance.capture.as_ref(), head, books)?;
     worker.deposit();
     let is_grpc = is_grpc(head);
     let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);

@@ -20,6 +20,8 @@ pub enum Event {
     Hedge,
     /// A request whose head was refused, by reason.
     RefusedHead,
+    /// A connection or request of a client that has as many as it may, by what it is.
+    RefusedClient,
     /// A peer changed its state, by state.
     Verdict,
     /// A stream out of a tunnel that may not be forwarded, by reason.
@@ -65,6 +67,11 @@ impl Event {
                 &["answered"],
             ),
             Self::RefusedHead => ("mesh_gateway_refused_heads", "Requests whose head was refused", &["reason"]),
+            Self::RefusedClient => (
+                "mesh_gateway_clients_refused",
+                "Connections and requests refused because their client had as many as it may",
+                &["what"],
+            ),
             Self::Verdict => ("mesh_gateway_detector_verdicts", "Changes of a peer's state", &["state"]),
             Self::RefusedStream => {
                 ("mesh_gateway_refused_streams", "Streams of other gateways that the authoriser refused", &["reason"])

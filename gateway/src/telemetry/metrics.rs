@@ -23,6 +23,7 @@ use crate::exchange::books::{Done, Reporter};
 use crate::exchange::failure::Failure;
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
+use crate::visitors::Full;
 use archipelago_http::h1::Refusal as RefusedHead;
 
 /// The gateway's metrics, shared by all threads.
@@ -215,6 +216,9 @@ impl WorkerMetrics {
     /// A request that the gateway answered itself.
     pub fn failure(&self, failure: Failure) {
         self.events.add(Event::Failure, [failure.reason(), ""], 1);
+        if failure == Failure::ClientLimit {
+            self.client_refused("request");
+        }
     }
 
     /// A request whose head was refused.
@@ -259,6 +263,11 @@ impl WorkerMetrics {
         self.events.add(Event::TcpBytes, [direction, ""], bytes);
     }
 
+    /// A "connection" or "request" of a client that has as many as it may.
+    fn client_refused(&self, what: &'static str) {
+        self.events.add(Event::RefusedClient, [what, ""], 1);
+    }
+
     /// To so many endpoints no connection comes about.
     pub fn unreachable_endpoints(&self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
@@ -266,8 +275,11 @@ impl WorkerMetrics {
     }
 
     /// A connection that was closed at once.
-    pub fn connection_refused(&self) {
-        self.shared.refused_connections.inc();
+    pub fn connection_refused(&self, full: Full) {
+        match full {
+            Full::Gateway => drop(self.shared.refused_connections.inc()),
+            Full::Client => self.client_refused("connection"),
+        }
     }
 
     /// A client of somewhere else came where clients of the node are expected.

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use super::listen::{Count, accept};
+use super::listen::{Count, accept, enter, enter_tcp};
 use crate::callers::{CaptureFrom, Entry, Table};
 use crate::config::{Capture, Protocol, Snapshot};
 use crate::exchange::client::{self, Entrance};
@@ -201,19 +201,15 @@ async fn serve(
     let unit = view.snapshot.service_by_key(&capture.key).and_then(|index| view.snapshot.service(index));
     let is_tcp = unit.map_or(capture.protocol, |unit| unit.protocol) == Protocol::Tcp;
     drop(view);
-    let (counter, max): (fn(&Worker) -> &std::cell::Cell<usize>, _) = match is_tcp {
-        true => (|worker| &worker.tcp_connections, worker.limits.tcp_connections_max),
-        false => (|worker| &worker.connections, worker.limits.connections_max),
-    };
-    if counter(&worker).get() >= max {
-        return worker.metrics.connection_refused();
-    }
-    let _open = Count::new(Rc::clone(&worker), counter);
     if is_tcp {
+        let Some(_visit) = enter_tcp(&worker, peer) else { return };
+        let _open = Count::new(Rc::clone(&worker), |worker| &worker.tcp_connections);
         let key = Arc::clone(&capture.key);
         crate::tcp::serve_client(Rc::clone(&worker), key, source, stream).await;
     } else {
-        let entrance = Entrance { source, capture: Some(capture) };
+        let Some(visit) = enter(&worker, &stream, peer) else { return };
+        let _open = Count::new(Rc::clone(&worker), |worker| &worker.connections);
+        let entrance = Entrance { source, capture: Some(capture), visit };
         client::serve(Rc::clone(&worker), stream, entrance, drain, turn).await;
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,23 +17,64 @@ use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
 use crate::exchange::client::{self, Entrance};
 use crate::handover::{Phase, Turn};
+use crate::visitors::{Full, Visit};
 
 /// Accepts HTTP clients until `drain`, whenever it is our turn.
 pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: CancellationToken, mut turn: Turn) {
     loop {
         let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
-        if worker.connections.get() >= worker.limits.connections_max {
-            worker.metrics.connection_refused();
-            continue;
-        }
+        let Some(visit) = enter(&worker, &stream, peer) else { continue };
         let open = Count::new(Rc::clone(&worker), |w| &w.connections);
-        let entrance = Entrance { source: worker.source(peer.ip()), capture: None };
+        let entrance = Entrance { source: worker.source(peer.ip()), capture: None, visit };
         let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone(), turn.clone());
         tokio::task::spawn_local(async move {
             serve.await;
             drop(open);
         });
     }
+}
+
+/// Lets an HTTP client in, or tells it why not.
+pub fn enter(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<Rc<Visit>> {
+    let full = match worker.visitors.enter(peer.ip()) {
+        Ok(visit) if worker.connections.get() < worker.limits.connections_max => return Some(visit),
+        Ok(_) => Full::Gateway,
+        Err(full) => full,
+    };
+    worker.metrics.connection_refused(full);
+    match full {
+        Full::Gateway => {
+            refuse(stream, "503 Service Unavailable", "overloaded", "this gateway has as many connections as it may");
+        }
+        Full::Client => {
+            let line = "this client address has as many connections as it may";
+            refuse(stream, "429 Too Many Requests", "client-limit", line);
+        }
+    }
+    None
+}
+
+/// The same for a client of a TCP service, who cannot be told.
+pub fn enter_tcp(worker: &Worker, peer: SocketAddr) -> Option<Rc<Visit>> {
+    let full = match worker.visitors.enter(peer.ip()) {
+        Ok(visit) if worker.tcp_connections.get() < worker.limits.tcp_connections_max => return Some(visit),
+        Ok(_) => Full::Gateway,
+        Err(full) => full,
+    };
+    worker.metrics.connection_refused(full);
+    None
+}
+
+/// Says why a connection is closed that nobody has read from: as much as a socket takes that has just been opened, which is all of it.
+fn refuse(stream: &TcpStream, status: &str, reason: &str, line: &str) {
+    let length = line.len() + 1;
+    let said = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\
+         mesh-failure: {reason}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{line}\n"
+    );
+    let socket = SockRef::from(stream);
+    let _ = socket.send(said.as_bytes());
+    let _ = socket.shutdown(std::net::Shutdown::Write);
 }
 
 /// One worker's listeners of TCP services; they come and go with the configuration.
@@ -94,16 +136,13 @@ async fn tcp(
 ) {
     loop {
         let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
-        if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
-            worker.metrics.connection_refused();
-            continue;
-        }
+        let Some(visit) = enter_tcp(&worker, peer) else { continue };
         let open = Count::new(Rc::clone(&worker), |w| &w.tcp_connections);
         let serve =
             crate::tcp::serve_client(Rc::clone(&worker), Arc::clone(&service), worker.source(peer.ip()), stream);
         tokio::task::spawn_local(async move {
             serve.await;
-            drop(open);
+            drop((open, visit));
         });
     }
 }

@@ -41,6 +41,7 @@ use crate::exchange::timers::Timers;
 use crate::handover::Turn;
 use crate::source::Source;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
+use crate::visitors::Visitors;
 use captures::CapturePorts;
 use ports::TcpPorts;
 use streams::Streams;
@@ -86,6 +87,8 @@ pub struct Shared {
     pub identity: Arc<Identity>,
     /// Bounds.
     pub limits: Limits,
+    /// What each client has open.
+    pub visitors: Arc<Visitors>,
     /// Gateways of each other cluster to keep tunnels to.
     pub peers_per_cluster: usize,
     /// Our SVID.
@@ -122,6 +125,8 @@ pub struct Worker {
     pub names: Names,
     /// Bounds.
     pub limits: Limits,
+    /// What each client has open, on all workers.
+    pub visitors: Arc<Visitors>,
     /// Metrics.
     pub metrics: WorkerMetrics,
     /// Access log, if any.
@@ -171,6 +176,7 @@ impl Worker {
             cluster: Name::from(&*shared.identity.cluster),
             names: Names::default(),
             limits: shared.limits,
+            visitors: Arc::clone(&shared.visitors),
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
             clients: Arc::clone(&shared.clients),

@@ -120,6 +120,12 @@ impl Mesh {
             peers_per_cluster: 4,
             workers: 2,
             limits: self.limits,
+            share: archipelago_gateway::Share {
+                connections_max: usize::MAX,
+                requests_max: usize::MAX,
+                all_connections_max: usize::MAX,
+            },
+            unbounded_clients: vec![],
         }
     }
 
