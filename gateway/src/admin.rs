@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `GET /state` | identity, addresses, revision, services that are not served here and why, captures, workers, drill |
 //! | `GET /tunnels` | one entry per peer gateway |
+//! | `GET /endpoints` | one entry per worker: how many ready endpoints it tells other gateways of, and what each of them has told it |
 //! | `POST /explain` `{"host","method","path","headers"}` | the decision with its reasons |
 //! | `POST /drill/cut` `{"clusters":[…],"gateways":["cluster/gateway"],"forMs":N}` | drops the tunnels' packets in silence, N ms long |
 //! | `POST /drill/end` | ends that |
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use archipelago_proto::v1::{ExplainQuery, GatewayAddresses, TunnelStatus};
-use archipelago_tunnel::{Cut, PeerName};
+use archipelago_tunnel::{Cut, PeerName, ServiceHealth};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -36,6 +37,7 @@ use crate::control::status::ControlStatus;
 use crate::handover::Turn;
 use crate::worker::Identity;
 use crate::worker::captures::CapturePorts;
+use crate::worker::command::{Knowledge, state_name};
 use crate::worker::ports::TcpPorts;
 use crate::workers::Workers;
 
@@ -136,6 +138,7 @@ impl Admin {
         let answer = match (method, path.as_str()) {
             (Method::GET, "/state") => Ok(self.state().await),
             (Method::GET, "/tunnels") => Ok(self.workers.tunnels().await.iter().map(tunnel).collect()),
+            (Method::GET, "/endpoints") => Ok(self.workers.knowledge().await.iter().map(knowledge).collect()),
             (Method::POST, "/explain") => self.explain(request).await,
             (Method::POST, "/drill/cut") => self.cut(request).await,
             (Method::POST, "/drill/end") => {
@@ -146,7 +149,7 @@ impl Admin {
                 self.drain.cancel();
                 Ok(json!({}))
             }
-            (_, "/state" | "/tunnels" | "/explain" | "/drill/cut" | "/drill/end" | "/drain") => {
+            (_, "/state" | "/tunnels" | "/endpoints" | "/explain" | "/drill/cut" | "/drill/end" | "/drain") => {
                 Err((StatusCode::METHOD_NOT_ALLOWED, "method not allowed".to_owned()))
             }
             _ => Err((StatusCode::NOT_FOUND, "no such path".to_owned())),
@@ -267,6 +270,18 @@ fn tunnel(t: &TunnelStatus) -> Value {
     json!({
         "from": t.from, "to": t.to, "fromCluster": t.from_cluster, "toCluster": t.to_cluster, "state": t.state,
         "rttMicros": t.rtt_micros, "transport": t.transport, "connections": t.connections,
+    })
+}
+
+fn knowledge(known: &Knowledge) -> Value {
+    let services = |services: &mut dyn Iterator<Item = &ServiceHealth>| -> Value {
+        services.map(|s| json!({ "service": s.service, "version": s.version, "ready": s.ready })).collect()
+    };
+    json!({
+        "worker": known.worker, "settled": known.is_settled, "tells": services(&mut known.tells.iter()),
+        "hears": known.hears.iter().map(|heard| json!({
+            "from": heard.from, "state": state_name(heard.state), "services": services(&mut heard.services.values().flatten()),
+        })).collect::<Vec<_>>(),
     })
 }
 

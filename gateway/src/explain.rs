@@ -25,6 +25,20 @@ pub fn explain(view: &View, identity: &Identity, query: &ExplainQuery, random: u
     response
 }
 
+/// One answer out of those of all workers, each of which decides by what its own tunnels have brought: that of the first which cannot
+/// serve the request, if there are such. `None`: nobody answered.
+pub fn merge(answers: Vec<ExplainResponse>) -> Option<ExplainResponse> {
+    let (asked, failing) = (answers.len(), answers.iter().filter(|answer| !answer.failure.is_empty()).count());
+    let of_all = answers.into_iter().enumerate();
+    let (_, mut answer) = of_all.min_by_key(|(index, answer)| (answer.failure.is_empty(), *index))?;
+    if (1..asked).contains(&failing) {
+        answer.reasons.push(format!(
+            "{failing} of {asked} workers cannot serve it: each hears of other gateways through tunnels of its own"
+        ));
+    }
+    Some(answer)
+}
+
 fn decide(
     view: &View,
     query: &ExplainQuery,
@@ -128,3 +142,24 @@ fn sticky(key: Option<&StickyKey>) -> String {
 
 /// As many as fit on a screen beside the rest.
 const NAMED_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_cannot_serve_is_heard_among_those_that_can() {
+        let answer = |chosen: &str, failure: &str| ExplainResponse {
+            chosen_cluster: chosen.into(),
+            failure: failure.into(),
+            ..ExplainResponse::default()
+        };
+        let (here, there, nowhere) = (answer("paris", ""), answer("tokyo", ""), answer("", "no cluster can serve it"));
+        assert_eq!(merge(vec![]), None);
+        assert_eq!(merge(vec![there.clone(), here.clone()]), Some(there.clone()));
+        assert_eq!(merge(vec![nowhere.clone(), nowhere.clone()]), Some(nowhere.clone()));
+        let mixed = merge(vec![there, nowhere.clone(), here]).unwrap();
+        assert_eq!(mixed.failure, nowhere.failure);
+        assert!(mixed.reasons[0].starts_with("1 of 3 workers cannot serve it"), "{:?}", mixed.reasons);
+    }
+}

@@ -417,7 +417,7 @@ impl ControlTasks {
         let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
         tasks.spawn(admin::serve(listener, self.admin));
         tasks.spawn(self.applier.run(self.queue));
-        tasks.spawn(apply::keep_on_disk(self.store, self.state.clone()));
+        let kept = tokio::spawn(apply::keep_on_disk(self.store, self.state.clone(), stop.clone()));
         tasks.spawn(workers::watch_tunnels(
             self.workers.clone(),
             self.metrics.clone(),
@@ -463,6 +463,9 @@ impl ControlTasks {
         }
         stop.cancelled().await;
         tasks.shutdown().await;
+        if tokio::time::timeout(LAST_WRITE_TIME, kept).await.is_err() {
+            tracing::warn!("the disk is slow; a restart may begin with an older configuration");
+        }
         let _ = std::fs::remove_file(&admin_socket);
         Ok(())
     }
@@ -547,6 +550,8 @@ fn thread(name: &str, body: impl FnOnce(tokio::runtime::Runtime) + Send + 'stati
 const UPDATES_QUEUED_MAX: usize = 16;
 /// One in use, one of a gateway that drains, and room for counts of workers that change.
 const TUNNEL_GENERATIONS: usize = 4;
+/// Of a gateway that stops; a drain has its own.
+const LAST_WRITE_TIME: Duration = Duration::from_secs(5);
 const SETTLE_POLL: Duration = Duration::from_millis(10);
 /// A peer that cannot be reached is no reason to wait for ever: the gateway before cannot reach it either, or will go on.
 const TUNNELS_PATIENCE: Duration = Duration::from_secs(5);

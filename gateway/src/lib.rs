@@ -47,7 +47,9 @@ pub mod internals {
     pub use crate::config::{ConfigState, Snapshot, store::Store};
     pub use crate::control::apply::{Applied, Change, Update};
     pub use crate::route::{Condition, Matcher, PathPattern, Pattern, RouteInput, index::RuleIndex};
+    pub use crate::worker::command::{Heard, Knowledge};
     pub use crate::worker::view::{LiveState, PeerFacts, View};
+    pub use crate::workers::Workers;
 }
 
 use std::time::Duration;

@@ -8,9 +8,10 @@ use archipelago_tunnel::Cut;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::explain;
 use crate::telemetry::GatewayMetrics;
 use crate::worker::Reply;
-use crate::worker::command::{self, Command, Report};
+use crate::worker::command::{self, Command, Knowledge, Report};
 use crate::worker::probe;
 
 /// A way to ask every worker; cheap to clone.
@@ -33,9 +34,22 @@ impl Workers {
         self.0.is_empty()
     }
 
-    /// Asks the first worker what would happen to a request.
+    /// Asks every worker what would happen to a request: what the first of those says that cannot serve it, if there are such.
     pub async fn explain(&self, query: ExplainQuery) -> Option<ExplainResponse> {
-        ask(self.0.first()?, |reply| Command::Explain(Box::new(query), reply)).await
+        explain::merge(self.explain_each(&query).await)
+    }
+
+    /// What each worker would do with a request; those that do not answer in time are left out.
+    pub async fn explain_each(&self, query: &ExplainQuery) -> Vec<ExplainResponse> {
+        let query = || Box::new(query.clone());
+        let asked = self.0.iter().map(|worker| ask(worker, |reply| Command::Explain(query(), reply)));
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// What each worker knows of endpoints here and elsewhere; those that do not answer in time are left out.
+    pub async fn knowledge(&self) -> Vec<Knowledge> {
+        let asked = self.0.iter().map(|worker| ask(worker, Command::Knowledge));
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// What comes back through the tunnels of all workers, one entry per peer.

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use harness::{Mesh, apply, backend, empty, eventually, get, on_port, request, service, tcp_backend, text};
+use harness::{Mesh, backend, empty, eventually, get, on_port, request, service, tcp_backend, text};
 
 /// `shop/checkout` of tokyo: HTTP on 80 and 8080, bytes on 5432.
 fn checkout() -> proto::ServiceConfig {
@@ -67,7 +67,7 @@ async fn federation() -> Mesh {
     let (paris, _) = backend("paris").await;
     mesh.configure(vec![checkout(), catalog, newer()], &[("catalog", "paris", paris, "")]).await;
     let local = endpoints(&[(80, shop), (8080, admin), (5432, bytes)]);
-    apply(&mesh.gateways["tokyo"], Change::Local(local)).await.unwrap();
+    mesh.tell("tokyo", Change::Local(local)).await;
     mesh
 }
 
@@ -143,7 +143,7 @@ async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
         ("ghost", 5432, Protocol::Tcp, ghost_bytes),
         ("newer", 80, http, closed),
     ];
-    apply(&mesh.gateways["paris"], captures(&all)).await.unwrap();
+    mesh.tell("paris", captures(&all)).await;
     for host in ["checkout.shop.svc.cluster.local", "catalog.shop", "10.96.0.7", "checkout.shop:8080"] {
         answers(shop, host, 200, "tokyo").await;
         assert_eq!(ask(shop, host).await.1, "tokyo", "{host}");
@@ -168,7 +168,7 @@ async fn the_port_says_which_service_is_meant_whatever_the_request_says() {
         text(kept.send_request(request("GET", "a", "/", &[], empty())).await.unwrap()).await
     };
     assert_eq!(again(&mut kept).await, "tokyo");
-    apply(&mesh.gateways["paris"], captures(&[("catalog", 80, http, shop)])).await.unwrap();
+    mesh.tell("paris", captures(&[("catalog", 80, http, shop)])).await;
     answers(shop, "checkout.shop", 200, "paris").await;
     assert_eq!(again(&mut kept).await, "tokyo");
     drop(kept);

@@ -102,17 +102,17 @@ impl Federation {
         self.mesh.configure(self.services.clone(), &self.endpoints).await;
     }
 
-    async fn serves(&self) {
-        for entry in [self.at(0), self.mesh.http("tokyo")] {
-            for cluster in ["paris", "tokyo"] {
-                // Every worker learns of the other cluster by itself.
-                for _ in 0..20 {
-                    eventually("both serve both", async || {
-                        get(entry, CHECKOUT, "/", &[("x-only", cluster)]).await.is_ok_and(|r| r.status() == 200)
-                    })
-                    .await;
-                }
-            }
+    /// Waits until every worker of both gateways would serve from both clusters.
+    async fn serves(&self, process: &Process) {
+        for cluster in ["paris", "tokyo"] {
+            self.mesh.serves(CHECKOUT, cluster).await;
+            let question = format!(r#"{{"host":"{CHECKOUT}","headers":{{"x-only":"{cluster}"}}}}"#);
+            eventually("paris serves from both", async || {
+                // It answers for all of its workers.
+                let answer = admin(&process.state, "POST", "/explain", &question).await;
+                answer.is_some_and(|answer| answer.contains(&format!(r#""chosenCluster":"{cluster}""#)))
+            })
+            .await;
         }
         eventually("TCP is served", async || ledger(self.at(5)).await.is_ok()).await;
     }
@@ -127,7 +127,7 @@ impl Process {
     async fn state(&self) -> serde_json::Value {
         let answered = Mutex::new(None);
         eventually("the gateway answers", async || {
-            let Some(answer) = admin(&self.state, "/state").await else { return false };
+            let Some(answer) = admin(&self.state, "GET", "/state", "").await else { return false };
             *answered.lock().unwrap() = Some(answer);
             true
         })
@@ -145,7 +145,7 @@ impl Process {
     }
 
     async fn ends(mut self) {
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
@@ -377,9 +377,11 @@ async fn asked(dns: SocketAddr) -> Result<(), String> {
 }
 
 /// What a gateway says on its admin socket, once it has one.
-async fn admin(state: &Path, target: &str) -> Option<String> {
+async fn admin(state: &Path, method: &str, target: &str, body: &str) -> Option<String> {
     let mut stream = UnixStream::connect(state.join("admin.sock")).await.ok()?;
-    let head = format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let length = body.len();
+    let head =
+        format!("{method} {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
     stream.write_all(head.as_bytes()).await.ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;
@@ -401,7 +403,7 @@ async fn a_successor_takes_over_without_a_failed_request() {
     let mut federation = Federation::new().await;
     let mut running = federation.start(2, true);
     federation.register(&running).await;
-    federation.serves().await;
+    federation.serves(&running).await;
     let load = Load::start(&federation);
     load.goes_on().await;
     // One worker fewer, then more again; the third comes while the first two are history.
@@ -435,7 +437,7 @@ async fn a_successor_takes_over_without_a_failed_request() {
     }
     load.ends().await;
     eventually("the tunnel is up", async || {
-        let tunnels = admin(&federation.mesh.state_dir("tokyo"), "/tunnels").await.unwrap();
+        let tunnels = admin(&federation.mesh.state_dir("tokyo"), "GET", "/tunnels", "").await.unwrap();
         tunnels.contains("\"up\"")
     })
     .await;
@@ -446,7 +448,7 @@ async fn a_successor_that_dies_before_it_is_ready_changes_nothing() {
     let mut federation = Federation::new().await;
     let running = federation.start(2, true);
     federation.register(&running).await;
-    federation.serves().await;
+    federation.serves(&running).await;
     let load = Load::start(&federation);
     load.goes_on().await;
     for _ in 0..2 {
@@ -469,7 +471,7 @@ async fn a_successor_that_dies_before_it_is_ready_changes_nothing() {
     doomed.child.kill().unwrap();
     doomed.child.wait().unwrap();
     running.reaches("serving").await;
-    federation.serves().await;
+    federation.serves(&running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -477,7 +479,7 @@ async fn a_gateway_that_is_ended_while_its_successor_prepares_leaves_it_everythi
     let mut federation = Federation::new().await;
     let running = federation.start(2, true);
     federation.register(&running).await;
-    federation.serves().await;
+    federation.serves(&running).await;
     let unready = federation.start(1, false);
     running.reaches("offered").await;
     running.signal(rustix::process::Signal::KILL);

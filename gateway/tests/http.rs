@@ -18,7 +18,7 @@ use archipelago_proto::v1::Protocol;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use harness::{Mesh, eventually, get, raw, request, send, service, text};
+use harness::{Mesh, get, raw, request, send, service, text};
 
 const HOST: &str = "checkout.shop";
 
@@ -77,19 +77,6 @@ async fn served_by(address: SocketAddr) -> (Mesh, [SocketAddr; 2]) {
     let config = service("checkout", Protocol::Http1, &["tokyo"], &[]);
     mesh.configure(vec![config], &[("checkout", "tokyo", address, "")]).await;
     let entries = [mesh.http("tokyo"), mesh.http("paris")];
-    let ask = format!("OPTIONS /ready HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
-    for entry in entries {
-        // Each worker learns it for itself, and the kernel deals connections out among them.
-        eventually("there is somebody to serve", async || {
-            for _ in 0..12 {
-                if raw_once(entry, &ask).await.contains("no-healthy-upstream") {
-                    return false;
-                }
-            }
-            true
-        })
-        .await;
-    }
     (mesh, entries)
 }
 
@@ -98,7 +85,7 @@ async fn raw_once(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("it ends");
+    let _ = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("it ends");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -259,7 +246,7 @@ async fn an_expectation_is_never_left_hanging() {
         let ask = format!("POST /count HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
         stream.write_all(ask.as_bytes()).await.unwrap();
         let interim =
-            tokio::time::timeout(Duration::from_secs(20), head_of(&mut stream)).await.expect("it comes").unwrap();
+            tokio::time::timeout(Duration::from_secs(60), head_of(&mut stream)).await.expect("it comes").unwrap();
         assert!(interim.starts_with("HTTP/1.1 100 "), "{interim:?}");
         stream.write_all(b"hello").await.unwrap();
         let head = head_of(&mut stream).await.unwrap();

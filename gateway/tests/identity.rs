@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use harness::{Body, Mesh, apply, backend, empty, eventually, get, on_port, request, service, tcp_backend, text};
+use harness::{Body, Mesh, backend, empty, eventually, get, on_port, request, service, tcp_backend, text};
 
 const CHECKOUT: &str = "checkout.shop";
 const WEB: &str = "spiffe://mesh.test/cluster/paris/ns/shop/sa/web";
@@ -70,7 +70,7 @@ async fn owns(mesh: &Mesh, ip: IpAddr, service_account: &str, uid: &str, fresh: 
     };
     let workloads = Some(proto::Workloads { fresh, workloads: vec![workload], ..Default::default() });
     let update = proto::LocalUpdate { workloads, ..Default::default() };
-    apply(&mesh.gateways["paris"], Change::Local(update)).await.unwrap();
+    mesh.tell("paris", Change::Local(update)).await;
 }
 
 /// A question for what the backend of `cluster` is sent, with lies about who asks.
@@ -144,7 +144,7 @@ async fn a_workload_is_known_to_backends_here_and_elsewhere() {
         ..Default::default()
     };
     let captures = Some(proto::Captures { captures: vec![ledger] });
-    apply(&mesh.gateways["paris"], Change::Local(proto::LocalUpdate { captures, ..Default::default() })).await.unwrap();
+    mesh.tell("paris", Change::Local(proto::LocalUpdate { captures, ..Default::default() })).await;
     eventually("bytes", async || {
         let talked = async {
             // The port is opened a moment after the configuration is there.

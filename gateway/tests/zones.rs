@@ -16,7 +16,7 @@ use archipelago_proto::v1::{self as proto, Protocol};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use harness::{Mesh, apply, backend, eventually, get, service, text};
+use harness::{Mesh, backend, eventually, get, service, text};
 
 const CHECKOUT: &str = "checkout.shop";
 
@@ -79,13 +79,12 @@ async fn the_own_zone_is_preferred_and_without_it_the_other_answers() {
     let (near, kill) = mortal("near").await;
     let (far, seen_far) = backend("far").await;
     mesh.configure(vec![service("checkout", Protocol::Http1, &["tokyo"], &[])], &[]).await;
-    let tokyo = &mesh.gateways["tokyo"];
-    apply(tokyo, endpoints(&[(near, "a"), (far, "b")])).await.unwrap();
-    apply(tokyo, node("a")).await.unwrap();
+    mesh.tell("tokyo", endpoints(&[(near, "a"), (far, "b")])).await;
+    mesh.tell("tokyo", node("a")).await;
     mesh.serves(CHECKOUT, "tokyo").await;
 
     // In tokyo, and from paris, whose own zone has no say there.
-    apply(&mesh.gateways["paris"], node("b")).await.unwrap();
+    mesh.tell("paris", node("b")).await;
     seen_far.requests.store(0, Ordering::SeqCst);
     for entry in [mesh.http("tokyo"), mesh.http("paris")] {
         for _ in 0..40 {
@@ -110,11 +109,11 @@ async fn a_gateway_that_starts_again_knows_its_zone() {
     let (near, _) = backend("near").await;
     let (far, _) = backend("far").await;
     mesh.configure(vec![service("checkout", Protocol::Http1, &["tokyo"], &[])], &[]).await;
-    apply(&mesh.gateways["tokyo"], endpoints(&[(near, "a"), (far, "b")])).await.unwrap();
+    mesh.tell("tokyo", endpoints(&[(near, "a"), (far, "b")])).await;
     // Without a zone all are the same.
     let entry = mesh.http("tokyo");
     eventually("both serve", async || ask(entry).await == "far" && ask(entry).await == "near").await;
-    apply(&mesh.gateways["tokyo"], node("b")).await.unwrap();
+    mesh.tell("tokyo", node("b")).await;
     let store = Store::new(&mesh.state_dir("tokyo"), "tokyo", "gw-1");
     let stored = || store.load().unwrap().map(|state| state.place.zone.to_string());
     eventually("the zone is on disk", async || stored().as_deref() == Some("b")).await;

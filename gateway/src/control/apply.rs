@@ -2,7 +2,7 @@
 //!
 //! One update is one build and one swap. It is acknowledged when every worker serves with it; the disk follows beside that, one
 //! appended record away, because a slow disk must not delay a failover: a gateway that dies in between starts from the
-//! version before, says so in its hello and is brought up to date. A refused update changes nothing, is never written, and its
+//! version before, says so in its hello and is brought up to date. One that is told to stop writes what it holds first. A refused update changes nothing, is never written, and its
 //! reason goes back to whoever sent it.
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use archipelago_model::stream::Refusal;
 use archipelago_proto::v1::{self as proto, ConfigUpdate, LocalUpdate, ResourceRejection};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::callers::{self, Callers};
 use crate::config::state::zone_of;
@@ -139,8 +140,9 @@ fn rejection(rejected: Rejected) -> ResourceRejection {
     ResourceRejection { resource, version, reason, kept: kept.into() }
 }
 
-/// Writes what is held to disk whenever it changed, one write at a time.
-pub async fn keep_on_disk(mut store: Store, mut state: watch::Receiver<Arc<ConfigState>>) {
+/// Writes what is held to disk whenever it changed, one write at a time; ends when nobody can change it any more and the last change is
+/// written. Once `stop` is cancelled it does not pause.
+pub async fn keep_on_disk(mut store: Store, mut state: watch::Receiver<Arc<ConfigState>>, stop: CancellationToken) {
     let mut failing = false;
     while state.changed().await.is_ok() {
         let current = state.borrow_and_update().clone();
@@ -162,12 +164,15 @@ pub async fn keep_on_disk(mut store: Store, mut state: watch::Receiver<Arc<Confi
                     tracing::error!(%error, "the configuration cannot be kept on disk; a restart would begin with an older one");
                 }
                 failing = true;
-                tokio::time::sleep(RETRY).await;
+                if stop.is_cancelled() {
+                    return;
+                }
+                let _ = tokio::time::timeout(RETRY, stop.cancelled()).await;
                 state.mark_changed();
             }
         }
         // Endpoints can flap many times a second; the disk need not follow each step.
-        tokio::time::sleep(WRITE_INTERVAL).await;
+        let _ = tokio::time::timeout(WRITE_INTERVAL, stop.cancelled()).await;
     }
 }
 

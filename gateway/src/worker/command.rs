@@ -1,14 +1,15 @@
 //! What other threads ask of a worker: explanations, reports, drills. Never on the request path.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelProbe, TunnelStatus};
-use archipelago_tunnel::{Cut, PeerHandle, PeerState};
+use archipelago_tunnel::{Cut, PeerHandle, PeerState, ServiceHealth};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Reply, Worker, probe};
+use super::{Reply, Worker, health, probe};
 
 /// A question or an order.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub enum Command {
     Probe(Reply<Vec<TunnelProbe>>),
     /// How are the tunnels, and what is being carried?
     Report(Reply<Report>),
+    /// What is ready, here and elsewhere?
+    Knowledge(Reply<Knowledge>),
     /// Drop packets in silence.
     Cut(Cut, Reply<()>),
     /// End that.
@@ -39,12 +42,38 @@ pub struct Report {
     pub connections: usize,
     /// TCP connections.
     pub tcp_connections: usize,
-    /// Every peer has been reached and has said what is ready there, or cannot be reached now.
+    /// See [`Knowledge::is_settled`].
     #[serde(skip)]
     pub is_settled: bool,
     /// One per peer.
     #[serde(skip)]
     pub tunnels: Vec<TunnelStatus>,
+}
+
+/// What one worker tells its peers is ready here, and what each of them has told it. Every worker has tunnels of its own, and hears
+/// of a change when its tunnel brings it.
+#[derive(Debug, Clone)]
+pub struct Knowledge {
+    /// Which worker.
+    pub worker: usize,
+    /// It serves with the newest configuration, and every peer has been reached and has said what is ready there, or cannot be
+    /// reached now.
+    pub is_settled: bool,
+    /// What it tells.
+    pub tells: Vec<ServiceHealth>,
+    /// What it hears, by peer.
+    pub hears: Vec<Heard>,
+}
+
+/// What one peer has told one worker.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// "cluster/gateway".
+    pub from: String,
+    /// Of the tunnel.
+    pub state: PeerState,
+    /// By service or port, as configured here; empty: nothing was said of it.
+    pub services: BTreeMap<String, Vec<ServiceHealth>>,
 }
 
 /// Answers until nobody can ask any more.
@@ -65,6 +94,7 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 drop(tokio::task::spawn_local(async move { drop(reply.send(probe::all(worker).await)) }));
             }
             Command::Report(reply) => drop(reply.send(report(&worker))),
+            Command::Knowledge(reply) => drop(reply.send(knowledge(&worker))),
             Command::Cut(cut, reply) => {
                 worker.tunnels.cut(cut);
                 let _ = reply.send(());
@@ -85,9 +115,31 @@ fn is_settled(worker: &Worker) -> bool {
         PeerState::Up => peer.has_said_health(),
         PeerState::Suspect | PeerState::Dead | PeerState::Draining => true,
     };
-    let changes = worker.tunnels.changes();
-    let is_in_view = *changes.borrow() == worker.tunnels_seen.get();
-    is_in_view && worker.tunnels.peers().iter().all(has_said)
+    let is_current = worker.generation_seen.get() == worker.published.generation()
+        && worker.tunnels_seen.get() == *worker.tunnels.changes().borrow()
+        && worker.clients_seen.get() == *worker.clients.changes().borrow();
+    is_current && worker.tunnels.peers().iter().all(has_said)
+}
+
+fn knowledge(worker: &Worker) -> Knowledge {
+    let view = worker.view();
+    let keys: BTreeSet<&str> =
+        view.snapshot.services().flat_map(|(_, config)| health::names(config)).map(|name| &**name).collect();
+    let told = view.snapshot.services().flat_map(|(index, _)| view.health(index, Instant::now()));
+    let told = told.flat_map(|(service, versions)| {
+        versions.into_iter().map(move |(version, ready)| ServiceHealth { service: service.clone(), version, ready })
+    });
+    let heard = |peer: PeerHandle| Heard {
+        from: peer.name().to_string(),
+        state: peer.state(),
+        services: keys.iter().map(|key| ((*key).to_owned(), peer.health(key))).collect(),
+    };
+    Knowledge {
+        worker: worker.index,
+        is_settled: is_settled(worker),
+        tells: told.collect(),
+        hears: worker.tunnels.peers().into_iter().map(heard).collect(),
+    }
 }
 
 fn report(worker: &Worker) -> Report {

@@ -35,6 +35,7 @@ pub(super) async fn follow(worker: Rc<Worker>, shared: Shared) {
             listening = listeners.follow(&worker, &snapshot) & captures.follow(&worker, &snapshot);
         }
         drop(before);
+        worker.generation_seen.set(generation);
         shared.published.worker_reached(worker.index, generation);
         shared.tunnels_changed.notify_one();
         tokio::select! {
@@ -118,7 +119,10 @@ impl Worker {
         now: Instant,
     ) {
         told.extend(services.iter().flat_map(|index| view.health(*index, now)));
-        if !told.is_empty() {
+        // Peers wait to hear what there is: "nothing" is said, too, but not by who has no configuration and does not know.
+        let is_first = view.snapshot.own_cluster.is_some() && !self.has_told.get();
+        if !told.is_empty() || is_first {
+            self.has_told.set(true);
             self.tunnels.change_health(told);
         }
     }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use archipelago_identity::LiveCredential;
 use archipelago_identity::tls::PeerCertificate;
-use archipelago_tunnel::{PeerName, PeerState, TunnelStats, Tunnels};
+use archipelago_tunnel::{DetectorConfig, PeerName, PeerState, TunnelStats, Tunnels};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +64,8 @@ pub struct Limits {
     pub tcp_grace: Duration,
     /// How long a drain waits for what is in flight.
     pub drain_timeout: Duration,
+    /// How soon a silent peer is suspected and given up.
+    pub detector: DetectorConfig,
 }
 
 impl Default for Limits {
@@ -76,6 +78,7 @@ impl Default for Limits {
             tcp_connections_max: 2_048,
             tcp_grace: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
+            detector: DetectorConfig::default(),
         }
     }
 }
@@ -150,6 +153,11 @@ pub struct Worker {
     pub(crate) tunnels: Tunnels,
     /// Changes of the tunnels that the view knows of.
     pub(crate) tunnels_seen: Cell<u64>,
+    pub(crate) published: Arc<Published>,
+    /// The newest configuration that it serves with.
+    pub(crate) generation_seen: Cell<u64>,
+    /// Peers have been told what is ready here, if only that nothing is.
+    has_told: Cell<bool>,
     pub(crate) streams: Streams,
     credential: LiveCredential,
     view: RefCell<Rc<View>>,
@@ -190,6 +198,9 @@ impl Worker {
             waiting: Cell::new(0),
             tunnels,
             tunnels_seen: Cell::new(0),
+            published: Arc::clone(&shared.published),
+            generation_seen: Cell::new(0),
+            has_told: Cell::new(false),
             streams: Streams::default(),
             credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View::empty())),

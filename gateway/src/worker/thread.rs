@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_tunnel::{BindError, DetectorConfig, Incoming, TunnelConfig, Tunnels};
+use archipelago_tunnel::{BindError, Incoming, TunnelConfig, Tunnels};
 use http::Method;
 use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
@@ -82,7 +82,7 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
             config.peers_per_cluster = shared.peers_per_cluster;
             // Until the first snapshot says who belongs to the federation.
             config.gate = authorize::gate(Arc::clone(&Snapshot::empty().membership));
-            config.detector = DetectorConfig::default();
+            config.detector = shared.limits.detector;
             let (tunnels, incoming) = match Tunnels::bind(config) {
                 Ok(bound) => bound,
                 Err(error) => return drop(started.send(Err(error.into()))),
