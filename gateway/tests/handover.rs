@@ -9,7 +9,7 @@
 mod harness;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,14 +19,14 @@ use archipelago_gateway::internals::{ConfigState, Store};
 use archipelago_identity::CredentialDir;
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{self as proto, Protocol};
-use harness::{Mesh, backend, empty, eventually, free_port, get, on_port, request, service, tcp_backend, text};
+use harness::{Mesh, admin, backend, empty, eventually, free_port, get, on_port, request, service, tcp_backend, text};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use http_body_util::BodyExt as _;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::net::{TcpStream, UdpSocket};
 
 const CHECKOUT: &str = "checkout.shop";
 
@@ -374,18 +374,6 @@ async fn asked(dns: SocketAddr) -> Result<(), String> {
     let count = received.map_err(|_| "no answer to a question".to_owned())?.map_err(|error| error.to_string())?;
     let answer = Message::from_vec(&answer[..count]).map_err(|error| error.to_string())?;
     if answer.answers.is_empty() { Err(format!("answered {answer:?}")) } else { Ok(()) }
-}
-
-/// What a gateway says on its admin socket, once it has one.
-async fn admin(state: &Path, method: &str, target: &str, body: &str) -> Option<String> {
-    let mut stream = UnixStream::connect(state.join("admin.sock")).await.ok()?;
-    let length = body.len();
-    let head =
-        format!("{method} {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
-    stream.write_all(head.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer.split_once("\r\n\r\n")?.1.to_owned())
 }
 
 async fn is_ready(health: SocketAddr) -> bool {

@@ -6,8 +6,8 @@ mod backends;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use archipelago_gateway::Limits;
@@ -26,7 +26,7 @@ use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 pub(crate) use backends::{Seen, backend, refusing, tcp_backend};
 
@@ -498,6 +498,42 @@ pub(crate) async fn raw(address: SocketAddr, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// paris and tokyo, one HTTP backend each, a split as given.
+pub(crate) async fn two_clusters(weights: &[(&str, u32)]) -> (Mesh, [Arc<Seen>; 2]) {
+    two_clusters_with(weights, patient()).await
+}
+
+pub(crate) async fn two_clusters_with(weights: &[(&str, u32)], limits: Limits) -> (Mesh, [Arc<Seen>; 2]) {
+    let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
+    let (paris, seen_paris) = backend("paris").await;
+    let (tokyo, seen_tokyo) = backend("tokyo").await;
+    let services = vec![
+        service("checkout", proto::Protocol::Http1, &["paris", "tokyo"], weights),
+        service("catalog", proto::Protocol::H2c, &["tokyo"], &[]),
+    ];
+    mesh.configure(
+        services,
+        &[("checkout", "paris", paris, "v1"), ("checkout", "tokyo", tokyo, "v2"), ("catalog", "tokyo", tokyo, "v1")],
+    )
+    .await;
+    mesh.serves("checkout.shop", "paris").await;
+    mesh.serves("checkout.shop", "tokyo").await;
+    mesh.serves("catalog.shop", "tokyo").await;
+    (mesh, [seen_paris, seen_tokyo])
+}
+
+/// What a gateway says on its admin socket, once it has one.
+pub(crate) async fn admin(state_dir: &Path, method: &str, target: &str, body: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(state_dir.join("admin.sock")).await.ok()?;
+    let length = body.len();
+    let head =
+        format!("{method} {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+    stream.write_all(head.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer.split_once("\r\n\r\n")?.1.to_owned())
+}
+
 /// Waits for a condition with a deadline.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     eventually_or(what, &std::cell::RefCell::default(), condition).await;
@@ -534,5 +570,5 @@ pub(crate) fn free_port() -> u16 {
 
 /// Nothing on a working machine takes as long; what waits on a starved one is not wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Other tests of this repository take theirs above and below.
+/// Tests of other crates take theirs above and below.
 const PORTS: std::ops::Range<u16> = 20_000..26_000;
