@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use archipelago_identity::{Credential, LiveCredential, MeshRole, proof, tls};
 use archipelago_proto::v1::{
@@ -208,11 +208,10 @@ async fn agent_stream(
     Ok(client.stream(messages.chain(tokio_stream::pending())).await?.into_inner())
 }
 
-/// How long the stream goes on from now.
-async fn ends_after(mut stream: Streaming<AgentDirective>) -> Duration {
-    let begun = Instant::now();
-    while let Ok(Ok(Some(_))) = tokio::time::timeout(PATIENCE, stream.message()).await {}
-    begun.elapsed()
+/// Returns when the stream has ended.
+async fn ends(mut stream: Streaming<AgentDirective>) {
+    let ended = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the stream does not end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -245,11 +244,10 @@ async fn what_is_revoked_or_deleted_ends_at_once_and_gets_no_certificate() {
     // One identity, revoked at another member than the one that serves it.
     let stream = agent_stream(&control_plane, &tokyo).await.unwrap();
     let spared = agent_stream(&control_plane, &paris).await.unwrap();
-    let ended = tokio::spawn(ends_after(stream));
+    let ended = tokio::spawn(ends(stream));
     let revoked = operators.revoke(revoke("/cluster/tokyo/agent/agent")).await.unwrap().into_inner();
     assert!(revoked.revision > 0 && revoked.issued_before_unix > 0);
-    let after = ended.await.unwrap();
-    assert!(after < Duration::from_secs(1), "{after:?}");
+    ended.await.unwrap();
     agent_stream(&control_plane, &tokyo).await.unwrap_err();
     enrol::renew(&tokyo, &members).await.unwrap_err();
     let recovered = enrol::recover(&tokyo, &members).await.unwrap_err().to_string();
@@ -260,10 +258,9 @@ async fn what_is_revoked_or_deleted_ends_at_once_and_gets_no_certificate() {
 
     // A whole cluster, by deleting it: sessions, unspent tokens, and the answer to a repeated join.
     let unspent = control_plane.token(1, "paris", JoinRole::Gateway, "gw-9").await;
-    let ended = tokio::spawn(ends_after(spared));
+    let ended = tokio::spawn(ends(spared));
     control_plane.delete_cluster(2, "paris").await;
-    let after = ended.await.unwrap();
-    assert!(after < Duration::from_secs(1), "{after:?}");
+    ended.await.unwrap();
     agent_stream(&control_plane, &paris).await.unwrap_err();
     let repeated = join_raw(&control_plane, 1, join(&token)).await.unwrap_err();
     assert!(repeated.message().contains("paris was deleted"), "{repeated}");

@@ -10,7 +10,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 
 /// Everything here takes well under a second on an idle machine; a loaded one gets this long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A federation's control plane.
 pub(crate) struct ControlPlane {
@@ -292,18 +292,29 @@ pub(crate) fn cluster(name: &str, region: &str) -> String {
     )
 }
 
-/// A port that nobody listens on, below the range from which the kernel takes ports for outgoing connections.
+/// A port that nobody listens on, below the range from which the kernel takes ports for outgoing connections. It is this process's as
+/// long as it lives, whatever it opens and closes: whoever holds the first of twenty has all of them.
 pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        // Test files run as processes of their own, one after another or at once.
-        let offset = u16::try_from(std::process::id() % 100).unwrap() * 100;
-        let port = 20_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+    static HELD: Mutex<(Vec<TcpListener>, Vec<u16>)> = Mutex::new((Vec::new(), Vec::new()));
+    let mut held = HELD.lock().unwrap();
+    let (blocks, free) = &mut *held;
+    let (count, first) = (PORTS.len() / 20, std::process::id() as usize * 7);
+    for block in (0..count).map(|n| (first + n) % count) {
+        if let Some(port) = free.pop() {
             return port;
         }
+        let base = PORTS.start + u16::try_from(block).unwrap() * 20;
+        let listen = |port| TcpListener::bind(("127.0.0.1", port));
+        if let Ok(holder) = listen(base) {
+            blocks.push(holder);
+            free.extend((base + 1..base + 20).filter(|port| listen(*port).is_ok()));
+        }
     }
+    panic!("no free port in {PORTS:?}");
 }
+
+/// Tests of other crates take theirs below.
+const PORTS: std::ops::Range<u16> = 26_000..32_000;
 
 pub(crate) fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -19,6 +20,7 @@ pub(crate) struct Federation {
     dir: TempDir,
     pub(crate) state: PathBuf,
     pub(crate) base_port: u16,
+    ports: TcpListener,
     gateways: BTreeMap<String, Gateway>,
     environment: Vec<(&'static str, &'static str)>,
     guardian: Option<Child>,
@@ -41,7 +43,7 @@ impl Federation {
             }
             let taken = ran.stderr.contains("ports are not free") && attempt < PORT_ATTEMPTS_MAX;
             assert!(taken, "{ran}\n{}", federation.logs(40));
-            federation.base_port = base_port();
+            (federation.base_port, federation.ports) = base_port();
         }
         federation.gateways = federation.status().await.gateways();
         federation
@@ -62,10 +64,12 @@ impl Federation {
             fs::write(dir.path().join(TOPOLOGY), text).unwrap();
         }
         let guardian = Some(guardian(&state));
+        let (base_port, ports) = base_port();
         Self {
             dir,
             state,
-            base_port: base_port(),
+            base_port,
+            ports,
             gateways: BTreeMap::new(),
             environment: Vec::new(),
             guardian,
@@ -254,7 +258,7 @@ impl Federation {
         assert!(!self.state.exists(), "files are left: {:?}", fs::read_dir(&self.state).unwrap().collect::<Vec<_>>());
         for (transport, address) in &held {
             let free = match transport {
-                proc::Transport::Tcp => std::net::TcpListener::bind(address).map(drop),
+                proc::Transport::Tcp => TcpListener::bind(address).map(drop),
                 proc::Transport::Udp => std::net::UdpSocket::bind(address).map(drop),
             };
             assert!(free.is_ok(), "{transport:?} {address} is still taken");
@@ -303,9 +307,16 @@ fn guardian(state: &Path) -> Child {
     command.process_group(0).spawn().unwrap()
 }
 
-/// Somewhere below the ports that the kernel gives to clients, so that no connection of a test takes one of ours.
-fn base_port() -> u16 {
-    10_000 + 500 * rand::random_range(0..42_u16)
+/// The first of five hundred ports below those that the kernel gives to clients, so that no connection of a test takes one of ours. They
+/// are ours while the listener lives: whoever holds the last, which no federation of a test gets to, has all of them.
+fn base_port() -> (u16, TcpListener) {
+    let first = rand::random_range(0..PORT_BLOCKS);
+    for base in (0..PORT_BLOCKS).map(|n| 10_000 + 500 * ((first + n) % PORT_BLOCKS)) {
+        if let Ok(last) = TcpListener::bind(("127.0.0.1", base + 499)) {
+            return (base, last);
+        }
+    }
+    panic!("all {PORT_BLOCKS} blocks of ports from 10000 on are in use");
 }
 
 /// One control-plane node and two clusters with a gateway and a service each: what needs no more starts faster.
@@ -340,3 +351,5 @@ const EXPLAINED: [&str; 4] = [
 ];
 const TOPOLOGY: &str = "topology.yaml";
 const PORT_ATTEMPTS_MAX: u32 = 6;
+/// Up to 20000, where tests of other crates have theirs.
+const PORT_BLOCKS: u16 = 20;

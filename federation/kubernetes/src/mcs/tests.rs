@@ -324,8 +324,8 @@ fn two_thousand_imports_cost_little_to_look_at_and_nothing_to_keep() {
     let needed: Vec<_> =
         writes.iter().filter(|write| !matches!(write.what, crate::apply::What::ApplyOnce(_))).collect();
     assert!(needed.is_empty(), "{needed:?}");
-    // An unoptimised build on a busy machine; optimised it is some milliseconds.
-    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    // Some milliseconds optimised, a tenth of a second as it is, minutes if it were the square of it; the rest is for a busy machine.
+    assert!(took < std::time::Duration::from_secs(30), "{took:?}");
     println!("2,000 imports on 20 nodes: {took:?}");
 }
 
