@@ -87,7 +87,13 @@ impl Stream {
         let frame = match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Http2(body) => match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                // hyper takes RST_STREAM(NO_ERROR) for an end; what came before it is not all, or END_STREAM would have been there.
+                None if !body.is_end_stream() => {
+                    Poll::Ready(Some(Err("the client reset the stream of the request".into())))
+                }
+                frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+            },
             Self::Tunnel(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             #[cfg(test)]
             Self::Listed(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -43,7 +43,7 @@ pub async fn serve(
     let _open = worker.metrics.http_connection();
     let _ = stream.set_nodelay(true);
     let timer = worker.timers.timer();
-    timer.set(Some(Instant::now() + HEAD_TIMEOUT));
+    timer.set(Some(Instant::now() + worker.limits.head_timeout));
     let opening = tokio::select! {
         biased;
         opening = opening(&mut stream) => opening,
@@ -125,7 +125,5 @@ impl AsyncWrite for Opened {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A client that connects must say something.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// One read mostly brings a whole first request.
 const OPENING_BYTES: usize = 4 * 1024;

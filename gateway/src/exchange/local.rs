@@ -117,8 +117,12 @@ async fn http2(
         if !read.status.is_informational() {
             return Ok((read, ResponseBody::http2(exchange)));
         }
+        // Once, however often this is polled.
+        let mut unsaid = Some(&read);
         head = poll_fn(|cx| {
-            call.interim.send(&read, cx);
+            if let Some(head) = unsaid.take() {
+                call.interim.send(head, cx);
+            }
             exchange.poll_head(cx)
         })
         .await?;

@@ -88,10 +88,11 @@ pub async fn serve_client(
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;
+    let is_head = head.method == Method::HEAD;
     let routed = policy::of_client(&worker, &view, entrance, &mut head, &mut books, now);
     let routed = match routed {
         Ok(routed) => routed,
-        Err(failure) => return answer(&worker, failure, books, policy::is_grpc(&head)),
+        Err(failure) => return answer(&worker, failure, books, policy::is_grpc(&head), is_head),
     };
     let is_grpc = routed.is_grpc;
     let call = Call {
@@ -108,20 +109,21 @@ pub async fn serve_client(
     };
     match attempts::run(call, books).await {
         Ok((response, books)) => response.with(books),
-        Err((failure, books)) => answer(&worker, failure, books, is_grpc),
+        Err((failure, books)) => answer(&worker, failure, books, is_grpc, is_head),
     }
 }
 
 /// Serves one request out of a tunnel. It is served by endpoints of this cluster or not at all.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     let IncomingRequest { peer, mut head, body, mut responder } = *incoming;
+    let is_head = head.method == Method::HEAD;
     let now = Instant::now();
     let caller = match worker.caller(&peer) {
         Ok(caller) => caller,
         Err(refusal) => {
             tracing::debug!(peer = %peer.spiffe_id, %refusal, "a request out of a tunnel is refused");
             worker.metrics.refused_stream(refusal);
-            return respond(responder, said(Failure::Refused(refusal))).await;
+            return respond(responder, said(Failure::Refused(refusal)).to_head(is_head)).await;
         }
     };
     // HTTP/3 splits cookies as HTTP/2 does (RFC 9114 §4.2.1).
@@ -172,7 +174,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
             if let Failure::Refused(refusal) = failure {
                 worker.metrics.refused_stream(refusal);
             }
-            respond(responder, answer(&worker, failure, books, false)).await;
+            respond(responder, answer(&worker, failure, books, false, is_head)).await;
         }
     }
 }
@@ -208,6 +210,14 @@ async fn respond(responder: Responder, response: Response) {
 }
 
 impl Response {
+    /// Without its body if that is for HEAD: only HTTP/1.1 leaves it out by itself.
+    fn to_head(mut self, is_head: bool) -> Self {
+        if is_head {
+            self.body = ResponseBody::empty();
+        }
+        self
+    }
+
     fn with(self, mut books: Books) -> Self {
         books.record().code = self.head.status.as_u16();
         Self { head: self.head, body: self.body.with_books(books) }
@@ -215,10 +225,11 @@ impl Response {
 }
 
 /// Answers a failure, and writes it down.
-fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool) -> Response {
+fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool, is_head: bool) -> Response {
     worker.metrics.failure(failure);
     books.record().flags = failure.flags();
-    if is_grpc { said_in_grpc(failure) } else { said(failure) }.with(books)
+    let response = if is_grpc { said_in_grpc(failure) } else { said(failure) };
+    response.to_head(is_head).with(books)
 }
 
 /// The response to a failure: one line of text, with the reason in a header.

@@ -52,6 +52,10 @@ use view::{LiveState, View};
 pub struct Limits {
     /// Until a response must begin; see [`crate::exchange::call::Deadline`].
     pub request_timeout: Duration,
+    /// Until the head of a request is there, once it has begun, and until a new connection says anything.
+    pub head_timeout: Duration,
+    /// How long a connection of HTTP/1.1 is kept between two requests. nginx: 75 s, HAProxy: until its client time-out.
+    pub idle_timeout: Duration,
     /// How long a client may take nothing of a response that is there.
     pub stall_timeout: Duration,
     /// Requests carried at a time.
@@ -72,6 +76,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             request_timeout: Duration::from_secs(30),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
             requests_max: 8_192,
             connections_max: 8_192,

@@ -82,8 +82,9 @@ pub async fn exchange(
         }
     })
     .await?;
-    let persistent = info.persistent && sending.broken.is_none();
-    let upload = (!sending.upload.ended || !link.out.is_empty()).then_some(sending);
+    let broken = sending.broken.take();
+    let persistent = info.persistent && broken.is_none();
+    let upload = (broken.is_none() && (!sending.upload.ended || !link.out.is_empty())).then_some(sending);
     let mut answer = Answer {
         link: Some(link),
         endpoint: Rc::clone(endpoint),
@@ -95,6 +96,7 @@ pub async fn exchange(
         },
         upload,
         persistent,
+        broken,
     };
     if answer.left == Some(0) {
         answer.end();
@@ -243,6 +245,8 @@ pub struct Answer {
     left: Option<u64>,
     upload: Option<Sending>,
     persistent: bool,
+    /// The endpoint has closed or reset the connection. The kernel says so once, and has said it to a write: the next read sees an end.
+    broken: Option<io::Error>,
 }
 
 impl Answer {
@@ -265,7 +269,13 @@ impl Body for Answer {
         let Some(link) = &mut this.link else { return Poll::Ready(None) };
         if let Some(sending) = &mut this.upload {
             // A request that cannot be sent on does not spoil a response that has begun.
-            if sending.poll(link, cx).is_err() || sending.broken.is_some() {
+            if sending.poll(link, cx).is_err() {
+                // The sender broke off: the endpoint hears that, or it would wait for the rest for ever, and we for its response.
+                link.out.clear();
+                link.close_writing();
+                (this.upload, this.persistent) = (None, false);
+            } else if sending.broken.is_some() {
+                this.broken = sending.broken.take();
                 (this.upload, this.persistent) = (None, false);
             } else if sending.upload.ended && link.out.is_empty() {
                 this.upload = None;
@@ -298,7 +308,10 @@ impl Body for Answer {
             }
             let more = match ready!(link.poll_fill(cx)) {
                 Ok(true) => continue,
-                Ok(false) => this.decoder.end_of_input().map_err(BoxError::from),
+                Ok(false) => match this.broken.take() {
+                    Some(error) => Err(error.into()),
+                    None => this.decoder.end_of_input().map_err(BoxError::from),
+                },
                 Err(error) => Err(error.into()),
             };
             this.link = None;

@@ -1,5 +1,6 @@
 //! A TCP connection that speaks HTTP/1.1, from either end: what was read and not used yet, and what is to be written.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,7 +21,7 @@ use super::out::Out;
 pub struct Link {
     // Halves, because reading through one knows by a short read that the socket is empty and spares the next call.
     reader: OwnedReadHalf,
-    writer: Rc<OwnedWriteHalf>,
+    writer: Rc<Writer>,
     /// Read and not used yet.
     pub read: BytesMut,
     /// To be written.
@@ -34,7 +35,8 @@ impl Link {
     /// A connection from which `read` has been read.
     pub fn new(stream: TcpStream, read: BytesMut) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader, writer: Rc::new(writer), read, out: Out::default(), eof: false, want: READ_MIN }
+        let writer = Rc::new(Writer { half: Some(writer), resets: Cell::new(false) });
+        Self { reader, writer, read, out: Out::default(), eof: false, want: READ_MIN }
     }
 
     /// Reads more; ready with false at the end.
@@ -61,7 +63,7 @@ impl Link {
     /// # Errors
     /// The connection is gone.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.out.poll_flush((*self.writer).as_ref(), cx)
+        self.out.poll_flush(self.reader.as_ref(), cx)
     }
 
     /// True when the connection, idle, can be used: the other end has neither closed it nor said anything.
@@ -96,6 +98,7 @@ impl Link {
 
     /// Lets the other end see a reset when this is dropped: what it has is not all.
     pub fn reset(&self) {
+        self.writer.resets.set(true);
         let _ = SockRef::from(self.reader.as_ref()).set_linger(Some(Duration::ZERO));
     }
 
@@ -111,15 +114,36 @@ impl Link {
     }
 }
 
+/// The writing half, which ends in order when it is dropped, unless the connection is to be reset: its other end could read the end
+/// before it sees the reset.
+#[derive(Debug)]
+struct Writer {
+    /// Gone when it is dropped.
+    half: Option<OwnedWriteHalf>,
+    resets: Cell<bool>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.resets.get()
+            && let Some(half) = self.half.take()
+        {
+            half.forget();
+        }
+    }
+}
+
 /// Knows when a connection is no more.
 #[derive(Debug)]
-pub struct Watch(Rc<OwnedWriteHalf>);
+pub struct Watch(Rc<Writer>);
 
 impl Watch {
     /// Resolves when the connection was reset, or closed in both directions; a half that is merely closed does not count.
     pub async fn is_gone(&self) {
         // An error of the registration means that the runtime ends.
-        let _ = self.0.ready(Interest::ERROR).await;
+        if let Some(half) = &self.0.half {
+            let _ = half.ready(Interest::ERROR).await;
+        }
     }
 }
 

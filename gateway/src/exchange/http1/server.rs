@@ -13,6 +13,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::link::Link;
 use super::{push_chunk, push_last_chunk};
@@ -30,6 +31,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entran
         body: RefCell::new(BodyDecoder::new(Framing::Empty)),
         left: Cell::new(Some(0)),
         expectation: Cell::new(Expectation::None),
+        message: Cell::new(0),
+        is_lent: Cell::new(false),
+        returned: Notify::new(),
     });
     let timer = worker.timers.timer();
     loop {
@@ -46,7 +50,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entran
         };
         let message = Message { method: head.method.clone(), version: head.version };
         conn.begin(&info);
-        let body = Incoming::http1(UploadBody(Rc::clone(&conn)), info.framing);
+        let body = Incoming::http1(UploadBody::of(&conn), info.framing);
         let interim =
             if message.version == Version::HTTP_11 { Interim::Http1(Rc::clone(&conn)) } else { Interim::None };
         // In a box: an idle connection does not carry the room of a request.
@@ -58,7 +62,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entran
         };
         let wants_more = info.persistent && !worker.is_draining.get() && !worker.is_leaving.get();
         let Ok(again) = conn.answer(&worker, &timer, message, response, wants_more).await else { return };
-        if !again {
+        if !again || !conn.rest().await {
             return conn.linger().await;
         }
     }
@@ -79,6 +83,12 @@ pub struct Conn {
     /// Of a body with a length.
     left: Cell<Option<u64>>,
     expectation: Cell<Expectation>,
+    /// Which one it is, so that who still holds the body of an earlier one does not read this one's.
+    message: Cell<u64>,
+    /// Somebody holds its body.
+    is_lent: Cell<bool>,
+    /// Told when nobody does any more, or all of it was read.
+    returned: Notify,
 }
 
 /// Why a head was not read.
@@ -104,7 +114,7 @@ impl Conn {
         let mut head = RequestHead::default();
         let mut progress = h1::Progress::default();
         let began = Instant::now();
-        timer.set(Some(began + SHRINK_AFTER));
+        timer.set(Some(began + SHRINK_AFTER.min(worker.limits.idle_timeout)));
         let mut idle = true;
         std::future::poll_fn(|cx| {
             let mut link = self.link.borrow_mut();
@@ -119,7 +129,7 @@ impl Conn {
                         Err(refusal) => return Poll::Ready(Err(Unread::Refused(refusal))),
                     }
                     if std::mem::take(&mut idle) {
-                        timer.set(Some(Instant::now() + HEAD_TIMEOUT));
+                        timer.set(Some(Instant::now() + worker.limits.head_timeout));
                     }
                 }
                 match link.poll_fill(cx) {
@@ -131,7 +141,7 @@ impl Conn {
                     if !idle {
                         return Poll::Ready(Err(Unread::Slow));
                     }
-                    let end = began + IDLE_TIMEOUT;
+                    let end = began + worker.limits.idle_timeout;
                     if Instant::now() >= end {
                         return Poll::Ready(Ok(None));
                     }
@@ -155,6 +165,7 @@ impl Conn {
             Framing::Chunked => None,
             Framing::Empty | Framing::UntilClose => Some(0),
         });
+        self.message.set(self.message.get() + 1);
         self.expectation.set(if info.expects_continue { Expectation::Open } else { Expectation::None });
     }
 
@@ -217,7 +228,68 @@ impl Conn {
         stream.is_gone().await;
     }
 
-    /// Writes the response. `Ok(true)`: the connection can carry another request.
+    /// Reads what the answer did not wait for: whoever still wants it may, then it is left out. True once all of it was read.
+    async fn rest(&self) -> bool {
+        if !self.is_read() {
+            let mut left = LINGER_BYTES;
+            let read = async {
+                while self.is_lent.get() && !self.is_read() {
+                    self.returned.notified().await;
+                }
+                std::future::poll_fn(|cx| self.poll_rest(&mut left, cx)).await;
+            };
+            let _ = tokio::time::timeout(LINGER, read).await;
+        }
+        self.is_read()
+    }
+
+    fn poll_rest(&self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.is_read() {
+            match ready!(self.poll_body(cx)) {
+                Some(Ok(frame)) => match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(less) => *left = less,
+                    None => break,
+                },
+                Some(Err(_)) | None => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// The next piece of the body.
+    fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut link = self.link.borrow_mut();
+        loop {
+            match self.body.borrow_mut().decode(&mut link.read) {
+                Ok(Piece::Data(data)) => {
+                    // Who sends although nobody has told him to does not wait for it any more.
+                    self.expectation.set(Expectation::None);
+                    self.left.set(self.left.get().map(|left| left.saturating_sub(data.len() as u64)));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Piece::Trailers(trailers)) => {
+                    self.left.set(Some(0));
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.to_header_map().unwrap_or_default()))));
+                }
+                Ok(Piece::End) => {
+                    self.left.set(Some(0));
+                    return Poll::Ready(None);
+                }
+                Ok(Piece::More) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+            match ready!(link.poll_fill(cx)) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let cut = self.body.borrow_mut().end_of_input();
+                    return Poll::Ready(cut.err().map(|error| Err(error.into())));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    /// Writes the response. `Ok(true)`: the connection can carry another request, once this one was read.
     async fn answer(
         &self,
         worker: &Rc<Worker>,
@@ -310,7 +382,7 @@ impl Conn {
             return Err(error);
         }
         drop(body);
-        Ok(persistent && self.is_read() && self.expectation.get() == Expectation::None)
+        Ok(persistent && self.expectation.get() == Expectation::None)
     }
 
     /// Ends a response that is not whole. Whoever counts bytes or chunks sees that something is missing, and gets what there is; who
@@ -345,6 +417,8 @@ impl Conn {
     /// Leaves the response a while to arrive: a socket that closes with unread bytes in it resets the connection, and with it what the
     /// client has not read yet (RFC 9112 §9.6).
     async fn linger(&self) {
+        // What follows is nobody's.
+        self.message.set(self.message.get() + 1);
         self.link.borrow().close_writing();
         let mut left = LINGER_BYTES;
         let drained = std::future::poll_fn(|cx| self.link.borrow_mut().poll_drain(&mut left, cx));
@@ -380,53 +454,62 @@ fn longer() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the body is longer than it said")
 }
 
-/// The body of the request that a connection carries now.
+/// The body of a request, for as long as its connection carries that request.
 #[derive(Debug)]
-pub struct UploadBody(Rc<Conn>);
+pub struct UploadBody {
+    conn: Rc<Conn>,
+    message: u64,
+    is_read: bool,
+}
+
+impl UploadBody {
+    /// Of the request that `conn` carries now.
+    fn of(conn: &Rc<Conn>) -> Self {
+        conn.is_lent.set(true);
+        Self { conn: Rc::clone(conn), message: conn.message.get(), is_read: conn.is_read() }
+    }
+}
+
+impl Drop for UploadBody {
+    fn drop(&mut self) {
+        if self.message == self.conn.message.get() {
+            self.conn.is_lent.set(false);
+            self.conn.returned.notify_one();
+        }
+    }
+}
 
 impl Body for UploadBody {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let conn = &self.0;
-        let mut link = conn.link.borrow_mut();
-        loop {
-            match conn.body.borrow_mut().decode(&mut link.read) {
-                Ok(Piece::Data(data)) => {
-                    // Who sends although nobody has told him to does not wait for it any more.
-                    conn.expectation.set(Expectation::None);
-                    conn.left.set(conn.left.get().map(|left| left.saturating_sub(data.len() as u64)));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Ok(Piece::Trailers(trailers)) => {
-                    conn.left.set(Some(0));
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.to_header_map().unwrap_or_default()))));
-                }
-                Ok(Piece::End) => {
-                    conn.left.set(Some(0));
-                    return Poll::Ready(None);
-                }
-                Ok(Piece::More) => {}
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
-            }
-            match ready!(link.poll_fill(cx)) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let cut = conn.body.borrow_mut().end_of_input();
-                    return Poll::Ready(cut.err().map(|error| Err(error.into())));
-                }
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
-            }
+        let this = self.get_mut();
+        if this.is_read {
+            return Poll::Ready(None);
         }
+        if this.message != this.conn.message.get() {
+            return Poll::Ready(Some(Err(
+                "the request was answered before it was read, and its connection has ended".into()
+            )));
+        }
+        let frame = ready!(this.conn.poll_body(cx));
+        this.is_read = this.conn.is_read();
+        if this.is_read {
+            this.conn.returned.notify_one();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_read()
+        self.is_read
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.left.get().map_or_else(SizeHint::default, SizeHint::with_exact)
+        match self.is_read {
+            true => SizeHint::with_exact(0),
+            false => self.conn.left.get().map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
     }
 }
 
@@ -435,10 +518,6 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const AHEAD_BYTES: usize = 64 * 1024;
 /// Read ahead of the answer to an earlier request.
 const PIPELINED_MAX: usize = 8 * 1024;
-/// A head that has begun comes in time.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// nginx: 75 s, HAProxy: until its client time-out.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of an idle connection its buffers are freed.
 const SHRINK_AFTER: Duration = Duration::from_secs(1);
 const PROBE_AFTER: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use archipelago_tunnel::codec;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Response, header};
@@ -41,7 +41,40 @@ pub struct Upload<B> {
     body: Option<B>,
     /// Of the body, not yet taken by the connection.
     chunk: Bytes,
+    small: Small,
+    /// They come after it.
+    trailers: Option<HeaderMap>,
     counted: Option<Counted>,
+}
+
+/// Small pieces that come together go out together: a server may take a hundred small frames for an attack, and end the connection
+/// with everybody's streams on it.
+#[derive(Default)]
+struct Small {
+    /// The first is not copied: mostly it is the only one.
+    first: Bytes,
+    gathered: BytesMut,
+}
+
+impl Small {
+    /// Takes a piece; gives what is to be sent now, or nothing.
+    fn push(&mut self, data: Bytes) -> Bytes {
+        if self.first.is_empty() && self.gathered.is_empty() {
+            if data.len() >= SMALL_BYTES {
+                return data;
+            }
+            self.first = data;
+            return Bytes::new();
+        }
+        self.gathered.extend_from_slice(&std::mem::take(&mut self.first));
+        self.gathered.extend_from_slice(&data);
+        if self.gathered.len() >= GATHERED_BYTES { self.take() } else { Bytes::new() }
+    }
+
+    /// All there is.
+    fn take(&mut self) -> Bytes {
+        if self.gathered.is_empty() { std::mem::take(&mut self.first) } else { self.gathered.split().freeze() }
+    }
 }
 
 impl<B> Http2Exchange<B>
@@ -50,8 +83,14 @@ where
     B::Error: Into<BoxError>,
 {
     pub(super) fn new(response: ResponseFuture, upload: Option<(SendStream<Bytes>, B)>, counted: Counted) -> Self {
-        let upload =
-            upload.map(|(stream, body)| Upload { stream, body: Some(body), chunk: Bytes::new(), counted: None });
+        let upload = upload.map(|(stream, body)| Upload {
+            stream,
+            body: Some(body),
+            chunk: Bytes::new(),
+            small: Small::default(),
+            trailers: None,
+            counted: None,
+        });
         let address = counted.address;
         Self { upload, response: State::Head(response), counted: Some(counted), address }
     }
@@ -138,8 +177,9 @@ where
                             return Poll::Ready(Some(Ok(Frame::data(data))));
                         }
                     }
-                    // RFC 9113 §8.1: the response was complete, and the rest of the request is not needed. A length says whether it was.
-                    Some(Err(error)) if is_early_end(&error) && left.is_none_or(|left| left == 0) => {
+                    // RFC 9113 §8.1: the response is complete, and the rest of the request is not needed. `h2` tells of a reset only if
+                    // END_STREAM was not there before it: then a length has to say whether it is.
+                    Some(Err(error)) if is_early_end(&error) && *left == Some(0) => {
                         self.response = State::Ended;
                         return Poll::Ready(None);
                     }
@@ -159,7 +199,6 @@ where
                     self.response = State::Ended;
                     return Poll::Ready(match trailers {
                         Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-                        Err(error) if is_early_end(&error) => None,
                         Err(error) => Some(Err(error)),
                     });
                 }
@@ -223,30 +262,42 @@ where
                     }
                 }
                 let piece = this.chunk.split_to(this.stream.capacity().min(this.chunk.len()));
-                let is_last = this.chunk.is_empty() && this.body.is_none();
+                let is_last = this.chunk.is_empty() && this.body.is_none() && this.trailers.is_none();
                 if this.stream.send_data(piece, is_last).is_err() || is_last {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
+            }
+            if let Some(trailers) = this.trailers.take() {
+                let _ = this.stream.send_trailers(trailers);
+                return Poll::Ready(Ok(()));
             }
             let Some(body) = &mut this.body else {
                 let _ = this.stream.send_data(Bytes::new(), true);
                 return Poll::Ready(Ok(()));
             };
             match Pin::new(body).poll_frame(cx) {
-                // Learn at once if nobody wants it any more.
-                Poll::Pending => return this.stream.poll_reset(cx).map(|_| Ok(())),
-                Poll::Ready(None) => this.body = None,
+                Poll::Pending => {
+                    this.chunk = this.small.take();
+                    if this.chunk.is_empty() {
+                        // Learn at once if nobody wants it any more.
+                        return this.stream.poll_reset(cx).map(|_| Ok(()));
+                    }
+                }
+                Poll::Ready(None) => (this.body, this.chunk) = (None, this.small.take()),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        this.chunk = data;
+                        this.chunk = this.small.push(data);
                         if this.body.as_ref().is_some_and(Body::is_end_stream) {
                             this.body = None;
+                            if this.chunk.is_empty() {
+                                this.chunk = this.small.take();
+                            }
                         }
                     }
                     Err(frame) => {
-                        let _ = this.stream.send_trailers(frame.into_trailers().unwrap_or_default());
-                        return Poll::Ready(Ok(()));
+                        this.trailers = frame.into_trailers().ok();
+                        (this.body, this.chunk) = (None, this.small.take());
                     }
                 },
                 Poll::Ready(Some(Err(error))) => {
@@ -285,3 +336,8 @@ fn section_bytes(headers: &HeaderMap) -> usize {
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
+
+/// Below this a piece costs less to copy than to send.
+const SMALL_BYTES: usize = 2 * 1024;
+/// What servers take as one frame.
+const GATHERED_BYTES: usize = 16 * 1024;

@@ -539,3 +539,35 @@ fn cancellation_is_cancel() {
         assert_eq!(heard.recv().await.unwrap(), (5, cancel));
     });
 }
+
+#[test]
+fn small_pieces_that_come_together_go_out_together() {
+    run(async {
+        let (listener, address) = listen().await;
+        let pool = Http2Pool::new(Door::new(address));
+        let pieces = (0..1_000_u32).map(|n| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![n as u8]))));
+        let mut body = Some(http_body_util::StreamBody::new(futures_util::stream::iter(pieces)));
+        let request = || Some(Request::post(format!("http://{address}/")).body(body.take()?).unwrap());
+        let sending = pool.send(request);
+        let answering = async {
+            let mut raw = Raw::accept(&listener).await;
+            let (mut bytes, mut frames) = (Vec::new(), 0);
+            loop {
+                let RawFrame(kind, flags, stream, payload) = raw.next().await.unwrap();
+                if kind == DATA {
+                    frames += usize::from(!payload.is_empty());
+                    bytes.extend_from_slice(&payload);
+                    if flags & END_STREAM != 0 {
+                        raw.answer(stream).await;
+                        break;
+                    }
+                }
+            }
+            (bytes, frames)
+        };
+        let (sent, (bytes, frames)) = tokio::join!(sending, answering);
+        sent.unwrap();
+        assert_eq!(bytes, (0..1_000_u32).map(|n| n as u8).collect::<Vec<_>>());
+        assert!(frames <= 2, "{frames} frames");
+    });
+}
