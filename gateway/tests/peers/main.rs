@@ -7,5 +7,10 @@
 )]
 
 mod bodies;
+mod grpc;
+mod h2;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod limits;
+mod programs;
+mod tools;
