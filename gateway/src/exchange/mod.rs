@@ -123,7 +123,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
         Err(refusal) => {
             tracing::debug!(peer = %peer.spiffe_id, %refusal, "a request out of a tunnel is refused");
             worker.metrics.refused_stream(refusal);
-            return respond(responder, said(Failure::Refused(refusal)).to_head(is_head)).await;
+            return respond(responder, said(Failure::Refused(refusal)).without_body_if(is_head)).await;
         }
     };
     // HTTP/3 splits cookies as HTTP/2 does (RFC 9114 §4.2.1).
@@ -211,7 +211,7 @@ async fn respond(responder: Responder, response: Response) {
 
 impl Response {
     /// Without its body if that is for HEAD: only HTTP/1.1 leaves it out by itself.
-    fn to_head(mut self, is_head: bool) -> Self {
+    fn without_body_if(mut self, is_head: bool) -> Self {
         if is_head {
             self.body = ResponseBody::empty();
         }
@@ -229,7 +229,7 @@ fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool, is
     worker.metrics.failure(failure);
     books.record().flags = failure.flags();
     let response = if is_grpc { said_in_grpc(failure) } else { said(failure) };
-    response.to_head(is_head).with(books)
+    response.without_body_if(is_head).with(books)
 }
 
 /// The response to a failure: one line of text, with the reason in a header.
