@@ -11,7 +11,7 @@ mod harness;
 use std::sync::atomic::Ordering;
 
 use archipelago_gateway::Limits;
-use archipelago_http::{Fields, Known, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Known, Pooled, RequestHead, ResponseHead};
 use archipelago_proto::v1::Protocol;
 use archipelago_tunnel::{PeerHandle, PeerState, RecvHalf, SendHalf, TunnelError};
 use http_body_util::BodyExt as _;
@@ -32,7 +32,7 @@ async fn connect(
     peer: &PeerHandle,
     to: &str,
     service: &str,
-) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+) -> Result<(Pooled<ResponseHead>, SendHalf, RecvHalf), TunnelError> {
     let mut head = RequestHead::new();
     head.method = http::Method::CONNECT;
     assert!(head.set_authority(to.as_bytes()));

@@ -285,6 +285,12 @@ impl Fields {
         self.text.extend_from_slice(lines);
     }
 
+    /// Bytes of text for which there is memory.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.text.capacity()
+    }
+
     pub(crate) fn parts(&mut self) -> (&[u8], &mut Vec<Field>, &mut u128) {
         (&self.text, &mut self.fields, &mut self.known)
     }

@@ -14,9 +14,11 @@ mod fields;
 mod head;
 mod hop;
 mod name;
+mod pool;
 mod text;
 
 pub use convert::NotHttp;
 pub use fields::{Fields, InvalidField};
 pub use head::{RequestHead, ResponseHead, Scheme};
 pub use name::{Known, Name};
+pub use pool::{Pooled, Reusable};

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archipelago_http::{Known, RequestHead};
+use archipelago_http::{Known, Pooled, RequestHead};
 
 use super::body::Replayable;
 use super::interim::Interim;
@@ -20,7 +20,7 @@ pub struct Call {
     /// The worker it runs on.
     pub worker: Rc<Worker>,
     /// Its head, without hop-by-hop fields and what only gateways may say.
-    pub head: RequestHead,
+    pub head: Pooled<RequestHead>,
     /// Its body.
     pub body: Replayable,
     /// Where informational responses go.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use archipelago_http::h1::BadResponse;
-use archipelago_http::{Fields, Known, ResponseHead};
+use archipelago_http::{Fields, Known, Pooled, ResponseHead};
 
 use super::Response;
 use super::attempts::{Attempt, Failed, Sent};
@@ -78,7 +78,7 @@ async fn http1(
     endpoint: &Rc<Endpoint>,
     said: &Fields,
     mut body: RequestBody,
-) -> Result<(ResponseHead, ResponseBody), UpstreamError> {
+) -> Result<(Pooled<ResponseHead>, ResponseBody), UpstreamError> {
     loop {
         let (link, reused) = endpoint.link().await?;
         let outgoing = Outgoing { head: &call.head, block: said.lines(), body };
@@ -96,7 +96,7 @@ async fn http2(
     endpoint: &Rc<Endpoint>,
     said: &Fields,
     body: RequestBody,
-) -> Result<(ResponseHead, ResponseBody), UpstreamError> {
+) -> Result<(Pooled<ResponseHead>, ResponseBody), UpstreamError> {
     if call.head.fields.contains(Known::Expect) {
         // Servers of HTTP/2 mostly say nothing of it, and need not: flow control is there for that.
         call.interim.go_on().await;
@@ -115,7 +115,7 @@ async fn http2(
         let read = ResponseHead::from_http(&parts)
             .map_err(|error| UpstreamError::Broken { address: endpoint.address(), source: error.into() })?;
         if !read.status.is_informational() {
-            return Ok((read, ResponseBody::http2(exchange)));
+            return Ok((read.into(), ResponseBody::http2(exchange)));
         }
         // Once, however often this is polled.
         let mut unsaid = Some(&read);
@@ -130,7 +130,7 @@ async fn http2(
 }
 
 /// What the backend is told about the request.
-fn said(call: &Call, attempt: Attempt) -> Fields {
+fn said(call: &Call, attempt: Attempt) -> Pooled<Fields> {
     let identity = &call.worker.identity;
     let (source, cluster, number, hop) = match &call.origin {
         Origin::Client => (&identity.spiffe_id_value, &identity.cluster_value, attempt.history.attempts, INGRESS_HOP),
@@ -139,7 +139,7 @@ fn said(call: &Call, attempt: Attempt) -> Fields {
             (&arrival.caller.source, &arrival.caller.cluster_value, number, "2")
         }
     };
-    let mut said = Fields::new();
+    let mut said = Pooled::<Fields>::new();
     match &call.source {
         Some(workload) => {
             said.push(Known::MeshSource, workload.id.as_bytes());

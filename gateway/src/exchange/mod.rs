@@ -49,7 +49,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
-use archipelago_http::{Fields, Known, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Known, Pooled, RequestHead, ResponseHead};
 use archipelago_identity::SpiffeId;
 use archipelago_tunnel::{IncomingRequest, Responder};
 use http::{Method, StatusCode};
@@ -67,7 +67,7 @@ use interim::Interim;
 #[derive(Debug)]
 pub struct Response {
     /// Its head, without framing.
-    pub head: ResponseHead,
+    pub head: Pooled<ResponseHead>,
     /// Its body.
     pub body: ResponseBody,
 }
@@ -76,7 +76,7 @@ pub struct Response {
 pub async fn serve_client(
     worker: Rc<Worker>,
     entrance: &Entrance,
-    mut head: RequestHead,
+    mut head: Pooled<RequestHead>,
     body: Incoming,
     interim: Interim,
 ) -> Response {
@@ -152,7 +152,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 service: routed.service,
                 deadline: routed.deadline,
             };
-            match informing(attempts::run(call, books), &informed, &mut responder).await {
+            match informing(call, books, &informed, &mut responder).await {
                 Some(outcome) => outcome,
                 // The client went away at the other end: dropping the call cancels the backend's request.
                 None => return,
@@ -179,13 +179,15 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     }
 }
 
-/// Waits for the outcome and tells the peer of informational responses meanwhile; `None` when it wants no answer any more.
-async fn informing<T>(
-    outcome: impl Future<Output = T>,
+/// Sees to the call and tells the peer of informational responses meanwhile; `None` when it wants no answer any more.
+async fn informing(
+    call: Call,
+    books: Books,
     informed: &RefCell<Vec<ResponseHead>>,
     responder: &mut Responder,
-) -> Option<T> {
-    let mut outcome = pin!(outcome);
+) -> Option<Result<(Response, Books), (Failure, Books)>> {
+    // Made here, not handed over: what is handed over is copied, and this is kilobytes.
+    let mut outcome = pin!(attempts::run(call, books));
     loop {
         let outcome = poll_fn(|cx| match outcome.as_mut().poll(cx) {
             Poll::Ready(outcome) => Poll::Ready(Some(Some(outcome))),
@@ -243,7 +245,7 @@ fn said(failure: Failure) -> Response {
     if let Failure::BrokenAfter(sends) = failure {
         head.fields.push_number(Known::MeshSends, sends.into());
     }
-    Response { head, body: ResponseBody::full(format!("{}\n", failure.line())) }
+    Response { head: head.into(), body: ResponseBody::full(format!("{}\n", failure.line())) }
 }
 
 /// The same to a gRPC caller: trailers only, with a status of its own (gRPC over HTTP/2, "Responses").
@@ -253,7 +255,7 @@ fn said_in_grpc(failure: Failure) -> Response {
     head.fields.push_number(Known::GrpcStatus, failure.grpc_status().into());
     head.fields.push(Known::GrpcMessage, failure.line().as_bytes());
     head.fields.push(Known::MeshFailure, failure.reason().as_bytes());
-    Response { head, body: ResponseBody::empty() }
+    Response { head: head.into(), body: ResponseBody::empty() }
 }
 
 /// The workload for which a peer speaks; one for which it may not speak, or two, is nobody.

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use archipelago_http::h1::BadResponse;
-use archipelago_http::{Fields, Known, ResponseHead};
+use archipelago_http::{Fields, Known, Pooled, ResponseHead};
 use archipelago_tunnel::{Exchange, PeerState, TunnelError};
 
 use super::Response;
@@ -96,7 +96,7 @@ async fn exchange(
     remote: &Remote,
     attempt: Attempt,
     body: RequestBody,
-) -> Result<(ResponseHead, Exchange<RequestBody>), TunnelError> {
+) -> Result<(Pooled<ResponseHead>, Exchange<RequestBody>), TunnelError> {
     let opened = remote.handle.open().await?;
     let mut exchange = opened.request(&call.head, &said(call, decision, attempt), body)?;
     loop {
@@ -113,8 +113,8 @@ async fn exchange(
 }
 
 /// What the gateway there is told about the request.
-fn said(call: &Call, decision: &Decision, attempt: Attempt) -> Fields {
-    let mut said = Fields::new();
+fn said(call: &Call, decision: &Decision, attempt: Attempt) -> Pooled<Fields> {
+    let mut said = Pooled::<Fields>::new();
     if let Some(service) = call.config() {
         said.push(Known::MeshService, service.service.as_bytes());
         said.push_number(Known::MeshPort, service.port.into());

@@ -7,7 +7,7 @@ use crate::{
     exchange,
     stream::Inbox,
 };
-use archipelago_http::{RequestHead, ResponseHead};
+use archipelago_http::{Pooled, RequestHead, ResponseHead};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -70,7 +70,7 @@ impl MessageReader {
     }
 
     /// Waits for the head of a request.
-    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, TunnelError>> {
+    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pooled<RequestHead>, TunnelError>> {
         let section = ready!(self.poll_head(cx))?;
         Poll::Ready(self.begin_request(&section, cx).map_err(|error| self.violated(error)))
     }
@@ -80,7 +80,7 @@ impl MessageReader {
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
-    ) -> Poll<Result<ResponseHead, TunnelError>> {
+    ) -> Poll<Result<Pooled<ResponseHead>, TunnelError>> {
         let section = ready!(self.poll_head(cx))?;
         Poll::Ready(self.begin_response(&section, method, cx).map_err(|error| self.violated(error)))
     }
@@ -123,7 +123,7 @@ impl MessageReader {
         &mut self.inbox
     }
 
-    fn begin_request(&mut self, section: &[u8], cx: &mut Context<'_>) -> Result<RequestHead, ProtocolError> {
+    fn begin_request(&mut self, section: &[u8], cx: &mut Context<'_>) -> Result<Pooled<RequestHead>, ProtocolError> {
         let head = fields::decode_request(section, self.limits)?;
         if head.method == Method::CONNECT {
             self.decoder.expect_tunnel();
@@ -139,7 +139,7 @@ impl MessageReader {
         section: &[u8],
         method: &Method,
         cx: &mut Context<'_>,
-    ) -> Result<ResponseHead, ProtocolError> {
+    ) -> Result<Pooled<ResponseHead>, ProtocolError> {
         let head = fields::decode_response(section, self.limits)?;
         if head.status.is_informational() {
             self.decoder.expect_head();

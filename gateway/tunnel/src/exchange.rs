@@ -1,7 +1,7 @@
 //! A request under way and the response to it, driven by the caller's own task.
 
 use crate::{body::MessageReader, codec::MessageEvent, error::TunnelError, pump::Pump};
-use archipelago_http::ResponseHead;
+use archipelago_http::{Pooled, ResponseHead};
 use bytes::Bytes;
 use http::Method;
 use http_body::{Body, Frame, SizeHint};
@@ -36,12 +36,12 @@ where
     ///
     /// # Errors
     /// As [`crate::Opening::request`]; after a head that is not informational [`TunnelError::Closed`].
-    pub async fn head(&mut self) -> Result<ResponseHead, TunnelError> {
+    pub async fn head(&mut self) -> Result<Pooled<ResponseHead>, TunnelError> {
         poll_fn(|cx| self.poll_head(cx)).await
     }
 
     /// As [`head`](Self::head).
-    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, TunnelError>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pooled<ResponseHead>, TunnelError>> {
         self.poll_upload(cx)?;
         let Some(reader) = &mut self.reader else { return Poll::Ready(Err(TunnelError::Closed)) };
         reader.poll_response(cx, &self.method)

@@ -16,7 +16,7 @@ use crate::{
     pump::Pump,
     stream::{Inbox, Outbox},
 };
-use archipelago_http::{Fields, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Pooled, RequestHead, ResponseHead};
 use archipelago_identity::SpiffeId;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -186,7 +186,7 @@ impl Opening {
         mut self,
         head: &RequestHead,
         said: &Fields,
-    ) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+    ) -> Result<(Pooled<ResponseHead>, SendHalf, RecvHalf), TunnelError> {
         debug_assert_eq!(head.method, Method::CONNECT);
         self.push(head, said)?;
         let Self { mut outbox, inbox, in_flight } = self;

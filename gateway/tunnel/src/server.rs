@@ -10,7 +10,7 @@ use crate::{
     stream::{Inbox, Outbox},
     tunnels::Core,
 };
-use archipelago_http::{RequestHead, ResponseHead};
+use archipelago_http::{Pooled, RequestHead, ResponseHead};
 use archipelago_identity::tls::PeerCertificate;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -46,7 +46,7 @@ pub struct IncomingRequest {
     /// The certificate of whoever sent it; one value for all requests of a connection.
     pub peer: Arc<PeerCertificate>,
     /// Its head.
-    pub head: RequestHead,
+    pub head: Pooled<RequestHead>,
     /// Its body. For CONNECT it is empty: the data comes by [`Responder::accept_connect`].
     pub body: TunnelBody,
     /// The way to answer it.
@@ -205,12 +205,12 @@ impl Arriving {
         }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, TunnelError>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pooled<RequestHead>, TunnelError>> {
         self.reader.poll_request(cx)
     }
 
     /// The same, within what all incomplete heads of a connection may hold together; `None` when that is too much.
-    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<RequestHead, TunnelError>>> {
+    fn poll_slow_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pooled<RequestHead>, TunnelError>>> {
         let polled = self.poll_head(cx);
         let held = if polled.is_pending() { self.reader.buffered() } else { 0 };
         let total = self.hold(held);
@@ -228,7 +228,7 @@ impl Arriving {
         held.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
-    fn deliver(mut self, core: &Core, head: Result<RequestHead, TunnelError>) {
+    fn deliver(mut self, core: &Core, head: Result<Pooled<RequestHead>, TunnelError>) {
         let head = match head {
             Ok(head) => head,
             Err(TunnelError::Protocol(error)) => return self.outbox.reset(error.code),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use archipelago_http::h1::{self, BadResponse, BodyDecoder, Framing, Piece};
-use archipelago_http::{RequestHead, ResponseHead};
+use archipelago_http::{Pooled, RequestHead, ResponseHead};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -40,12 +40,12 @@ pub async fn exchange(
     endpoint: &Rc<Endpoint>,
     outgoing: Outgoing<'_>,
     interim: &Interim,
-) -> Result<(ResponseHead, Answer), UpstreamError> {
+) -> Result<(Pooled<ResponseHead>, Answer), UpstreamError> {
     let Outgoing { head, block, body } = outgoing;
     let framing = framing(&head.method, &body);
     h1::write_request(head, framing, block, link.out.text());
     let mut sending = Sending { upload: Upload::new(body, framing), broken: None, begun: false };
-    let mut response = ResponseHead::default();
+    let mut response = Pooled::<ResponseHead>::new();
     let mut progress = h1::Progress::default();
     let address = endpoint.address();
     let info = std::future::poll_fn(|cx| {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use archipelago_http::h1::{self, BodyDecoder, Framing, Piece, Refusal};
-use archipelago_http::{Known, RequestHead, ResponseHead};
+use archipelago_http::{Known, Pooled, RequestHead, ResponseHead};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -110,8 +110,13 @@ enum Expectation {
 
 impl Conn {
     /// Reads the next head; `None` when the connection ended, or is to end, between two messages.
-    async fn head(&self, worker: &Worker, timer: &Timer) -> Result<Option<(RequestHead, h1::RequestInfo)>, Unread> {
-        let mut head = RequestHead::default();
+    async fn head(
+        &self,
+        worker: &Worker,
+        timer: &Timer,
+    ) -> Result<Option<(Pooled<RequestHead>, h1::RequestInfo)>, Unread> {
+        // Idle connections hold none.
+        let mut head = None;
         let mut progress = h1::Progress::default();
         let began = Instant::now();
         timer.set(Some(began + SHRINK_AFTER.min(worker.limits.idle_timeout)));
@@ -120,10 +125,11 @@ impl Conn {
             let mut link = self.link.borrow_mut();
             loop {
                 if !link.read.is_empty() {
-                    match h1::parse_request(&link.read, &h1::Limits::default(), &mut progress, &mut head) {
+                    let reading: &mut Pooled<RequestHead> = head.get_or_insert_default();
+                    match h1::parse_request(&link.read, &h1::Limits::default(), &mut progress, reading) {
                         Ok(Some(info)) => {
                             link.read.advance(info.used);
-                            return Poll::Ready(Ok(Some(info)));
+                            return Poll::Ready(Ok(head.take().map(|head| (head, info))));
                         }
                         Ok(None) => {}
                         Err(refusal) => return Poll::Ready(Err(Unread::Refused(refusal))),
@@ -154,7 +160,6 @@ impl Conn {
             }
         })
         .await
-        .map(|info| info.map(|info| (head, info)))
     }
 
     /// A message with this framing begins.

@@ -78,7 +78,7 @@ async fn answer(
         Ok(head) => head,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
     };
-    let response = serve_client(worker, entrance, head, Incoming::http2(body), Interim::None).await;
+    let response = serve_client(worker, entrance, head.into(), Incoming::http2(body), Interim::None).await;
     match response.head.to_http() {
         Ok(parts) => Response::from_parts(parts, response.body),
         Err(error) => refusal(StatusCode::BAD_GATEWAY, &error),

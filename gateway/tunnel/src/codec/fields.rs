@@ -4,7 +4,7 @@
 //! §4.2 asks of an intermediary. What comes in is judged strictly: these are the forms of request smuggling.
 
 use super::{Code, Limits, ProtocolError, qpack, static_table, varint};
-use archipelago_http::{Fields, InvalidField, Known, RequestHead, ResponseHead, Scheme};
+use archipelago_http::{Fields, InvalidField, Known, Pooled, RequestHead, ResponseHead, Scheme};
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 
@@ -88,8 +88,8 @@ pub enum EncodeError {
 ///
 /// # Errors
 /// A malformed request (RFC 9114 §4.1.2): reset the stream with [`Code::MESSAGE_ERROR`].
-pub fn decode_request(section: &[u8], limits: Limits) -> Result<RequestHead, ProtocolError> {
-    let mut reading = ReadingRequest { head: RequestHead::new(), seen: 0 };
+pub fn decode_request(section: &[u8], limits: Limits) -> Result<Pooled<RequestHead>, ProtocolError> {
+    let mut reading = ReadingRequest { head: Pooled::new(), seen: 0 };
     decode(section, limits, &mut reading)?;
     let seen = |pseudo| reading.seen & bit(pseudo) != 0;
     if !seen(Pseudo::Method) {
@@ -128,8 +128,8 @@ pub fn decode_request(section: &[u8], limits: Limits) -> Result<RequestHead, Pro
 ///
 /// # Errors
 /// As [`decode_request`].
-pub fn decode_response(section: &[u8], limits: Limits) -> Result<ResponseHead, ProtocolError> {
-    let mut reading = ReadingResponse { head: ResponseHead::new(), has_status: false };
+pub fn decode_response(section: &[u8], limits: Limits) -> Result<Pooled<ResponseHead>, ProtocolError> {
+    let mut reading = ReadingResponse { head: Pooled::new(), has_status: false };
     decode(section, limits, &mut reading)?;
     if !reading.has_status {
         return Err(malformed("response without :status"));
@@ -184,7 +184,7 @@ trait Reading {
 }
 
 struct ReadingRequest {
-    head: RequestHead,
+    head: Pooled<RequestHead>,
     /// A bit for each pseudo-header that was there.
     seen: u8,
 }
@@ -223,7 +223,7 @@ impl Reading for ReadingRequest {
 }
 
 struct ReadingResponse {
-    head: ResponseHead,
+    head: Pooled<ResponseHead>,
     has_status: bool,
 }
 

@@ -386,7 +386,7 @@ proptest! {
         fields::encode_response(&head, u64::MAX, &mut out).unwrap();
         let back = fields::decode_response(&payload(&out), Limits::default()).unwrap();
         prop_assert_eq!(back.status, head.status);
-        prop_assert_eq!(back.fields, head.fields);
+        prop_assert_eq!(&back.fields, &head.fields);
     }
 
     // However the network cuts a message, what comes out is the same.

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests, which clippy does not see as such")]
 
-use archipelago_http::{Fields, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Pooled, RequestHead, ResponseHead};
 use archipelago_identity::{LiveCredential, SpiffeId, testing::TestAuthority};
 use archipelago_tunnel::{
     Exchange, Incoming, IncomingRequest, Peer, PeerHandle, PeerName, PeerState, RecvHalf, Responder, SendHalf,
@@ -135,7 +135,7 @@ where
 }
 
 /// A CONNECT to a database.
-pub async fn connect(handle: &PeerHandle) -> Result<(ResponseHead, SendHalf, RecvHalf), TunnelError> {
+pub async fn connect(handle: &PeerHandle) -> Result<(Pooled<ResponseHead>, SendHalf, RecvHalf), TunnelError> {
     let mut head = RequestHead::new();
     head.method = Method::CONNECT;
     assert!(head.set_authority(b"db.shop.svc.clusterset.local:5432"));
