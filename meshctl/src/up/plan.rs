@@ -203,14 +203,13 @@ impl Builder<'_> {
 
     fn add_agent(&mut self, index: u16, cluster: &TopologyCluster) {
         let ports = self.layout.agent(index);
-        let dir = self.state.cluster(&cluster.name);
         let join = join(&cluster.name, JoinRole::Agent, "agent", self.state);
         let args = Args::default()
             .flag("--cluster", &cluster.name)
             .flag("--state-dir", join.state_dir.display())
             .flag("--control-plane", &self.control_plane)
             .flag("--token-file", join.token_file.display())
-            .flag("--services", dir.join(SERVICES).display())
+            .flag("--services", self.state.services(&cluster.name).display())
             .flag("--listen", ports.listen)
             .flag("--metrics", ports.metrics)
             .0;
@@ -298,11 +297,7 @@ impl Builder<'_> {
                 }
             }
             let file = service_file(service, endpoints, health_check);
-            let path = self
-                .state
-                .cluster(&cluster.name)
-                .join(SERVICES)
-                .join(format!("{}.{}.yaml", service.namespace, service.name));
+            let path = self.state.services(&cluster.name).join(format!("{}.{}.yaml", service.namespace, service.name));
             self.service_files.push((path, file.to_yaml()));
         }
     }
@@ -407,7 +402,6 @@ fn service_file(service: &TopologyService, endpoints: Vec<ServiceEndpoint>, heal
     }
 }
 
-const SERVICES: &str = "services";
 /// Below the time that `down` gives a gateway.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(4);
 

@@ -218,13 +218,14 @@ fn found(
     Ok(Record { stage: Stage::Founded, ..record })
 }
 
-/// Writes only what differs: agents reload on change.
+/// Writes only what differs: agents reload on change. A cluster without services has an empty directory of them.
 fn write_service_files(state: &StateDir, plan: &Plan) -> Outcome {
+    for cluster in plan.processes.iter().filter_map(|process| process.cluster.as_deref()) {
+        let services = state.services(cluster);
+        fs::create_dir_all(&services)
+            .map_err(|error| Failure::refused(format!("cannot create {}: {error}", services.display())))?;
+    }
     for (path, text) in &plan.service_files {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)
-                .map_err(|error| Failure::refused(format!("cannot create {}: {error}", parent.display())))?;
-        }
         if fs::read_to_string(path).is_ok_and(|old| old == *text) {
             continue;
         }
@@ -239,3 +240,30 @@ const DEFAULT_TOPOLOGY_FILE: &str = "topologies/three-clusters.yaml";
 /// Enough to see whose they are.
 const CONFLICTS_SHOWN: usize = 10;
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use archipelago_model::resource::{TopologyCluster, TopologyControlPlane};
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_services_has_a_place_for_them_and_for_its_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path()).unwrap();
+        let cluster =
+            |name: &str| TopologyCluster { name: name.into(), region: "eu-west".into(), gateways: 1, services: vec![] };
+        let topology = TopologySpec {
+            trust_domain: "archipelago.local".into(),
+            control_plane: TopologyControlPlane { nodes: 1 },
+            clusters: vec![cluster("paris"), cluster("tokyo")],
+        };
+        let knobs = Knobs { base_port: BASE_PORT_DEFAULT, workers: 1, access_log: false };
+        let plan = Plan::new(&topology, &state, knobs).unwrap();
+        write_service_files(&state, &plan).unwrap();
+        for join in plan.processes.iter().filter_map(|process| process.join.as_ref()) {
+            assert!(join.token_file.parent().unwrap().is_dir(), "{}", join.token_file.display());
+        }
+        assert!(state.services("tokyo").is_dir());
+    }
+}

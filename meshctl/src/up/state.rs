@@ -129,6 +129,11 @@ impl StateDir {
         self.root.join("clusters").join(cluster)
     }
 
+    /// Directory of the files that name the services of one cluster.
+    pub(crate) fn services(&self, cluster: &str) -> PathBuf {
+        self.cluster(cluster).join("services")
+    }
+
     /// Directory of control-plane member `id`.
     pub(crate) fn member(&self, id: u64) -> PathBuf {
         self.root.join(format!("member-{id}"))
