@@ -109,6 +109,33 @@ async fn an_idle_connection_is_closed() {
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("tokyo"), "{answer}");
 }
 
+/// What was buffered goes out in one write, with nothing asked of the body before it: that must not be the end of it.
+#[tokio::test]
+async fn a_reader_that_pauses_gets_the_rest() {
+    let (backend, _) = harness::backend("tokyo").await;
+    let limits = Limits { stall_timeout: Duration::from_secs(600), ..harness::patient() };
+    let (_mesh, entries) = mesh(&[backend], limits).await;
+    for entry in entries {
+        let mut stream = TcpStream::connect(entry).await.unwrap();
+        let ask = format!("GET /bytes/{BYTES} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+        let (mut waiting, mut same, mut buffer) = (0, 0, vec![0; 16 << 20]);
+        eventually("nothing more comes", async || {
+            let now = stream.peek(&mut buffer).await.unwrap();
+            same = if now == waiting { same + 1 } else { 0 };
+            waiting = now;
+            same > 200
+        })
+        .await;
+        assert!(waiting < BYTES, "all of it fits into the buffers on the way");
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut rest)).await;
+        assert!(read.is_ok(), "{} bytes after a pause, {waiting} of them before it ended", rest.len());
+        assert!(rest.len() > BYTES, "{}", rest.len());
+    }
+}
+
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut() {
     let (backend, _) = harness::backend("tokyo").await;
@@ -132,3 +159,6 @@ async fn a_reader_that_takes_nothing_is_cut() {
         assert!(left.len() < 100_000_000, "{cluster}: {} bytes", left.len());
     }
 }
+
+/// More than all buffers on the way hold.
+const BYTES: usize = 100_000_000;

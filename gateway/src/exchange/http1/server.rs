@@ -321,7 +321,6 @@ impl Conn {
         timer.set(None);
         let sent = std::future::poll_fn(|cx| {
             loop {
-                let mut filled = false;
                 while !ended && self.link.borrow().out.len() < AHEAD_BYTES {
                     let frame = match Pin::new(&mut body).poll_frame(cx) {
                         Poll::Pending => break,
@@ -329,7 +328,6 @@ impl Conn {
                         Poll::Ready(Some(Ok(frame))) => Some(frame),
                         Poll::Ready(None) => None,
                     };
-                    filled = true;
                     let mut link = self.link.borrow_mut();
                     match frame.map(Frame::into_data) {
                         Some(Ok(data)) if data.is_empty() => {}
@@ -359,8 +357,13 @@ impl Conn {
                 let before = link.out.len();
                 match link.poll_flush(cx) {
                     Poll::Ready(Ok(())) if ended => return Poll::Ready(Ok(())),
-                    Poll::Ready(Ok(())) if filled => timer.set(None),
-                    Poll::Ready(Ok(())) => return Poll::Pending,
+                    Poll::Ready(Ok(())) => {
+                        timer.set(None);
+                        // With less than this the body was asked, had nothing, and wakes us.
+                        if before < AHEAD_BYTES {
+                            return Poll::Pending;
+                        }
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         // The clock runs while the client takes nothing.
