@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use harness::{Mesh, backend, empty, eventually, get, raw, request, send, service, text};
@@ -376,4 +376,57 @@ async fn what_the_budget_refuses_goes_on_waiting() {
     assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
     let most = pair.arrived.lock().unwrap().values().copied().max();
     assert_eq!(most, Some(2), "no more than two are asked");
+}
+
+/// A client asks for much and takes nothing: what that holds is free again, and the client hears why it gets no more.
+#[tokio::test]
+async fn who_takes_nothing_of_a_response_is_cut() {
+    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
+    let (address, _) = backend("tokyo").await;
+    for (n, protocol) in [Protocol::Http1, Protocol::H2c].into_iter().enumerate() {
+        mesh.configure(vec![service("checkout", protocol, &["tokyo"], &[])], &[("checkout", "tokyo", address, "")])
+            .await;
+        mesh.serves(HOST, "tokyo").await;
+        for entry in ["tokyo", "paris"] {
+            let before = metric(&mesh, entry, "mesh_gateway_clients_stalled_total{protocol=\"http2\"}").await;
+            let stream = TcpStream::connect(mesh.http(entry)).await.unwrap();
+            let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            let path = format!("/bytes/{}", 16 * 1024 * 1024 + n);
+            let asked = http::Request::get(format!("http://{HOST}{path}")).body(()).unwrap();
+            let (response, _) = sender.send_request(asked, true).unwrap();
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), 200);
+            // A window of 64 KiB is all that the client allows.
+            let mut body = response.into_body();
+            eventually("it is cut", async || {
+                metric(&mesh, entry, "mesh_gateway_clients_stalled_total{protocol=\"http2\"}").await > before
+            })
+            .await;
+            for cluster in ["tokyo", "paris"] {
+                eventually("nothing is carried any more", async || {
+                    mesh.gateways[cluster].workers().reports().await.iter().all(|report| report.requests == 0)
+                })
+                .await;
+            }
+            let file = mesh.state_dir(entry).join("access.log");
+            eventually("the log says why", async || {
+                let text = std::fs::read_to_string(&file).unwrap_or_default();
+                text.lines().any(|line| line.contains(&path) && line.contains("took nothing of the response"))
+            })
+            .await;
+            let mut taken = 0;
+            let end = loop {
+                match body.data().await {
+                    Some(Ok(data)) => {
+                        taken += data.len();
+                        let _ = body.flow_control().release_capacity(data.len());
+                    }
+                    end => break end,
+                }
+            };
+            assert!(matches!(end, Some(Err(_))), "a reset, not an end, after {taken} bytes");
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub enum Event {
     RefusedHead,
     /// A connection or request of a client that has as many as it may, by what it is.
     RefusedClient,
+    /// A response cut because its client took nothing of it, by protocol.
+    Stalled,
     /// A peer changed its state, by state.
     Verdict,
     /// A stream out of a tunnel that may not be forwarded, by reason.
@@ -71,6 +73,11 @@ impl Event {
                 "mesh_gateway_clients_refused",
                 "Connections and requests refused because their client had as many as it may",
                 &["what"],
+            ),
+            Self::Stalled => (
+                "mesh_gateway_clients_stalled",
+                "Responses cut because their client took nothing of them",
+                &["protocol"],
             ),
             Self::Verdict => ("mesh_gateway_detector_verdicts", "Changes of a peer's state", &["state"]),
             Self::RefusedStream => {

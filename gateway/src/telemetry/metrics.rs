@@ -268,6 +268,11 @@ impl WorkerMetrics {
         self.events.add(Event::RefusedClient, [what, ""], 1);
     }
 
+    /// A response was cut because its client took nothing of it.
+    pub fn stalled(&self, protocol: &'static str) {
+        self.events.add(Event::Stalled, [protocol, ""], 1);
+    }
+
     /// To so many endpoints no connection comes about.
     pub fn unreachable_endpoints(&self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);

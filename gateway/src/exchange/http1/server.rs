@@ -19,6 +19,7 @@ use super::link::Link;
 use super::{push_chunk, push_last_chunk};
 use crate::exchange::body::{BoxError, Incoming, ResponseBody};
 use crate::exchange::client::Entrance;
+use crate::exchange::http2::download::stalled;
 use crate::exchange::interim::Interim;
 use crate::exchange::timers::Timer;
 use crate::exchange::{self, Response};
@@ -371,7 +372,8 @@ impl Conn {
                             timer.set(Some(Instant::now() + worker.limits.stall_timeout));
                         }
                         ready!(timer.poll_due(cx));
-                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        worker.metrics.stalled("http1");
+                        return Poll::Ready(Err(stalled()));
                     }
                 }
             }

@@ -1,4 +1,5 @@
 //! HTTP/2 (RFC 9113): [`server`] towards clients by hyper, [`client`] towards endpoints by h2.
 
 pub mod client;
+pub mod download;
 pub mod server;

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use super::download::Download;
 use crate::exchange::body::{Incoming, ResponseBody};
 use crate::exchange::client::Entrance;
 use crate::exchange::interim::Interim;
@@ -72,21 +73,22 @@ async fn answer(
     worker: Rc<Worker>,
     entrance: &Entrance,
     request: Request<hyper::body::Incoming>,
-) -> Response<ResponseBody> {
+) -> Response<Download> {
     let (parts, body) = request.into_parts();
     let head = match RequestHead::from_http(&parts) {
         Ok(head) => head,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
+        Err(error) => return refusal(&worker, StatusCode::BAD_REQUEST, &error),
     };
-    let response = serve_client(worker, entrance, head.into(), Incoming::http2(body), Interim::None).await;
+    let response = serve_client(Rc::clone(&worker), entrance, head.into(), Incoming::http2(body), Interim::None).await;
     match response.head.to_http() {
-        Ok(parts) => Response::from_parts(parts, response.body),
-        Err(error) => refusal(StatusCode::BAD_GATEWAY, &error),
+        Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body)),
+        Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error),
     }
 }
 
-fn refusal(status: StatusCode, why: &impl std::fmt::Display) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(Bytes::from(format!("{why}\n"))));
+fn refusal(worker: &Rc<Worker>, status: StatusCode, why: &impl std::fmt::Display) -> Response<Download> {
+    let body = ResponseBody::full(Bytes::from(format!("{why}\n")));
+    let mut response = Response::new(Download::new(worker, body));
     *response.status_mut() = status;
     response
 }
