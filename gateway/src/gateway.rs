@@ -1,7 +1,10 @@
 //! One gateway, put together: sockets first (so that a taken port is an error of startup), then workers, then everything beside
 //! the data path on a thread of its own.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+mod addresses;
+mod tasks;
+
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -9,29 +12,28 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use archipelago_base::metrics::{self, Registry};
+use archipelago_base::metrics::Registry;
 use archipelago_identity::LiveCredential;
 use archipelago_proto::v1::GatewayAddresses;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin};
+use self::tasks::ControlTasks;
+use crate::admin::Admin;
 use crate::balance::topology::Place;
 use crate::callers::{self, CaptureFrom};
 use crate::config::store::Store;
 use crate::config::{ConfigState, Published, Rejected, Snapshot};
-use crate::control::apply::{self, Applier, Update};
-use crate::control::discovery::Discovery;
+use crate::control::apply::{Applier, Update};
 use crate::control::status::ControlStatus;
-use crate::control::stream::ControlStream;
 use crate::dns;
-use crate::handover::{Offered, Phase, Seat, Sockets, Turn};
+use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::telemetry::{AccessLog, GatewayMetrics};
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
 use crate::worker::{self, Identity, Limits};
-use crate::workers::{self, Workers};
+use crate::workers::Workers;
 
 /// How one gateway runs.
 #[derive(Debug, Clone)]
@@ -142,7 +144,7 @@ impl Gateway {
             .with_context(|| format!("cannot write to {}", settings.state_dir.display()))?;
         // Its state may lie elsewhere than ours, and its clock may have been ahead.
         let boot = before.as_ref().map_or(boot, |before| boot.max(before.boot.saturating_add(1)));
-        let tunnels = tunnel_addresses(settings.tunnel, count, before.as_ref())?;
+        let tunnels = addresses::tunnels(settings.tunnel, count, before.as_ref())?;
 
         let callers = Arc::new(callers::Table::default());
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -174,7 +176,7 @@ impl Gateway {
         }
         let workers = Workers::new(handles.iter().map(|h| h.commands.clone()).collect());
 
-        let own = own_ip();
+        let own = addresses::own_ip();
         let reach = |address: SocketAddr| {
             if address.ip().is_unspecified() { SocketAddr::new(own, address.port()) } else { address }
         };
@@ -351,126 +353,6 @@ impl Gateway {
     }
 }
 
-/// Everything beside the data path but DNS.
-struct ControlTasks {
-    turn: Turn,
-    is_successor: bool,
-    hear: watch::Sender<bool>,
-    registry: Arc<Mutex<Registry>>,
-    listeners: [TcpListener; 2],
-    published: Arc<Published>,
-    drain: CancellationToken,
-    metrics: GatewayMetrics,
-    workers: Workers,
-    tunnels_changed: Arc<Notify>,
-    callers: Arc<callers::Table>,
-    status: watch::Sender<ControlStatus>,
-    boot: u64,
-    store: Store,
-    state: watch::Receiver<Arc<ConfigState>>,
-    applier: Applier,
-    queue: mpsc::Receiver<Update>,
-    updates: mpsc::Sender<Update>,
-    addresses: GatewayAddresses,
-    credential: LiveCredential,
-    admin: Arc<Admin>,
-    settings: Settings,
-}
-
-impl ControlTasks {
-    async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
-        let ready = {
-            let (published, drain, turn) = (Arc::clone(&self.published), self.drain.clone(), self.turn.clone());
-            let ready: archipelago_base::metrics::Readiness = Arc::new(move || {
-                if drain.is_cancelled() {
-                    return Err("draining".to_owned());
-                }
-                if let Some(reason) = turn.phase().unready() {
-                    return Err(reason.to_owned());
-                }
-                if published.load().revision == 0 { Err("no configuration yet".to_owned()) } else { Ok(()) }
-            });
-            ready
-        };
-        let listener = admin::bind(&admin_socket)
-            .with_context(|| format!("cannot open the admin socket {}", admin_socket.display()))?;
-        let reports = Arc::new(Notify::new());
-        let mut tasks = tokio::task::JoinSet::new();
-        for listener in self.listeners {
-            let (registry, ready) = (Arc::clone(&self.registry), Arc::clone(&ready));
-            let serve = move || {
-                let serve =
-                    listener.try_clone().map(|own| metrics::serve(own, Arc::clone(&registry), Arc::clone(&ready)));
-                async move {
-                    let ended = match serve {
-                        Ok(serve) => serve.await,
-                        Err(error) => Err(error),
-                    };
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "health or metrics ended");
-                    }
-                }
-            };
-            tasks.spawn(self.turn.clone().whenever(Phase::accepts, serve));
-        }
-        let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
-        tasks.spawn(admin::serve(listener, self.admin));
-        tasks.spawn(self.applier.run(self.queue));
-        let kept = tokio::spawn(apply::keep_on_disk(self.store, self.state.clone(), stop.clone()));
-        tasks.spawn(workers::watch_tunnels(
-            self.workers.clone(),
-            self.metrics.clone(),
-            self.tunnels_changed,
-            Arc::clone(&reports),
-        ));
-        if let Some(agent) = agent {
-            let (connected, away) = watch::channel(false);
-            let callers = self.callers;
-            tasks.spawn(async move { callers.forget_when_away(away, callers::FORGOTTEN_AFTER).await });
-            let discovery = Discovery {
-                agent,
-                cluster: cluster.clone(),
-                gateway: name.clone(),
-                credential: self.credential.clone(),
-                updates: self.updates.clone(),
-                connected,
-                heard: self.hear.clone(),
-            };
-            tasks.spawn(discovery.run());
-        }
-        if !control_plane.is_empty() {
-            let stream = ControlStream {
-                control_plane,
-                cluster,
-                gateway: name,
-                addresses: self.addresses,
-                credential: self.credential,
-                state: self.state,
-                published: self.published,
-                updates: self.updates,
-                workers: self.workers,
-                metrics: self.metrics,
-                tcp_ports,
-                capture_ports,
-                reports,
-                status: self.status,
-                boot: self.boot,
-                turn: self.turn,
-                after: self.is_successor.then(|| self.hear.subscribe()),
-            };
-            tasks.spawn(stream.run());
-        }
-        stop.cancelled().await;
-        tasks.shutdown().await;
-        if tokio::time::timeout(LAST_WRITE_TIME, kept).await.is_err() {
-            tracing::warn!("the disk is slow; a restart may begin with an older configuration");
-        }
-        let _ = std::fs::remove_file(&admin_socket);
-        Ok(())
-    }
-}
-
 /// The last good state and its snapshot; empty, with a warning, when it cannot be used.
 ///
 /// Whose `place` has no zone had the one that its agent said last.
@@ -505,53 +387,12 @@ fn load(store: &Store, cluster: &str, trust_domain: &str, place: Place) -> (Conf
     }
 }
 
-/// Where the tunnels of each worker arrive. A successor has ports of another generation: those of the gateway before are in use, and
-/// there is a way to tell peers of new ones, but none to hand over a QUIC connection.
-fn tunnel_addresses(base: SocketAddr, workers: usize, before: Option<&Offered>) -> anyhow::Result<Vec<SocketAddr>> {
-    let beyond = || format!("the tunnel port {} plus the number of workers is beyond 65535", base.port());
-    if base.port() == 0 {
-        return Ok(vec![base; workers]);
-    }
-    let Some(before) = before else { return generation(base, workers, workers, 0).with_context(beyond) };
-    // The counts may differ: of four blocks as long as the longer one, those before can touch two.
-    let stride = workers.max(before.tunnel_ports.len());
-    let is_free =
-        |address: &SocketAddr| !before.tunnel_ports.contains(&address.port()) && UdpSocket::bind(address).is_ok();
-    (0..TUNNEL_GENERATIONS)
-        .filter_map(|number| generation(base, workers, stride, number))
-        .find(|addresses| addresses.iter().all(is_free))
-        .with_context(|| {
-            let last = usize::from(base.port()) + TUNNEL_GENERATIONS * stride - 1;
-            format!("no {workers} free UDP ports for the tunnels of a successor from {} to {last}", base.port())
-        })
-}
-
-fn generation(base: SocketAddr, workers: usize, stride: usize, number: usize) -> Option<Vec<SocketAddr>> {
-    let port = |worker: usize| base.port().checked_add(u16::try_from(number * stride + worker).ok()?);
-    (0..workers).map(|worker| Some(SocketAddr::new(base.ip(), port(worker)?))).collect()
-}
-
-/// The address from which this machine reaches others; nothing is sent.
-fn own_ip() -> IpAddr {
-    let probe = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        // TEST-NET-1 (RFC 5737) stands for anywhere.
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        socket.local_addr()
-    };
-    probe().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
-}
-
 fn thread(name: &str, body: impl FnOnce(tokio::runtime::Runtime) + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(move || body(runtime))?)
 }
 
 const UPDATES_QUEUED_MAX: usize = 16;
-/// One in use, one of a gateway that drains, and room for counts of workers that change.
-const TUNNEL_GENERATIONS: usize = 4;
-/// Of a gateway that stops; a drain has its own.
-const LAST_WRITE_TIME: Duration = Duration::from_secs(5);
 const SETTLE_POLL: Duration = Duration::from_millis(10);
 /// A peer that cannot be reached is no reason to wait for ever: the gateway before cannot reach it either, or will go on.
 const TUNNELS_PATIENCE: Duration = Duration::from_secs(5);
@@ -600,7 +441,7 @@ mod tests {
                 digest: held.digest().to_bytes(),
                 ..ConfigUpdate::default()
             };
-            let (_, rejections) = applier.publish(apply::Change::Config(update)).unwrap();
+            let (_, rejections) = applier.publish(crate::control::apply::Change::Config(update)).unwrap();
             assert_eq!(rejections.len(), usize::from(revision > 1));
             store.save(&applier.state.borrow()).unwrap();
         }
@@ -609,40 +450,5 @@ mod tests {
         assert_eq!(snapshot.services().map(|(_, service)| service.port).collect::<Vec<_>>(), [80]);
         assert_eq!(snapshot.closed().count(), 0);
         assert_eq!(snapshot.revision, 3);
-    }
-
-    #[test]
-    fn a_successor_has_tunnel_ports_of_another_generation() {
-        let ports = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
-        let base = SocketAddr::from(([127, 0, 0, 1], free_block(32)));
-        let at = |offset: u16| base.port() + offset;
-        let before =
-            |taken: &[u16]| Offered { boot: 1, tunnel_ports: taken.iter().map(|offset| at(*offset)).collect() };
-        for (workers, taken, expected) in [
-            (2, None, vec![0, 1]),
-            (2, Some(vec![0, 1]), vec![2, 3]),
-            (2, Some(vec![2, 3]), vec![0, 1]),
-            (4, Some(vec![0, 1]), vec![4, 5, 6, 7]),
-            (1, Some(vec![0, 1, 2, 3, 4, 5, 6, 7]), vec![8]),
-            (8, Some(vec![2, 3]), vec![8, 9, 10, 11, 12, 13, 14, 15]),
-        ] {
-            let before = taken.map(|taken| before(&taken));
-            let chosen = tunnel_addresses(base, workers, before.as_ref()).unwrap();
-            let expected: Vec<u16> = expected.into_iter().map(at).collect();
-            assert_eq!(ports(chosen), expected, "{workers} workers after {before:?}");
-        }
-        // The one before that may be draining still.
-        let _taken = UdpSocket::bind(SocketAddr::new(base.ip(), at(3))).unwrap();
-        assert_eq!(ports(tunnel_addresses(base, 2, Some(&before(&[0, 1]))).unwrap()), [at(4), at(5)]);
-        let _all: Vec<_> = [4, 6].map(|offset| UdpSocket::bind(SocketAddr::new(base.ip(), at(offset))).unwrap()).into();
-        let error = tunnel_addresses(base, 2, Some(&before(&[0, 1]))).unwrap_err().to_string();
-        assert!(error.contains("no 2 free UDP ports"), "{error}");
-        let high = SocketAddr::from(([127, 0, 0, 1], u16::MAX));
-        assert!(tunnel_addresses(high, 2, None).unwrap_err().to_string().contains("beyond 65535"));
-    }
-
-    fn free_block(count: u16) -> u16 {
-        let is_free = |port: u16| UdpSocket::bind(("127.0.0.1", port)).is_ok();
-        (21_000..32_000).step_by(usize::from(count)).find(|base| (*base..base + count).all(is_free)).unwrap()
     }
 }
