@@ -346,6 +346,20 @@ async fn targets_pass_byte_for_byte() {
     }
 }
 
+/// Percent-encoded, as it would have to go through a tunnel, it is longer than a URI may be: its sender hears that, and of no cluster that is down.
+#[tokio::test]
+async fn a_target_that_no_tunnel_can_carry_is_refused_at_once() {
+    let (backend, heads) = scripted(answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
+    let (_mesh, [here, there]) = served_by(backend).await;
+    let request = get_of(&format!("/{}", "<".repeat(32_000)));
+    assert!(raw_once(here, &request).await.starts_with("HTTP/1.1 200 "));
+    heads.lock().unwrap().clear();
+    let got = raw_once(there, &request).await;
+    let (line, why) = parts(&got);
+    assert!(line.starts_with("HTTP/1.1 400 ") && why.contains("request target"), "{got:?}");
+    assert!(heads.lock().unwrap().is_empty());
+}
+
 /// A request that kills its handler is sent to two endpoints at most, wherever they are.
 #[tokio::test]
 async fn a_request_that_kills_its_handler_kills_two_at_most() {

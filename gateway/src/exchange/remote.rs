@@ -15,6 +15,7 @@ use super::attempts::{Attempt, Failed};
 use super::body::{RequestBody, ResponseBody};
 use super::call::Call;
 use super::failure::Failure;
+use super::headers::Malformed;
 use super::local::push_deadline;
 use super::replay::Ending;
 use crate::authorize::INGRESS_HOP;
@@ -51,6 +52,8 @@ pub async fn send(
         tracing::debug!(peer = %remote.name, error = &error as &dyn std::error::Error, "attempt through a tunnel failed");
         let (failure, ending) = if error.is_head_too_large() {
             (Failure::RequestHead, Ending::Final)
+        } else if error.has_no_form() {
+            (Failure::Malformed(Malformed::Target), Ending::Final)
         } else if error.is_peers_head_too_large() {
             (Failure::BadResponse(BadResponse::HeadTooLarge), Ending::Final)
         } else if error.never_processed() {

@@ -69,6 +69,11 @@ impl TunnelError {
         matches!(self, Self::Unsendable(EncodeError::TooLarge { .. }))
     }
 
+    /// True when HTTP/3 has no form for the message that we have: nobody else would find one either.
+    pub fn has_no_form(&self) -> bool {
+        matches!(self, Self::Unsendable(EncodeError::NoAuthority | EncodeError::Path))
+    }
+
     /// True when the peer's message has a larger head than we take, or ours one that the peer did not take although it is within
     /// what it said: asking again would end the same way.
     pub fn is_peers_head_too_large(&self) -> bool {
