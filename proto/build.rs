@@ -2,13 +2,14 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
     "archipelago/v1/identity.proto",
     "archipelago/v1/resources.proto",
     "archipelago/v1/session.proto",
     "archipelago/v1/fleet.proto",
+    "archipelago/v1/telemetry.proto",
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",

@@ -190,6 +190,7 @@ impl Starting {
             attestations: api::attest::Attestations::default(),
             recovery_grace: args.recovery_grace,
             clocks: api::identity::Clocks::default(),
+            inquiries: Arc::new(Semaphore::new(api::telemetry::INQUIRIES_MAX)),
             stopping: draining.clone(),
             consensus: Arc::clone(&consensus),
         });

@@ -116,7 +116,7 @@ impl Fleet for FleetService {
         };
         let key = gateway_key(&session.cluster, &session.gateway);
         if *member == here {
-            let response = self.0.sessions.ask(&key, query).await.map_err(|error| ask_status(&key, error))?;
+            let response = self.0.sessions.explain(&key, query).await.map_err(|error| ask_status(&key, error))?;
             return Ok(Response::new(response));
         }
         let mut client = self.0.consensus.peers.client(*member).await?;

@@ -8,10 +8,11 @@ use archipelago_model::{
     version::Version,
 };
 use archipelago_proto::v1::{
-    Behind, ConfigAck, ExplainAsk, ExplainResponse, GatewayDirective, GatewayHello, GatewayMessage, Notice, Problem,
-    Problems, SendHeld, gateway_control_server::GatewayControl, gateway_directive, gateway_message::Body, notice,
+    Behind, ConfigAck, ExplainAsk, GatewayDirective, GatewayHello, GatewayMessage, Notice, Problem, Problems, Question,
+    SendHeld, gateway_control_server::GatewayControl, gateway_directive, gateway_message::Body, notice,
 };
 use archipelago_rpc::grpc;
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -32,7 +33,7 @@ use crate::{
         convert,
     },
     refusal,
-    sessions::{Ask, GatewayGuard, door, gateway_key},
+    sessions::{ANSWER_BYTES_MAX, Ask, AskError, Asked, GatewayGuard, Told, door, gateway_key},
 };
 
 pub(super) struct GatewayService(pub(super) Arc<Context>);
@@ -81,8 +82,8 @@ struct Session {
     asks: Option<mpsc::Receiver<Ask>>,
     /// Questions to put to the gateway.
     unasked: Vec<Ask>,
-    /// Explain questions that the gateway has not answered.
-    asked: BTreeMap<u64, oneshot::Sender<ExplainResponse>>,
+    /// Questions that the gateway has not answered.
+    asked: BTreeMap<u64, oneshot::Sender<Result<Told, AskError>>>,
     next_ask: u64,
     /// What is not used of what the gateway said, when that is news to it.
     untold: Option<Vec<Problem>>,
@@ -233,15 +234,26 @@ impl Session {
     }
 
     fn put_question(&mut self, ask: Ask, out: &Outbox<GatewayDirective>) {
-        while self.asked.len() >= ASKED_MAX {
-            self.asked.pop_first();
-        }
+        // Whoever waits gives up in the end, and a gateway need not answer.
+        self.asked.retain(|_, reply| !reply.is_closed());
         let id = self.next_ask;
         self.next_ask += 1;
-        self.asked.insert(id, ask.reply);
-        let question = ExplainAsk { id, query: Some(ask.query) };
-        // A stream that is stuck is noticed by the next update; the question times out by itself.
-        out.try_send(GatewayDirective { body: Some(gateway_directive::Body::Explain(question)) });
+        let body = match ask.asked {
+            Asked::Explain(query) => gateway_directive::Body::Explain(ExplainAsk { id, query: Some(query) }),
+            Asked::Measured(body) => gateway_directive::Body::Question(Question { id, body: Some(body) }),
+        };
+        if self.asked.len() < ASKED_MAX && out.try_send(GatewayDirective { body: Some(body) }) {
+            self.asked.insert(id, ask.reply);
+        } else {
+            let _ = ask.reply.send(Err(AskError::Busy));
+        }
+    }
+
+    fn on_told(&mut self, id: u64, told: Result<Told, AskError>) {
+        if let Some(waiting) = self.asked.remove(&id) {
+            // Whoever asked may have given up.
+            let _ = waiting.send(told);
+        }
     }
 
     /// Records the gateway in the replicated registry, unless it stands there as it is.
@@ -373,12 +385,19 @@ impl Peer for Session {
                 self.guard.report(tunnels, door::admit_unserved(report.unserved));
             }
             Some(Body::Explain(reply)) => {
-                if let (Some(waiting), Some(mut response)) = (self.asked.remove(&reply.id), reply.response) {
+                if let Some(mut response) = reply.response {
                     response.gateway.clone_from(&self.gateway);
                     response.cluster.clone_from(&self.cluster);
-                    // Whoever asked may have given up.
-                    let _ = waiting.send(response);
+                    self.on_told(reply.id, Ok(Told::Explained(Box::new(response))));
                 }
+            }
+            Some(Body::Answer(answer)) => {
+                let id = answer.id;
+                let told = match answer.encoded_len() <= ANSWER_BYTES_MAX {
+                    true => Ok(Told::Measured(answer)),
+                    false => Err(AskError::TooLarge),
+                };
+                self.on_told(id, told);
             }
             Some(Body::Hello(_)) => return Err(End::Protocol("a second hello")),
             // A message of a newer version.

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
-    ExplainRequest, ExplainResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
-    ReadIndexRequest, ReadIndexResponse, ReviewAsk, ReviewLocalRequest, ReviewReply, SessionUpdate,
-    WatchSessionsRequest, members_server::Members,
+    AskLocalRequest, ExplainRequest, ExplainResponse, GatewayAnswer, GatewayQuestion, MemberStatus,
+    MemberStatusRequest, ProposeRequest, ProposeResponse, ReadIndexRequest, ReadIndexResponse, ReviewAsk,
+    ReviewLocalRequest, ReviewReply, SessionUpdate, WatchSessionsRequest, members_server::Members,
 };
 use archipelago_raft::{ProposeError, ReadError};
 use archipelago_rpc::grpc;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{Context, telemetry::Addressed};
 use crate::{
     machine::State,
     sessions::{AskError, Cursor, gateway_key},
@@ -105,7 +105,24 @@ impl Members for MembersService {
         let ExplainRequest { cluster, gateway, query } = request.into_inner();
         let query = query.ok_or_else(|| Status::invalid_argument("no question"))?;
         let key = gateway_key(&cluster, &gateway);
-        self.0.sessions.ask(&key, query).await.map(Response::new).map_err(|error| ask_status(&key, error))
+        self.0.sessions.explain(&key, query).await.map(Response::new).map_err(|error| ask_status(&key, error))
+    }
+
+    type AskLocalStream = ReceiverStream<Result<GatewayAnswer, Status>>;
+
+    async fn ask_local(&self, request: Request<AskLocalRequest>) -> Result<Response<Self::AskLocalStream>, Status> {
+        self.member(&request)?;
+        let mut questions = Vec::new();
+        for GatewayQuestion { cluster, gateway, question } in request.into_inner().questions {
+            let body = question.and_then(|question| question.body);
+            let body =
+                body.ok_or_else(|| Status::unimplemented("this member does not know the question: upgrade it"))?;
+            questions.push(Addressed { cluster, gateway, body });
+        }
+        let (answers, receiver) = mpsc::channel(UPDATES_MAX);
+        let context = Arc::clone(&self.0);
+        tokio::spawn(async move { context.ask_here(questions, |answer| answers.send(Ok(answer))).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
@@ -148,7 +165,8 @@ pub(super) fn ask_status(gateway: &str, error: AskError) -> Status {
     let text = format!("{gateway}: {error}");
     match error {
         AskError::NotConnected => Status::not_found(text),
-        AskError::Busy => Status::resource_exhausted(text),
+        AskError::NotSupported => Status::failed_precondition(text),
+        AskError::Busy | AskError::TooLarge => Status::resource_exhausted(text),
         AskError::Silent => Status::deadline_exceeded(text),
     }
 }

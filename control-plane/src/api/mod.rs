@@ -6,7 +6,7 @@
 //! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
 //! | the rest of `Identity` | operators |
-//! | `Resources`, `Tokens`, `Fleet` | operators |
+//! | `Resources`, `Tokens`, `Fleet`, `Telemetry` | operators |
 //! | `GatewayControl` | a gateway, as itself |
 //! | `AgentControl` | an agent, for its own cluster |
 //! | `Members` | other members |
@@ -23,6 +23,7 @@ mod page;
 mod resources;
 mod services;
 mod stream;
+pub(crate) mod telemetry;
 mod tokens;
 
 use std::{sync::Arc, time::Duration};
@@ -31,7 +32,7 @@ use archipelago_identity::{MeshRole, SpiffeId, TrustDomain};
 use archipelago_proto::v1::{
     agent_control_server::AgentControlServer, fleet_server::FleetServer, gateway_control_server::GatewayControlServer,
     identity_server::IdentityServer, members_server::MembersServer, resources_server::ResourcesServer,
-    tokens_server::TokensServer,
+    telemetry_server::TelemetryServer, tokens_server::TokensServer,
 };
 use archipelago_rpc::grpc;
 use tokio::sync::Semaphore;
@@ -69,6 +70,8 @@ pub(crate) struct Context {
     /// How long after its end a certificate may be exchanged.
     pub(crate) recovery_grace: Duration,
     pub(crate) clocks: identity::Clocks,
+    /// Questions under way to many gateways.
+    pub(crate) inquiries: Arc<Semaphore>,
     /// Cancelled when this member shuts down: streams end so that their clients go elsewhere.
     pub(crate) stopping: CancellationToken,
 }
@@ -87,6 +90,7 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
                 .max_decoding_message_size(APPLY_BYTES_MAX),
         )
         .add_service(FleetServer::new(fleet::FleetService(Arc::clone(context))))
+        .add_service(TelemetryServer::new(telemetry::TelemetryService(Arc::clone(context))))
         .add_service(
             GatewayControlServer::new(gateways::GatewayService(Arc::clone(context)))
                 .max_decoding_message_size(STREAM_BYTES_MAX),

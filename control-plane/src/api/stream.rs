@@ -56,9 +56,9 @@ impl<T> Outbox<T> {
         }
     }
 
-    /// Sends if there is room; for what is worth nothing later.
-    pub(super) fn try_send(&self, message: T) {
-        let _ = self.0.try_send(Ok(message));
+    /// Sends if there is room; for what is worth nothing later. False: there was none.
+    pub(super) fn try_send(&self, message: T) -> bool {
+        self.0.try_send(Ok(message)).is_ok()
     }
 }
 

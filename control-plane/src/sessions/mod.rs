@@ -5,6 +5,7 @@
 //! is asked. Nothing here is replicated: after a failover gateways reconnect and acknowledge again.
 
 mod acks;
+mod asks;
 pub(crate) mod door;
 mod guard;
 pub(crate) mod progress;
@@ -16,23 +17,22 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use archipelago_model::delta::{Delta, Reader, Shared};
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{
-    AgentHello, AgentSession, ExplainQuery, ExplainResponse, GatewayHello, GatewaySession, Problem, SessionOrder,
-    SessionUpdate,
+    AgentHello, AgentSession, GatewayHello, GatewaySession, Problem, SessionOrder, SessionUpdate,
 };
 use imbl::OrdMap;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::acks::AckLog;
 use self::progress::AckView;
 use crate::{consensus::unix_ms, published::Published};
 
+pub(crate) use self::asks::{ANSWER_BYTES_MAX, Ask, AskError, Asked, Told};
 pub(crate) use self::guard::{AgentGuard, GatewayGuard};
 pub(crate) use self::reviews::{Review, ReviewError};
 
@@ -79,13 +79,6 @@ struct Remote {
     agents: Table<AgentSession>,
 }
 
-/// A question to a connected gateway.
-#[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) query: ExplainQuery,
-    pub(crate) reply: oneshot::Sender<ExplainResponse>,
-}
-
 /// A gateway's session and the member that serves it.
 #[derive(Debug, Clone)]
 pub(crate) struct GatewayView {
@@ -116,7 +109,7 @@ impl Sessions {
         let key = gateway_key(&hello.cluster, &hello.gateway);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
-        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let (asks, asked) = mpsc::channel(asks::QUEUED_MAX);
         let session = GatewaySession {
             cluster: hello.cluster.clone(),
             gateway: hello.gateway.clone(),
@@ -273,19 +266,6 @@ impl Sessions {
         views
     }
 
-    /// Asks a gateway that is connected to this member.
-    pub(crate) async fn ask(&self, key: &str, query: ExplainQuery) -> Result<ExplainResponse, AskError> {
-        let asks = self.lock().gateway_handles.get(key).map(|handle| handle.asks.clone());
-        let asks = asks.ok_or(AskError::NotConnected)?;
-        let (reply, answer) = oneshot::channel();
-        asks.try_send(Ask { query, reply }).map_err(|_| AskError::Busy)?;
-        match tokio::time::timeout(ASK_TIMEOUT, answer).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(_)) => Err(AskError::NotConnected),
-            Err(_) => Err(AskError::Silent),
-        }
-    }
-
     fn notify(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
@@ -360,24 +340,11 @@ fn place(order: Option<SessionOrder>) -> (u64, u64) {
     order.map_or((0, 0), |order| (order.boot, order.session))
 }
 
-/// Why a connected gateway did not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum AskError {
-    #[error("the gateway is not connected to this member")]
-    NotConnected,
-    #[error("too many questions wait for the gateway")]
-    Busy,
-    #[error("the gateway did not answer in time")]
-    Silent,
-}
-
 /// Name of a gateway in the federation.
 pub(crate) fn gateway_key(cluster: &str, gateway: &str) -> String {
     format!("{cluster}/{gateway}")
 }
 
-const ASKS_MAX: usize = 16;
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const ACK_LOGS_MAX: usize = 100_000;
 
 #[cfg(test)]

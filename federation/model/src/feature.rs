@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use archipelago_proto::v1::{
     Backend, Match, NamedMatch, Protocol, RouteRule, ServiceConfig, ServicePort, config_resource::Body, r#match::On,
-    named_match, path_match, service_port::Listener, sticky,
+    named_match, path_match, question, service_port::Listener, sticky,
 };
 
 /// A list of revoked identities, enforced on every tunnel.
@@ -29,6 +29,9 @@ pub const SERVICE_PORTS: &str = "service.ports";
 pub const STICKY_HEADER: &str = "sticky.header";
 /// Stickiness by a cookie.
 pub const STICKY_COOKIE: &str = "sticky.cookie";
+
+/// Answers how long requests took.
+pub const TELEMETRY_LATENCY: &str = "telemetry.latency";
 
 /// What this version supports, sorted.
 pub const ALL: &[&str] = &[
@@ -74,6 +77,14 @@ pub fn of(body: &Body) -> Vec<&'static str> {
         Body::Service(service) => of_service(service, &mut needs),
     }
     needs.into_iter().collect()
+}
+
+/// The feature that a gateway needs to answer `question`.
+#[must_use]
+pub const fn of_question(question: &question::Body) -> &'static str {
+    match question {
+        question::Body::Latency(_) => TELEMETRY_LATENCY,
+    }
 }
 
 type Needs = BTreeSet<&'static str>;

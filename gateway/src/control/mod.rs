@@ -4,5 +4,6 @@
 
 pub mod apply;
 pub mod discovery;
+pub mod questions;
 pub mod status;
 pub mod stream;

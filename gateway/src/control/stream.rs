@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::apply::{Applied, Change, Update};
+use super::questions::Questions;
 use super::status::ControlStatus;
 use crate::config::{ConfigState, Published};
 use crate::handover::{Phase, Turn};
@@ -48,6 +49,8 @@ pub struct ControlStream {
     pub updates: mpsc::Sender<Update>,
     /// The workers, for explanations.
     pub workers: Workers,
+    /// Who answers what operators ask.
+    pub questions: Questions,
     /// Where the state of the tunnels is found.
     pub metrics: GatewayMetrics,
     /// Which TCP services have no port here.
@@ -174,6 +177,7 @@ impl ControlStream {
                             let reply = self.explain(ask).await;
                             send(&out, gateway_message::Body::Explain(reply)).await?;
                         }
+                        Some(gateway_directive::Body::Question(question)) => self.questions.put(question, &out),
                         Some(gateway_directive::Body::Notice(Notice { notice: Some(notice) })) => {
                             match notice {
                                 // Alone there is nobody better to ask.
@@ -303,7 +307,7 @@ async fn at(time: Option<tokio::time::Instant>) {
     }
 }
 
-async fn send(out: &mpsc::Sender<GatewayMessage>, body: gateway_message::Body) -> Result<(), String> {
+pub(super) async fn send(out: &mpsc::Sender<GatewayMessage>, body: gateway_message::Body) -> Result<(), String> {
     // A control plane that does not read for this long is as good as gone.
     match tokio::time::timeout(SEND_TIMEOUT, out.send(GatewayMessage { body: Some(body) })).await {
         Ok(Ok(())) => Ok(()),

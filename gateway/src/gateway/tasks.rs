@@ -18,6 +18,7 @@ use crate::config::store::Store;
 use crate::config::{ConfigState, Published};
 use crate::control::apply::{self, Applier, Update};
 use crate::control::discovery::Discovery;
+use crate::control::questions::Questions;
 use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::handover::{Phase, Turn};
@@ -127,6 +128,7 @@ impl ControlTasks {
                 published: self.published,
                 updates: self.updates,
                 workers: self.workers,
+                questions: Questions::default(),
                 metrics: self.metrics,
                 tcp_ports,
                 capture_ports,
