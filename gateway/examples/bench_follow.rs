@@ -27,6 +27,7 @@ struct Peer(Rc<Inner>);
 struct Inner {
     name: PeerName,
     state: Cell<PeerState>,
+    since: Instant,
     says: RefCell<BTreeMap<String, u32>>,
 }
 
@@ -36,6 +37,9 @@ impl PeerFacts for Peer {
     }
     fn state(&self) -> PeerState {
         self.0.state.get()
+    }
+    fn since(&self) -> Instant {
+        self.0.since
     }
     fn rtt(&self) -> Duration {
         Duration::from_millis(1)
@@ -145,7 +149,8 @@ impl Bench {
             let says = (0..services).filter(|n| exporters(*n, clusters).contains(&cluster));
             let says = says.map(|n| (format!("bench/s{n:05}"), 2)).collect();
             let name = PeerName { cluster: format!("c{cluster}"), gateway: format!("gw-{gateway}") };
-            Peer(Rc::new(Inner { name, state: Cell::new(PeerState::Up), says: RefCell::new(says) }))
+            let (state, since) = (Cell::new(PeerState::Up), Instant::now());
+            Peer(Rc::new(Inner { name, state, since, says: RefCell::new(says) }))
         };
         let mut this = Self {
             config: ConfigState::new(Version { revision: 1, ..Version::default() }, bodies.map(compile::resource)),

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::authorize::{Asked, INGRESS_HOP, authorize};
 use crate::balance::cluster::NoTrace;
+use crate::balance::hash::Key;
 use crate::balance::outlier::Verdict;
 use crate::config::Service;
 use crate::exchange::books::Reporter;
@@ -37,19 +38,9 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
     let mut tried = Tried::default();
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
-        let view = worker.view();
-        let Some(index) = view.snapshot.service_by_key(&service) else { break };
-        let (Some(config), Some(live)) = (view.snapshot.service(index), view.service(index)) else { break };
-        let Some(rule) = config.rule(&Method::CONNECT, "/", &Fields::new()) else { break };
-        let key = *key.get_or_insert_with(|| live.draw());
-        let query =
-            RouteQuery { service: index, rule, key, tried: &tried, random: worker.random(), now: Instant::now() };
-        let Some(decision) = view.decide(&query, &mut NoTrace) else {
-            worker.demand(&view, index);
-            break;
-        };
-        let Decision { target, version, .. } = decision;
-        match target {
+        let chosen = worker.seek(|| choose(&worker, &service, &mut key, &tried)).await;
+        let Some((view, config, Decision { target, version, .. })) = chosen else { break };
+        match &target {
             Target::Local(endpoint) => match connect(&view, &service, &endpoint).await {
                 Ok(upstream) => {
                     let _in_flight = endpoint.enter();
@@ -59,11 +50,10 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
                 }
                 Err(error) => {
                     tracing::debug!(%service, error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
-                    tried.endpoints.push(endpoint.address());
                 }
             },
             Target::Remote(remote) => {
-                let Some(request) = connect_request(config, version.as_deref(), source.as_deref()) else { break };
+                let Some(request) = connect_request(&config, version.as_deref(), source.as_deref()) else { break };
                 let connected = async { remote.handle.open().await?.connect(&request, &Fields::new()).await };
                 let answered = tokio::select! {
                     biased;
@@ -86,12 +76,37 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
                         tracing::debug!(%service, peer = %remote.name, "no answer to a TCP connection through the tunnel")
                     }
                 }
-                tried.peers.push(Arc::clone(&remote.name));
             }
+        }
+        // A gateway that is away may be back for the next attempt.
+        if target.takes_requests() {
+            tried.add(&target);
         }
     }
     tracing::debug!(%service, "no cluster can serve a TCP connection");
     reset(&stream);
+}
+
+/// Who takes a connection of a client now; else until when it is worth waiting for somebody.
+fn choose(
+    worker: &Worker,
+    service: &str,
+    key: &mut Option<Key>,
+    tried: &Tried,
+) -> Result<(Rc<View>, Arc<Service>, Decision), Option<Instant>> {
+    let view = worker.view();
+    let index = view.snapshot.service_by_key(service).ok_or(None)?;
+    let (config, live) = view.snapshot.service(index).zip(view.service(index)).ok_or(None)?;
+    let rule = config.rule(&Method::CONNECT, "/", &Fields::new()).ok_or(None)?;
+    let key = *key.get_or_insert_with(|| live.draw());
+    let query = RouteQuery { service: index, rule, key, tried, random: worker.random(), now: Instant::now() };
+    match view.decide(&query, &mut NoTrace) {
+        Some(decision) => Ok((Rc::clone(&view), Arc::clone(config), decision)),
+        None => {
+            worker.demand(&view, index);
+            Err(view.hope(&query, worker.limits.away_timeout))
+        }
+    }
 }
 
 /// Takes a CONNECT out of a tunnel to an endpoint of this cluster.

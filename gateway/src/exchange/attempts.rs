@@ -1,13 +1,12 @@
 //! Attempts: choose a target, send, and if that went wrong in a way that may be repeated ([`replay`]), choose another.
 //!
-//! An attempt whose endpoint hangs is not given up for the next one: both go on side by side, and the first answer wins. Whoever
-//! loses is dropped, and with it its stream or connection.
+//! An attempt whose endpoint hangs or whose gateway is lost is not given up for the next one: both go on side by side, and the first
+//! answer wins. Whoever loses is dropped, and with it its stream or connection. When nobody can be asked, the request waits for as
+//! long as there is hope (`worker/seek`).
 
 use std::future::{pending, poll_fn};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -82,11 +81,13 @@ async fn attempts(
     loop {
         course.history.attempts += 1;
         books.record().attempts = course.history.attempts;
-        let Some((decision, rule)) = course.choose(call) else {
-            if call.is_clients() {
-                worker.demand(&course.view, call.service);
-            }
-            return last(call, books, &course, behind, course.nobody(call)).await;
+        let (decision, rule) = match course.choose(call) {
+            Some(chosen) => chosen,
+            None => match somebody(call, &mut course, &mut behind).await {
+                Sought::Found(chosen) => chosen,
+                Sought::Answered(behind, sent) => return Ok(behind.wins(books, sent)),
+                Sought::Nobody => return Err(course.said(call, course.nobody(call))),
+            },
         };
         let Some(body) = call.body.attempt() else {
             return last(call, books, &course, behind, Failure::Broken).await;
@@ -95,54 +96,69 @@ async fn attempts(
         books.record().destination_cluster = Some(destination.clone());
         books.names(&decision.target, rule);
         let attempt = Attempt { history: course.history, has_timeout: course.has_timeout };
-        let mut sent = pin!(send(call, &decision, attempt, body, idempotent));
-        let mut hangs = pin!(hangs(call, &decision.target));
-        let mut is_hung = false;
-        let failed = loop {
-            let raced = poll_fn(|cx| {
-                if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
-                    return Poll::Ready(Raced::Ended(sent));
-                }
-                if let Some(Behind { sent, .. }) = &mut behind
-                    && let Poll::Ready(sent) = sent.as_mut().poll(cx)
-                {
-                    return Poll::Ready(Raced::BehindEnded(sent));
-                }
-                if !is_hung && hangs.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Raced::Hangs);
-                }
-                Poll::Pending
-            });
-            match raced.await {
-                Raced::Ended(Ok((response, in_flight))) => {
-                    books.enter(in_flight);
-                    if behind.is_some() {
-                        books.record().hedge = Some(Hedge::Second);
+        let failed = {
+            let mut sent = pin!(send(call, &decision, attempt, body, idempotent));
+            let mut stuck = pin!(stuck(call, &course, &decision.target, behind.is_some()));
+            let mut is_stuck = false;
+            loop {
+                let raced = poll_fn(|cx| {
+                    if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
+                        return Poll::Ready(Raced::Ended(sent));
                     }
-                    return Ok(response);
-                }
-                Raced::Ended(Err(failed)) => break failed,
-                Raced::BehindEnded(ended) => {
-                    let behind = behind.take();
-                    if let (Some(behind), Ok(sent)) = (behind, ended) {
-                        return Ok(behind.wins(books, sent));
+                    if let Some(Behind { sent, .. }) = &mut behind
+                        && let Poll::Ready(sent) = sent.as_mut().poll(cx)
+                    {
+                        return Poll::Ready(Raced::BehindEnded(sent));
                     }
-                }
-                Raced::Hangs => {
-                    is_hung = true;
-                    let Some(next) = course.hedge(call, &decision.target) else { continue };
-                    if behind.is_some() || !worker.withdraw(Purpose::Retry) {
-                        continue;
+                    if !is_stuck && let Poll::Ready(stuck) = stuck.as_mut().poll(cx) {
+                        return Poll::Ready(Raced::Stuck(stuck));
                     }
-                    books.record().hedge = Some(Hedge::None);
-                    worker.metrics.replay(Purpose::Retry, "endpoint_hung");
-                    let address = decision.target.endpoint();
-                    let left = Behind { sent: sent.as_mut(), address, destination };
-                    return Box::pin(attempts(call, books, next, Some(left))).await;
+                    Poll::Pending
+                });
+                match raced.await {
+                    Raced::Ended(Ok((response, in_flight))) => {
+                        books.enter(in_flight);
+                        if behind.as_ref().is_some_and(|behind| behind.is_hedged) {
+                            books.record().hedge = Some(Hedge::Second);
+                        }
+                        return Ok(response);
+                    }
+                    Raced::Ended(Err(failed)) => break failed,
+                    Raced::BehindEnded(ended) => {
+                        let behind = behind.take();
+                        if let (Some(behind), Ok(sent)) = (behind, ended) {
+                            return Ok(behind.wins(books, sent));
+                        }
+                    }
+                    Raced::Stuck(Stuck::Lost) => {
+                        break Failed { failure: Failure::Broken, ending: Ending::Lost, reason: "peer_dead" };
+                    }
+                    Raced::Stuck(Stuck::Beside(next)) => {
+                        is_stuck = true;
+                        let is_hedged = matches!(decision.target, Target::Local(_));
+                        let (purpose, reason) = if is_hedged {
+                            (Purpose::Retry, "endpoint_hung")
+                        } else {
+                            (Purpose::Failover, "peer_dead")
+                        };
+                        if behind.is_some() || !worker.withdraw(purpose) {
+                            continue;
+                        }
+                        if is_hedged {
+                            books.record().hedge = Some(Hedge::None);
+                        }
+                        worker.metrics.replay(purpose, reason);
+                        let left =
+                            Behind { sent: sent.as_mut(), target: decision.target.clone(), destination, is_hedged };
+                        return Box::pin(attempts(call, books, *next, Some(left))).await;
+                    }
                 }
             }
         };
-        course.tried(&decision.target);
+        // A gateway that is away may be back for the next attempt.
+        if decision.target.takes_requests() {
+            course.tried.add(&decision.target);
+        }
         course.touched |= failed.ending != Ending::NotProcessed;
         let next = replay::again(&mut course.history, failed.ending, idempotent, call.body.can_replay());
         let Some(purpose) = next.filter(|purpose| worker.withdraw(*purpose)) else {
@@ -167,23 +183,35 @@ async fn attempts(
 enum Raced {
     Ended(Result<Sent, Failed>),
     BehindEnded(Result<Sent, Failed>),
-    Hangs,
+    Stuck(Stuck),
 }
 
-/// An attempt whose endpoint hangs, while others go on. Its answer counts if it is the first.
+/// An attempt is not to be waited for alone.
+enum Stuck {
+    /// So it goes on beside it.
+    Beside(Box<Course>),
+    /// It is given up.
+    Lost,
+}
+
+/// An attempt whose endpoint hangs or whose gateway is lost, while others go on. Its answer counts if it is the first.
 struct Behind<'a> {
     sent: Pin<&'a mut (dyn Future<Output = Result<Sent, Failed>> + 'a)>,
-    address: Option<SocketAddr>,
+    target: Target,
     destination: Name,
+    /// Both may answer.
+    is_hedged: bool,
 }
 
 impl Behind<'_> {
     fn wins(self, books: &mut Books, (response, in_flight): Sent) -> Response {
         books.enter(in_flight);
         books.record().destination_cluster = Some(self.destination);
-        books.record().hedge = Some(Hedge::First);
-        if let (Some(text), Some(address)) = (books.text(), self.address) {
-            text.upstream_host = address.to_string();
+        if self.is_hedged {
+            books.record().hedge = Some(Hedge::First);
+        }
+        if let Some(text) = books.text() {
+            text.upstream_host = self.target.to_string();
         }
         response
     }
@@ -217,13 +245,97 @@ async fn send(
     }
 }
 
-/// Resolves when the target is an endpoint that hangs.
-async fn hangs(call: &Call, target: &Target) {
+/// Resolves when an attempt at `target` is not to be waited for alone.
+async fn stuck(call: &Call, course: &Course, target: &Target, has_behind: bool) -> Stuck {
     match target {
         // A gRPC caller says himself how long he waits, and his streams may be silent until then.
-        Target::Local(endpoint) if !call.is_grpc => local::hangs(call, endpoint).await,
-        // The gateway there knows its endpoints.
-        Target::Local(_) | Target::Remote(_) => pending().await,
+        Target::Local(endpoint) if !call.is_grpc => {
+            local::hangs(call, endpoint).await;
+            match course.hedge(call, target) {
+                Some(next) => Stuck::Beside(Box::new(next)),
+                None => pending().await,
+            }
+        }
+        Target::Local(_) => pending().await,
+        Target::Remote(remote) => {
+            remote.handle.died().await;
+            let Some(next) = course.without(call, target) else { return pending().await };
+            // Two of them could not share what the sender has yet to give.
+            if has_behind || !call.body.is_taken() {
+                return Stuck::Lost;
+            }
+            // The tunnel lives on, and if nobody else comes, its answer is the only one.
+            Box::pin(beside(call, next)).await
+        }
+    }
+}
+
+/// Resolves when there is somebody else.
+async fn beside(call: &Call, mut next: Course) -> Stuck {
+    let worker = &call.worker;
+    worker.demand(&next.view, call.service);
+    let found = worker.seek(|| {
+        next.look_again(call);
+        // QUIC gives a tunnel up by itself.
+        next.choose(call).map(drop).ok_or_else(|| Some(Instant::now() + LOST_MAX))
+    });
+    match found.await {
+        Some(()) => Stuck::Beside(Box::new(next)),
+        None => pending().await,
+    }
+}
+
+/// What came of waiting.
+enum Sought<'call, 'behind> {
+    Found((Decision, Option<&'call str>)),
+    Answered(Behind<'behind>, Sent),
+    Nobody,
+}
+
+/// Nobody can be asked now: who can a little later, or the answer of the one behind, whichever comes first.
+async fn somebody<'call, 'behind>(
+    call: &'call Call,
+    course: &mut Course,
+    behind: &mut Option<Behind<'behind>>,
+) -> Sought<'call, 'behind> {
+    let worker = &call.worker;
+    if call.is_clients() {
+        worker.demand(&course.view, call.service);
+    }
+    loop {
+        let ended = {
+            let mut sought = pin!(worker.seek(|| {
+                course.look_again(call);
+                course.choose(call).ok_or_else(|| course.hope(call))
+            }));
+            let mut is_over = false;
+            poll_fn(|cx| {
+                if !is_over && let Poll::Ready(found) = sought.as_mut().poll(cx) {
+                    is_over = true;
+                    if let Some(chosen) = found {
+                        return Poll::Ready(Err(Sought::Found(chosen)));
+                    }
+                }
+                match behind {
+                    Some(Behind { sent, .. }) => sent.as_mut().poll(cx).map(Ok),
+                    None if is_over => Poll::Ready(Err(Sought::Nobody)),
+                    None => Poll::Pending,
+                }
+            })
+            .await
+        };
+        match (ended, behind.take()) {
+            (Err(sought), left) => {
+                *behind = left;
+                return sought;
+            }
+            (Ok(Ok(sent)), Some(behind)) => return Sought::Answered(behind, sent),
+            // What it was lost with may be back.
+            (Ok(Err(Failed { ending: Ending::Lost | Ending::NotProcessed, .. })), Some(behind)) => {
+                course.tried.forget(&behind.target);
+            }
+            (Ok(_), _) => return Sought::Nobody,
+        }
     }
 }
 
@@ -292,15 +404,27 @@ impl Course {
         }
         next.touched = true;
         next.look_again(call);
-        next.tried(target);
+        next.tried.add(target);
         next.choose(call).is_some().then_some(next)
     }
 
-    fn tried(&mut self, target: &Target) {
-        match target {
-            Target::Local(endpoint) => self.tried.endpoints.push(endpoint.address()),
-            Target::Remote(remote) => self.tried.peers.push(Arc::clone(&remote.name)),
-        }
+    /// How it goes on if what `target` does is never heard of; `None`: not at all.
+    fn without(&self, call: &Call, target: &Target) -> Option<Self> {
+        let idempotent = replay::is_idempotent(&call.head.method);
+        let mut next = self.clone();
+        replay::again(&mut next.history, Ending::Lost, idempotent, call.body.can_replay())?;
+        next.touched = true;
+        next.tried.add(target);
+        Some(next)
+    }
+
+    /// Nobody can be asked: until when it is worth waiting.
+    fn hope(&self, call: &Call) -> Option<Instant> {
+        // Endpoints here are all that a peer asks for, and it has others to ask.
+        let (Origin::Client, Some(rule), Some(key)) = (&call.origin, call.rule(), self.draw) else { return None };
+        let (now, tried) = (Instant::now(), &self.tried);
+        let query = RouteQuery { service: call.service, rule, key, tried, random: 0, now };
+        self.view.hope(&query, call.worker.limits.away_timeout)
     }
 
     /// Takes what is known now of peers and endpoints, as long as its policy is the same.
@@ -330,5 +454,7 @@ impl Course {
     }
 }
 
+/// Longer than QUIC waits for a silent peer.
+const LOST_MAX: Duration = Duration::from_secs(10);
 /// With as much again at random.
 const RETRY_PAUSE: Duration = Duration::from_millis(12);

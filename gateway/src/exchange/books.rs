@@ -210,10 +210,7 @@ impl Books {
     pub fn names(&mut self, target: &Target, rule: Option<&str>) {
         if let Some(text) = self.text() {
             text.rule = rule.unwrap_or_default().to_owned();
-            text.upstream_host = match target {
-                Target::Local(endpoint) => endpoint.address().to_string(),
-                Target::Remote(remote) => remote.name.to_string(),
-            };
+            text.upstream_host = target.to_string();
         }
     }
 

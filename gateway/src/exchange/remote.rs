@@ -1,7 +1,6 @@
 //! One attempt at a gateway of another cluster, which serves it from endpoints of its own.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
@@ -31,22 +30,7 @@ pub async fn send(
     idempotent: bool,
 ) -> Result<Response, Failed> {
     let started = Instant::now();
-    let mut response = pin!(exchange(call, decision, remote, attempt, body));
-    let mut died = pin!(remote.handle.died());
-    let mut dead = false;
-    let response = loop {
-        tokio::select! {
-            biased;
-            response = &mut response => break response,
-            // The tunnel lives on and a late answer still counts, but whoever can start over elsewhere does.
-            () = &mut died, if !dead => {
-                if idempotent && call.body.can_replay() {
-                    return Err(Failed { failure: Failure::Broken, ending: Ending::Lost, reason: "peer_dead" });
-                }
-                dead = true;
-            }
-        }
-    };
+    let response = exchange(call, decision, remote, attempt, body).await;
     let now = Instant::now();
     let response = response.map_err(|error| {
         tracing::debug!(peer = %remote.name, error = &error as &dyn std::error::Error, "attempt through a tunnel failed");

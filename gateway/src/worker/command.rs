@@ -42,6 +42,8 @@ pub struct Report {
     pub connections: usize,
     /// TCP connections.
     pub tcp_connections: usize,
+    /// Requests and TCP connections that wait for somebody to serve them.
+    pub seeking: usize,
     /// See [`Knowledge::is_settled`].
     #[serde(skip)]
     pub is_settled: bool,
@@ -162,6 +164,7 @@ fn report(worker: &Worker) -> Report {
         requests: worker.requests.get(),
         connections: worker.connections.get(),
         tcp_connections: worker.tcp_connections.get(),
+        seeking: worker.seeking.get(),
         is_settled: is_settled(worker),
         tunnels: tunnels.collect(),
     }

@@ -82,6 +82,7 @@ impl Worker {
         let Followed { view, rebuilt, before, .. } = followed;
         let view = Rc::new(view);
         self.view.replace(Rc::clone(&view));
+        self.view_changed.notify_waiters();
         let configs = rebuilt.iter().filter_map(|index| snapshot.service(*index)).chain(&before);
         self.streams.judge(configs.map(|config| &*config.service), snapshot, self.limits.tcp_grace, now);
         let gone = before.iter().flat_map(|config| health::names(config)).map(|name| (name.to_string(), Vec::new()));

@@ -12,6 +12,7 @@ mod identity;
 pub mod listen;
 pub mod ports;
 pub(crate) mod probe;
+mod seek;
 pub mod streams;
 mod thread;
 pub mod view;
@@ -58,6 +59,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may take nothing of a response that is there.
     pub stall_timeout: Duration,
+    /// How long requests may wait, once the last gateway that could serve them is lost, for it or another one to be there.
+    pub away_timeout: Duration,
     /// Requests carried at a time.
     pub requests_max: usize,
     /// HTTP connections of clients. At about 10 KiB idle and 150 KiB with full buffers each.
@@ -79,6 +82,8 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
+            // As long as QUIC itself waits for a silent peer, and longer than a gateway takes to start.
+            away_timeout: Duration::from_secs(3),
             requests_max: 8_192,
             connections_max: 8_192,
             tcp_connections_max: 2_048,
@@ -167,6 +172,10 @@ pub struct Worker {
     pub(crate) streams: Streams,
     credential: LiveCredential,
     view: RefCell<Rc<View>>,
+    /// Told when there is another view.
+    view_changed: Notify,
+    /// Requests and connections that wait for somebody to serve them.
+    seeking: Cell<usize>,
     live: RefCell<LiveState>,
     budget: RefCell<Budget>,
     random: Cell<u64>,
@@ -210,6 +219,8 @@ impl Worker {
             streams: Streams::default(),
             credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View::empty())),
+            view_changed: Notify::new(),
+            seeking: Cell::new(0),
             live: RefCell::default(),
             budget: RefCell::new(Budget::new(now)),
             random: Cell::new(rand::random()),

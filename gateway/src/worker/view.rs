@@ -8,10 +8,11 @@ mod live;
 mod peer;
 
 use std::cell::Cell;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use archipelago_proto::v1::Readiness;
 use archipelago_tunnel::PeerHandle;
@@ -99,11 +100,20 @@ pub enum Target<P = PeerHandle> {
 }
 
 impl Target {
-    /// The address of an endpoint here.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
+    /// Whether it is there to be asked, as far as that is known of places: a gateway that is lost is not.
+    pub fn takes_requests(&self) -> bool {
         match self {
-            Self::Local(endpoint) => Some(endpoint.address()),
-            Self::Remote(_) => None,
+            Self::Local(_) => true,
+            Self::Remote(remote) => remote.is_reachable(),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(endpoint) => endpoint.address().fmt(f),
+            Self::Remote(remote) => remote.name.fmt(f),
         }
     }
 }
@@ -145,6 +155,23 @@ pub struct Tried {
     pub peers: Vec<Arc<str>>,
 }
 
+impl Tried {
+    /// One more.
+    pub fn add(&mut self, target: &Target) {
+        match target {
+            Target::Local(endpoint) => self.endpoints.push(endpoint.address()),
+            Target::Remote(remote) => self.peers.push(Arc::clone(&remote.name)),
+        }
+    }
+
+    /// It may be asked again, if it is a gateway.
+    pub fn forget(&mut self, target: &Target) {
+        if let Target::Remote(remote) = target {
+            self.peers.retain(|name| *name != remote.name);
+        }
+    }
+}
+
 impl<P> View<P> {
     /// The picture of a worker that knows nothing yet.
     pub fn empty() -> Self {
@@ -183,6 +210,18 @@ impl<P: PeerFacts> View<P> {
             Target::Remote(peer::pick(live.clusters.get(index)?, version.as_deref(), query.tried, query.random, why)?)
         };
         Some(Decision { target, version, cluster: index })
+    }
+
+    /// Nobody can serve a request now: until when it is worth waiting for a gateway of another cluster that could, `patience` after it
+    /// was lost; `None`: it is not.
+    pub fn hope(&self, query: &RouteQuery<'_>, patience: Duration) -> Option<Instant> {
+        let (config, live) = (self.snapshot.service(query.service)?, self.service(query.service)?);
+        let backends = query.rule.backends.iter().chain(query.rule.tiers.iter().flatten());
+        let hopes = backends.filter(|backend| config.may_reside_in(Some(backend.cluster))).filter_map(|backend| {
+            let peers = live.clusters.get(backend.cluster)?;
+            peer::hope(peers, backend.version.as_deref(), query.tried, patience, query.now)
+        });
+        hopes.max()
     }
 
     /// Chooses an endpoint here for what came through a tunnel; `None`: none is left.

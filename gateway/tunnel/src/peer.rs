@@ -68,6 +68,8 @@ pub(crate) struct Peering {
     current: ArcSwapOption<Conn>,
     lifecycle: Mutex<Lifecycle>,
     state: watch::Sender<PeerState>,
+    /// When it came to that state.
+    since: Mutex<Instant>,
     dialling: watch::Sender<bool>,
     deaths: AtomicU64,
     death: Notify,
@@ -90,6 +92,7 @@ impl Peering {
             core: core.clone(),
             current: ArcSwapOption::empty(),
             state: watch::Sender::new(lifecycle.state()),
+            since: Mutex::new(Instant::now()),
             dialling: watch::Sender::new(lifecycle.wants_dialling()),
             lifecycle: Mutex::new(lifecycle),
             deaths: AtomicU64::new(0),
@@ -140,6 +143,11 @@ impl Peering {
 
     pub(crate) fn state(&self) -> PeerState {
         *self.state.borrow()
+    }
+
+    /// When it came to the state in which it is.
+    pub(crate) fn since(&self) -> Instant {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See [`Lifecycle::is_promising`].
@@ -221,6 +229,7 @@ impl Peering {
             self.dialling.send_replace(dial);
         }
         let Some(state) = announce else { return };
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.state.send_replace(state);
         if event != Event::Stopped {
             match state {

@@ -29,7 +29,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::time::timeout;
 
@@ -60,6 +60,11 @@ impl PeerHandle {
     /// Where it stands.
     pub fn state(&self) -> PeerState {
         self.0.state()
+    }
+
+    /// When it came to that state.
+    pub fn since(&self) -> Instant {
+        self.0.since().into_std()
     }
 
     /// Why it could not be dialled last, while it cannot be.

@@ -27,6 +27,7 @@ struct Fake(Rc<FakeInner>);
 struct FakeInner {
     name: PeerName,
     state: RefCell<PeerState>,
+    since: Instant,
     health: RefCell<BTreeMap<String, u32>>,
 }
 
@@ -36,6 +37,9 @@ impl PeerFacts for Fake {
     }
     fn state(&self) -> PeerState {
         *self.0.state.borrow()
+    }
+    fn since(&self) -> Instant {
+        self.0.since
     }
     fn rtt(&self) -> std::time::Duration {
         std::time::Duration::from_millis(1)
@@ -125,7 +129,8 @@ impl World {
 
     fn peer(&mut self, cluster: &str, gateway: &str) -> Fake {
         let name = PeerName { cluster: cluster.into(), gateway: gateway.into() };
-        let inner = FakeInner { name: name.clone(), state: RefCell::new(PeerState::Up), health: RefCell::default() };
+        let (state, health) = (RefCell::new(PeerState::Up), RefCell::default());
+        let inner = FakeInner { name: name.clone(), state, since: self.now, health };
         let fake = Fake(Rc::new(inner));
         self.peers.insert(name, fake.clone());
         self.news.chosen = true;

@@ -19,6 +19,8 @@ pub trait PeerFacts {
     fn name(&self) -> &PeerName;
     /// Where it stands.
     fn state(&self) -> PeerState;
+    /// When it came to stand there.
+    fn since(&self) -> Instant;
     /// Smoothed round trip; zero when that is not known.
     fn rtt(&self) -> Duration;
     /// Requests on the way to it.
@@ -62,6 +64,10 @@ impl PeerFacts for PeerHandle {
 
     fn state(&self) -> PeerState {
         self.state()
+    }
+
+    fn since(&self) -> Instant {
+        self.since()
     }
 
     fn rtt(&self) -> Duration {
@@ -163,6 +169,23 @@ pub(super) fn availability<P: PeerFacts>(peers: &[PeerView<P>], version: Option<
         }
     }
     best
+}
+
+/// Until when it is worth waiting for one of these gateways, none of which takes requests now: one that was lost a moment ago is often
+/// back a moment later, because it was not dead but slow, or because it is started again. `None`: it is not.
+pub(super) fn hope<P: PeerFacts>(
+    peers: &[PeerView<P>],
+    version: Option<&str>,
+    tried: &Tried,
+    patience: Duration,
+    now: Instant,
+) -> Option<Instant> {
+    let eligible = peers.iter().filter(|p| p.ready_of(version) > 0 && !tried.peers.contains(&p.remote.name));
+    let hopes = eligible.filter_map(|p| match p.remote.handle.state() {
+        PeerState::Dead | PeerState::Dialing | PeerState::Draining => Some(p.remote.handle.since() + patience),
+        PeerState::Up | PeerState::Suspect => None,
+    });
+    hopes.max().filter(|until| *until > now)
 }
 
 /// One of a cluster's gateways: of two at random the cheaper one, suspects only when there is nobody else.
