@@ -41,7 +41,7 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
         let chosen = worker.seek(|| choose(&worker, &service, &mut key, &tried)).await;
         let Some((view, config, Decision { target, version, .. })) = chosen else { break };
         match &target {
-            Target::Local(endpoint) => match connect(&view, &service, &endpoint).await {
+            Target::Local(endpoint) => match connect(&view, &service, endpoint).await {
                 Ok(upstream) => {
                     let _in_flight = endpoint.enter();
                     let end = End::Client { served_by: Arc::clone(&worker.identity.cluster) };

@@ -83,9 +83,9 @@ async fn attempts(
         books.record().attempts = course.history.attempts;
         let (decision, rule) = match course.choose(call) {
             Some(chosen) => chosen,
-            None => match somebody(call, &mut course, &mut behind).await {
+            None => match somebody(call, books, &mut course, &mut behind).await {
                 Sought::Found(chosen) => chosen,
-                Sought::Answered(behind, sent) => return Ok(behind.wins(books, sent)),
+                Sought::Answered(response) => return Ok(*response),
                 Sought::Nobody => return Err(course.said(call, course.nobody(call))),
             },
         };
@@ -286,18 +286,19 @@ async fn beside(call: &Call, mut next: Course) -> Stuck {
 }
 
 /// What came of waiting.
-enum Sought<'call, 'behind> {
+enum Sought<'call> {
     Found((Decision, Option<&'call str>)),
-    Answered(Behind<'behind>, Sent),
+    Answered(Box<Response>),
     Nobody,
 }
 
 /// Nobody can be asked now: who can a little later, or the answer of the one behind, whichever comes first.
-async fn somebody<'call, 'behind>(
+async fn somebody<'call>(
     call: &'call Call,
+    books: &mut Books,
     course: &mut Course,
-    behind: &mut Option<Behind<'behind>>,
-) -> Sought<'call, 'behind> {
+    behind: &mut Option<Behind<'_>>,
+) -> Sought<'call> {
     let worker = &call.worker;
     if call.is_clients() {
         worker.demand(&course.view, call.service);
@@ -329,7 +330,7 @@ async fn somebody<'call, 'behind>(
                 *behind = left;
                 return sought;
             }
-            (Ok(Ok(sent)), Some(behind)) => return Sought::Answered(behind, sent),
+            (Ok(Ok(sent)), Some(behind)) => return Sought::Answered(Box::new(behind.wins(books, sent))),
             // What it was lost with may be back.
             (Ok(Err(Failed { ending: Ending::Lost | Ending::NotProcessed, .. })), Some(behind)) => {
                 course.tried.forget(&behind.target);
