@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
     "archipelago/v1/identity.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 11] = [
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",
+    "archipelago/v1/slow.proto",
     "archipelago/log/v1/log.proto",
 ];
 

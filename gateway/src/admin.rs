@@ -5,6 +5,7 @@
 //! | `GET /state` | identity, addresses, revision, services that are not served here and why, captures, workers, drill |
 //! | `GET /tunnels` | one entry per peer gateway |
 //! | `GET /endpoints` | one entry per worker: how many ready endpoints it tells other gateways of, and what each of them has told it |
+//! | `GET /slow?service=namespace/name&sinceMs=N` | where the time of the slowest requests went, and that of some at random; both may be left out |
 //! | `POST /explain` `{"host","method","path","headers"}` | the decision with its reasons |
 //! | `POST /drill/cut` `{"clusters":[…],"gateways":["cluster/gateway"],"forMs":N}` | drops the tunnels' packets in silence, N ms long |
 //! | `POST /drill/end` | ends that |
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use archipelago_proto::v1::{ExplainQuery, GatewayAddresses, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, GatewayAddresses, SlowQuestion, TunnelStatus};
 use archipelago_tunnel::{Cut, PeerName, ServiceHealth};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Published;
 use crate::control::status::ControlStatus;
 use crate::handover::Turn;
+use crate::ledger::report;
 use crate::worker::Identity;
 use crate::worker::captures::CapturePorts;
 use crate::worker::command::{Knowledge, state_name};
@@ -139,6 +141,7 @@ impl Admin {
             (Method::GET, "/state") => Ok(self.state().await),
             (Method::GET, "/tunnels") => Ok(self.workers.tunnels().await.iter().map(tunnel).collect()),
             (Method::GET, "/endpoints") => Ok(self.workers.knowledge().await.iter().map(knowledge).collect()),
+            (Method::GET, "/slow") => self.slow(request.uri().query().unwrap_or_default()).await,
             (Method::POST, "/explain") => self.explain(request).await,
             (Method::POST, "/drill/cut") => self.cut(request).await,
             (Method::POST, "/drill/end") => {
@@ -149,9 +152,10 @@ impl Admin {
                 self.drain.cancel();
                 Ok(json!({}))
             }
-            (_, "/state" | "/tunnels" | "/endpoints" | "/explain" | "/drill/cut" | "/drill/end" | "/drain") => {
-                Err((StatusCode::METHOD_NOT_ALLOWED, "method not allowed".to_owned()))
-            }
+            (
+                _,
+                "/state" | "/tunnels" | "/endpoints" | "/slow" | "/explain" | "/drill/cut" | "/drill/end" | "/drain",
+            ) => Err((StatusCode::METHOD_NOT_ALLOWED, "method not allowed".to_owned())),
             _ => Err((StatusCode::NOT_FOUND, "no such path".to_owned())),
         };
         let (status, body) =
@@ -198,6 +202,24 @@ impl Admin {
                 "leftMs": u64::try_from(drill.until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX),
             })),
         })
+    }
+
+    async fn slow(&self, query: &str) -> Result<Value, (StatusCode, String)> {
+        let mut question = SlowQuestion::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("service", name)) => name.clone_into(&mut question.service),
+                Some(("sinceMs", text)) if text.parse::<u64>().is_ok() => {
+                    question.since_ms = text.parse().unwrap_or_default();
+                }
+                _ => {
+                    let what =
+                        format!("{pair:?} is not known here: give service=namespace/name and sinceMs=N, or neither");
+                    return Err((StatusCode::BAD_REQUEST, what));
+                }
+            }
+        }
+        Ok(report::json(&self.workers.slow(&question).await))
     }
 
     async fn explain(&self, request: Request<Incoming>) -> Result<Value, (StatusCode, String)> {

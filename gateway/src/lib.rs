@@ -3,6 +3,7 @@
 //! | module | what | may block or lock |
 //! | --- | --- | --- |
 //! | [`authorize`], [`source`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
+//! | [`ledger`] | where the time of requests went: parts, which are kept; pure but for stamps | no |
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
 //! | [`handover`] | one process of a gateway follows another | yes |
@@ -27,6 +28,7 @@ mod exchange;
 mod explain;
 mod gateway;
 mod handover;
+mod ledger;
 mod route;
 mod source;
 mod tcp;

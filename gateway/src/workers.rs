@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelProbe, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, SlowAnswer, SlowQuestion, TunnelProbe, TunnelStatus};
 use archipelago_tunnel::Cut;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::explain;
+use crate::ledger::report;
 use crate::telemetry::GatewayMetrics;
 use crate::worker::Reply;
 use crate::worker::command::{self, Command, Knowledge, Report};
@@ -50,6 +51,19 @@ impl Workers {
     pub async fn knowledge(&self) -> Vec<Knowledge> {
         let asked = self.0.iter().map(|worker| ask(worker, Command::Knowledge));
         join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// The requests that are kept, of all workers.
+    pub async fn slow(&self, question: &SlowQuestion) -> SlowAnswer {
+        let since = match question.since_ms {
+            0 => Duration::MAX,
+            since => Duration::from_millis(since),
+        };
+        let asked =
+            self.0.iter().map(|worker| ask(worker, |reply| Command::Slow(question.service.clone(), since, reply)));
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let silent = self.len() - answers.len();
+        report::merge(answers.into_iter().flatten().collect(), silent)
     }
 
     /// What comes back through the tunnels of all workers, one entry per peer.

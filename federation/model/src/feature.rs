@@ -32,6 +32,8 @@ pub const STICKY_COOKIE: &str = "sticky.cookie";
 
 /// Answers how long requests took.
 pub const TELEMETRY_LATENCY: &str = "telemetry.latency";
+/// Answers where the time of slow requests went.
+pub const TELEMETRY_SLOW: &str = "telemetry.slow";
 
 /// What this version supports, sorted.
 pub const ALL: &[&str] = &[
@@ -56,6 +58,7 @@ pub const ALL: &[&str] = &[
     SERVICE_PORTS,
     STICKY_COOKIE,
     STICKY_HEADER,
+    TELEMETRY_SLOW,
 ];
 
 /// Whether this version supports `feature`.
@@ -84,6 +87,7 @@ pub fn of(body: &Body) -> Vec<&'static str> {
 pub const fn of_question(question: &question::Body) -> &'static str {
     match question {
         question::Body::Latency(_) => TELEMETRY_LATENCY,
+        question::Body::Slow(_) => TELEMETRY_SLOW,
     }
 }
 

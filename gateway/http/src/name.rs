@@ -257,6 +257,8 @@ known! {
     MeshFailure = "mesh-failure",
     /// `mesh-served-by`
     MeshServedBy = "mesh-served-by",
+    /// `mesh-ledger`
+    MeshLedger = "mesh-ledger",
 }
 
 impl Known {
@@ -383,6 +385,7 @@ pub(crate) const MESH: u128 = mask(&[
     Known::MeshVersion,
     Known::MeshFailure,
     Known::MeshServedBy,
+    Known::MeshLedger,
 ]);
 
 const END_TO_END: u128 = MESH

@@ -54,6 +54,13 @@ impl<T: Reusable> Pooled<T> {
     }
 }
 
+impl<T: Reusable> Pooled<T> {
+    /// Takes what it holds; nobody may look at it any more.
+    pub fn hand_over(&mut self) -> Self {
+        Self(self.0.take())
+    }
+}
+
 impl<T: Reusable> Default for Pooled<T> {
     fn default() -> Self {
         Self::new()

@@ -23,6 +23,7 @@ use super::{local, remote};
 use crate::balance::budget::Purpose;
 use crate::balance::cluster::NoTrace;
 use crate::balance::hash::Key;
+use crate::ledger::Stamps;
 use crate::telemetry::Name;
 use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 
@@ -35,19 +36,48 @@ pub struct Failed {
     pub ending: Ending,
     /// Label of metrics.
     pub reason: &'static str,
+    /// How long it waited for a connection, in microseconds.
+    pub connecting: u32,
 }
 
-/// A response, and its place among those that an endpoint here works on.
-pub type Sent = (Response, Option<InFlight>);
+impl Failed {
+    /// One that waited for no connection.
+    pub fn new(failure: Failure, ending: Ending, reason: &'static str) -> Self {
+        Self { failure, ending, reason, connecting: 0 }
+    }
+}
+
+/// A response, its place among those that an endpoint here works on, and what the attempt stamped.
+pub type Sent = (Response, Option<InFlight>, Stamps);
 
 /// Sends a call until it is answered or may not be sent again, within its time.
-pub async fn run(mut call: Call, mut books: Books) -> Result<(Response, Books), (Failure, Books)> {
-    let started = Instant::now();
-    let timer = call.worker.timers.timer();
-    timer.set(call.deadline.due(started, call.body.progress()));
-    let course = Course::new(&mut call);
-    let outcome = {
-        let mut answered = pin!(attempts(&call, &mut books, course, None));
+pub async fn run(call: Call, mut books: Books) -> Result<(Response, Books), (Failure, Books)> {
+    if call.is_clients() {
+        books.record().keeper = call.live().map(|live| Rc::clone(live.keeper()));
+    }
+    let mut sending = Sending { call, books: Some(books) };
+    let outcome = sending.run().await;
+    match (outcome, sending.finish()) {
+        (Ok(response), Some(books)) => Ok((response, books)),
+        (Err(failure), Some(books)) => Err((failure, books)),
+        (_, None) => unreachable!("books are taken here only"),
+    }
+}
+
+/// A call that is being sent. However that ends, by its sender going away as well, its books get its head.
+struct Sending {
+    call: Call,
+    books: Option<Books>,
+}
+
+impl Sending {
+    async fn run(&mut self) -> Result<Response, Failure> {
+        let Self { call, books: Some(books) } = self else { unreachable!("books are there until it ends") };
+        let started = Instant::now();
+        let timer = call.worker.timers.timer();
+        timer.set(call.deadline.due(started, call.body.progress()));
+        let course = Course::new(call, started);
+        let mut answered = pin!(attempts(call, books, course, None));
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = answered.as_mut().poll(cx) {
                 return Poll::Ready(outcome);
@@ -62,10 +92,18 @@ pub async fn run(mut call: Call, mut books: Books) -> Result<(Response, Books), 
             Poll::Pending
         })
         .await
-    };
-    match outcome {
-        Ok(response) => Ok((response, books)),
-        Err(failure) => Err((failure, books)),
+    }
+
+    fn finish(&mut self) -> Option<Books> {
+        let mut books = self.books.take()?;
+        books.is_sent(self.call.head.hand_over());
+        Some(books)
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        drop(self.finish());
     }
 }
 
@@ -83,11 +121,17 @@ async fn attempts(
         books.record().attempts = course.history.attempts;
         let (decision, rule) = match course.choose(call) {
             Some(chosen) => chosen,
-            None => match somebody(call, books, &mut course, &mut behind).await {
-                Sought::Found(chosen) => chosen,
-                Sought::Answered(response) => return Ok(*response),
-                Sought::Nobody => return Err(course.said(call, course.nobody(call))),
-            },
+            None => {
+                let from = course.chosen;
+                match somebody(call, books, &mut course, &mut behind).await {
+                    Sought::Found(chosen) => {
+                        books.record().trail.sought(from, course.chosen);
+                        chosen
+                    }
+                    Sought::Answered(response) => return Ok(*response),
+                    Sought::Nobody => return Err(course.said(call, course.nobody(call))),
+                }
+            }
         };
         let Some(body) = call.body.attempt() else {
             return last(call, books, &course, behind, Failure::Broken).await;
@@ -95,6 +139,7 @@ async fn attempts(
         let destination = course.view.cluster_name(decision.cluster).unwrap_or(&worker.cluster).clone();
         books.record().destination_cluster = Some(destination.clone());
         books.names(&decision.target, rule);
+        books.record().trail.begins(&decision.target, course.chosen);
         let attempt = Attempt { history: course.history, has_timeout: course.has_timeout };
         let failed = {
             let mut sent = pin!(send(call, &decision, attempt, body, idempotent));
@@ -116,8 +161,9 @@ async fn attempts(
                     Poll::Pending
                 });
                 match raced.await {
-                    Raced::Ended(Ok((response, in_flight))) => {
+                    Raced::Ended(Ok((response, in_flight, stamps))) => {
                         books.enter(in_flight);
+                        books.record().trail.answered(&decision.target, stamps);
                         if behind.as_ref().is_some_and(|behind| behind.is_hedged) {
                             books.record().hedge = Some(Hedge::Second);
                         }
@@ -131,7 +177,7 @@ async fn attempts(
                         }
                     }
                     Raced::Stuck(Stuck::Lost) => {
-                        break Failed { failure: Failure::Broken, ending: Ending::Lost, reason: "peer_dead" };
+                        break Failed::new(Failure::Broken, Ending::Lost, "peer_dead");
                     }
                     Raced::Stuck(Stuck::Beside(next)) => {
                         is_stuck = true;
@@ -155,6 +201,7 @@ async fn attempts(
                 }
             }
         };
+        books.record().trail.failed(failed.connecting, Instant::now());
         // A gateway that is away may be back for the next attempt.
         if decision.target.takes_requests() {
             course.tried.add(&decision.target);
@@ -204,8 +251,9 @@ struct Behind<'a> {
 }
 
 impl Behind<'_> {
-    fn wins(self, books: &mut Books, (response, in_flight): Sent) -> Response {
+    fn wins(self, books: &mut Books, (response, in_flight, stamps): Sent) -> Response {
         books.enter(in_flight);
+        books.record().trail.answered(&self.target, stamps);
         books.record().destination_cluster = Some(self.destination);
         if self.is_hedged {
             books.record().hedge = Some(Hedge::First);
@@ -241,7 +289,7 @@ async fn send(
 ) -> Result<Sent, Failed> {
     match &decision.target {
         Target::Local(endpoint) => local::send(call, endpoint, attempt, body).await,
-        Target::Remote(remote) => Ok((remote::send(call, decision, remote, attempt, body, idempotent).await?, None)),
+        Target::Remote(remote) => remote::send(call, decision, remote, attempt, body, idempotent).await,
     }
 }
 
@@ -358,13 +406,15 @@ struct Course {
     elsewhere: u32,
     tried: Tried,
     draw: Option<Key>,
+    /// When somebody was last looked for.
+    chosen: Instant,
     /// An endpoint may have acted on the request.
     touched: bool,
     has_timeout: bool,
 }
 
 impl Course {
-    fn new(call: &mut Call) -> Self {
+    fn new(call: &mut Call, now: Instant) -> Self {
         let elsewhere = if let Origin::Peer(arrival, _) = &call.origin { arrival.sends } else { 0 };
         // Each hop says what is left (gRPC over HTTP/2, "Timeout").
         let has_timeout = matches!(call.deadline, Deadline::At(_)) && call.head.fields.remove(Known::GrpcTimeout) > 0;
@@ -374,6 +424,7 @@ impl Course {
             elsewhere,
             tried: Tried::default(),
             draw: None,
+            chosen: now,
             touched: false,
             has_timeout,
         }
@@ -382,6 +433,7 @@ impl Course {
     /// Who serves it, and by which rule.
     fn choose<'a>(&mut self, call: &'a Call) -> Option<(Decision, Option<&'a str>)> {
         let (now, random) = (Instant::now(), call.worker.random());
+        self.chosen = now;
         match &call.origin {
             Origin::Peer(arrival, authorized) => {
                 Some((self.view.decide_for_peer(authorized, &arrival.version, &self.tried, random, now)?, None))

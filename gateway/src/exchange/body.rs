@@ -190,6 +190,11 @@ impl Replayable {
         (!source.ended).then_some(source.progress)
     }
 
+    /// When the last of it came from the sender, or what there is so far; `None` for one that has none.
+    pub fn received(&self) -> Option<Instant> {
+        self.0.as_ref().map(|shared| shared.borrow().progress)
+    }
+
     /// Bytes received from the sender.
     pub fn bytes(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.borrow().bytes)

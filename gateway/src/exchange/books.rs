@@ -7,8 +7,12 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use archipelago_http::{Fields, Known, Pooled, RequestHead};
+use http::StatusCode;
+
 use super::body::Replayable;
 use super::upstream::InFlight;
+use crate::ledger::{Keeper, Trail, report};
 use crate::telemetry::Name;
 use crate::visitors::Asking;
 use crate::worker::Worker;
@@ -79,6 +83,10 @@ pub struct Record {
     pub attempts: u32,
     /// Whose answer counted where two attempts ran side by side.
     pub hedge: Option<Hedge>,
+    /// Its way through this gateway.
+    pub trail: Trail,
+    /// Who keeps the slowest of its service; only where it entered.
+    pub keeper: Option<Rc<Keeper>>,
     /// Text of the access log.
     pub text: Option<Box<Text>>,
 }
@@ -126,6 +134,8 @@ impl Record {
             flags: "",
             attempts: 0,
             hedge: None,
+            trail: Trail::default(),
+            keeper: None,
             text: None,
         }
     }
@@ -173,6 +183,8 @@ pub struct Books {
 struct Inner {
     worker: Rc<Worker>,
     record: Record,
+    /// The head of the request, once it has been sent on.
+    head: Option<Pooled<RequestHead>>,
     request: Replayable,
     sent: u64,
     end: End,
@@ -185,8 +197,17 @@ impl Books {
     /// Opens the books of a request.
     pub fn open(worker: &Rc<Worker>, record: Record, request: Replayable) -> Self {
         let worker = Rc::clone(worker);
-        let inner =
-            Inner { worker, record, request, sent: 0, end: End::Abandoned, slot: None, asking: None, in_flight: None };
+        let inner = Inner {
+            worker,
+            record,
+            head: None,
+            request,
+            sent: 0,
+            end: End::Abandoned,
+            slot: None,
+            asking: None,
+            in_flight: None,
+        };
         Self { inner: Box::new(inner) }
     }
 
@@ -212,6 +233,21 @@ impl Books {
             text.rule = rule.unwrap_or_default().to_owned();
             text.upstream_host = target.to_string();
         }
+    }
+
+    /// Nobody sends it any more: it was answered, or given up. Its head is kept for what may be written down of it.
+    pub fn is_sent(&mut self, head: Pooled<RequestHead>) {
+        let received = self.inner.request.received();
+        self.inner.record.trail.uploaded(received);
+        self.inner.head = Some(head);
+    }
+
+    /// Says in a response how long what took here, to the gateway that asked.
+    pub fn tell(&self, status: StatusCode, fields: &mut Fields) {
+        let record = &self.inner.record;
+        let until = record.trail.head_at().unwrap_or_else(Instant::now);
+        let far = record.trail.as_far(record.started, until, record.attempts, status.as_u16());
+        fields.push(Known::MeshLedger, far.encode().as_bytes());
     }
 
     /// What is written down.
@@ -263,13 +299,15 @@ impl Drop for Inner {
             (End::Broken, "") => "UC",
             (_, flags) => flags,
         };
+        let end = Instant::now();
         let done = Done {
-            duration: self.record.started.elapsed(),
+            duration: end.saturating_duration_since(self.record.started),
             bytes_received: self.request.bytes(),
             bytes_sent: self.sent,
             record: &self.record,
         };
         self.worker.finished(&done);
+        report::finished(&self.worker, &self.record, self.head.as_deref(), end);
     }
 }
 

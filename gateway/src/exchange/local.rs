@@ -19,16 +19,18 @@ use super::upstream::{Endpoint, UpstreamError};
 use crate::authorize::INGRESS_HOP;
 use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
+use crate::ledger::{Stamps, Waits};
 
 /// Sends the call to `endpoint`.
 pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: RequestBody) -> Result<Sent, Failed> {
     let protocol = call.config().map_or(Protocol::Http1, |service| service.protocol);
     let said = said(call, attempt);
     let in_flight = endpoint.enter();
-    let waits = endpoint.wait(Instant::now());
+    let (began, stamped) = (Instant::now(), Waits::default());
+    let waits = endpoint.wait(began);
     let sent = match protocol {
-        Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body).await,
-        Protocol::H2c => http2(call, endpoint, &said, body).await,
+        Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body, &stamped).await,
+        Protocol::H2c => http2(call, endpoint, &said, body, &stamped).await,
     };
     let now = Instant::now();
     let verdict = sent.as_ref().map_or_else(UpstreamError::verdict, |_| Some(Verdict::Answered));
@@ -43,11 +45,13 @@ pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: 
             if call.is_clients() {
                 head.fields.push(Known::MeshServedBy, call.worker.identity.served_by.as_bytes());
             }
-            Ok((Response { head, body }, Some(in_flight)))
+            let (waited, connected) = (stamped.stream.get(), stamped.connection.get());
+            let stamps = Stamps { began, answered: now, waited, connected, far: None };
+            Ok((Response { head, body }, Some(in_flight), stamps))
         }
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
-            Err(failed(&error))
+            Err(Failed { connecting: stamped.connection.get(), ..failed(&error) })
         }
     }
 }
@@ -78,9 +82,10 @@ async fn http1(
     endpoint: &Rc<Endpoint>,
     said: &Fields,
     mut body: RequestBody,
+    waits: &Waits,
 ) -> Result<(Pooled<ResponseHead>, ResponseBody), UpstreamError> {
     loop {
-        let (link, reused) = endpoint.link().await?;
+        let (link, reused) = endpoint.link(waits).await?;
         let outgoing = Outgoing { head: &call.head, block: said.lines(), body };
         match client::exchange(link, endpoint, outgoing, &call.interim).await {
             Ok((head, answer)) => return Ok((head, ResponseBody::http1(answer))),
@@ -96,6 +101,7 @@ async fn http2(
     endpoint: &Rc<Endpoint>,
     said: &Fields,
     body: RequestBody,
+    waits: &Waits,
 ) -> Result<(Pooled<ResponseHead>, ResponseBody), UpstreamError> {
     if call.head.fields.contains(Known::Expect) {
         // Servers of HTTP/2 mostly say nothing of it, and need not: flow control is there for that.
@@ -109,7 +115,7 @@ async fn http2(
         parts.headers.extend(said.to_header_map().ok()?);
         Some(http::Request::from_parts(parts, first.take().or_else(|| call.body.attempt())?))
     };
-    let (mut head, mut exchange) = endpoint.http2.send(request).await?;
+    let (mut head, mut exchange) = endpoint.http2.send(request, waits).await?;
     loop {
         let (parts, ()) = head.into_parts();
         let read = ResponseHead::from_http(&parts)
@@ -190,5 +196,5 @@ fn failed(error: &UpstreamError) -> Failed {
         UpstreamError::Http2(_) => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
         UpstreamError::Body { .. } => (Failure::BrokenRequest, Ending::Final, "request_broken"),
     };
-    Failed { failure, ending, reason }
+    Failed { failure, ending, reason, connecting: 0 }
 }

@@ -115,9 +115,8 @@ pub async fn serve_client(
 
 /// Serves one request out of a tunnel. It is served by endpoints of this cluster or not at all.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
-    let IncomingRequest { peer, mut head, body, mut responder } = *incoming;
+    let IncomingRequest { peer, arrived: now, mut head, body, mut responder } = *incoming;
     let is_head = head.method == Method::HEAD;
-    let now = Instant::now();
     let caller = match worker.caller(&peer) {
         Ok(caller) => caller,
         Err(refusal) => {
@@ -160,7 +159,10 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
         }
     };
     match outcome {
-        Ok((response, books)) => respond(responder, response.with(books)).await,
+        Ok((mut response, books)) => {
+            books.tell(response.head.status, &mut response.head.fields);
+            respond(responder, response.with(books)).await;
+        }
         // Its sender is told that nothing was processed; no response may exist.
         Err((failure, mut books)) if failure.is_rejection() => {
             worker.metrics.failure(failure);
@@ -174,7 +176,13 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
             if let Failure::Refused(refusal) = failure {
                 worker.metrics.refused_stream(refusal);
             }
-            respond(responder, answer(&worker, failure, books, false, is_head)).await;
+            let mut told = Fields::new();
+            books.tell(failure.status(), &mut told);
+            let mut response = answer(&worker, failure, books, false, is_head);
+            if let Some(ledger) = told.get(Known::MeshLedger) {
+                response.head.fields.push(Known::MeshLedger, ledger);
+            }
+            respond(responder, response).await;
         }
     }
 }

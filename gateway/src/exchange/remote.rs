@@ -10,7 +10,7 @@ use archipelago_http::{Fields, Known, Pooled, ResponseHead};
 use archipelago_tunnel::{Exchange, PeerState, TunnelError};
 
 use super::Response;
-use super::attempts::{Attempt, Failed};
+use super::attempts::{Attempt, Failed, Sent};
 use super::body::{RequestBody, ResponseBody};
 use super::call::Call;
 use super::failure::Failure;
@@ -18,6 +18,7 @@ use super::headers::Malformed;
 use super::local::push_deadline;
 use super::replay::Ending;
 use crate::authorize::INGRESS_HOP;
+use crate::ledger::{Far, Stamps, Waits};
 use crate::worker::view::{Decision, Remote};
 
 /// Sends the call through the tunnel to `remote`.
@@ -28,9 +29,9 @@ pub async fn send(
     attempt: Attempt,
     body: RequestBody,
     idempotent: bool,
-) -> Result<Response, Failed> {
-    let started = Instant::now();
-    let response = exchange(call, decision, remote, attempt, body).await;
+) -> Result<Sent, Failed> {
+    let (started, waits) = (Instant::now(), Waits::default());
+    let response = exchange(call, decision, remote, attempt, body, &waits).await;
     let now = Instant::now();
     let response = response.map_err(|error| {
         tracing::debug!(peer = %remote.name, error = &error as &dyn std::error::Error, "attempt through a tunnel failed");
@@ -47,7 +48,7 @@ pub async fn send(
         } else {
             (Failure::Broken, Ending::Broken { acted: 1 })
         };
-        Failed { failure, ending, reason: error.reason() }
+        Failed::new(failure, ending, error.reason())
     })?;
     remote.observe(now.saturating_duration_since(started), now);
     let (mut head, body) = response;
@@ -57,23 +58,25 @@ pub async fn send(
         Some(Failure::Broken) => {
             let acted = head.fields.get(Known::MeshSends).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
             let acted = acted.unwrap_or(1);
-            let failure = Failure::Broken;
-            return Err(Failed { failure, ending: Ending::Broken { acted }, reason: "far_side_broken" });
+            return Err(Failed::new(Failure::Broken, Ending::Broken { acted }, "far_side_broken"));
         }
         Some(Failure::NoHealthy) if idempotent => {
-            return Err(Failed { failure: Failure::NoHealthy, ending: Ending::Lost, reason: "far_side_unhealthy" });
+            return Err(Failed::new(Failure::NoHealthy, Ending::Lost, "far_side_unhealthy"));
         }
         // He understands it in his own words only.
-        Some(failure) if call.is_grpc => return Err(Failed { failure, ending: Ending::Final, reason: "far_side" }),
+        Some(failure) if call.is_grpc => return Err(Failed::new(failure, Ending::Final, "far_side")),
         _ => {}
     }
+    let far = head.fields.get(Known::MeshLedger).and_then(Far::decode);
     head.fields.strip_hop_by_hop();
     head.fields.strip_mesh();
     head.fields.push(Known::MeshServedBy, remote.served_by.as_bytes());
     if let Some(reason) = reason {
         head.fields.push(Known::MeshFailure, &reason);
     }
-    Ok(Response { head, body: ResponseBody::tunnel(body) })
+    let (waited, connected) = (waits.stream.get(), waits.connection.get());
+    let stamps = Stamps { began: started, answered: now, waited, connected, far };
+    Ok((Response { head, body: ResponseBody::tunnel(body) }, None, stamps))
 }
 
 /// Sends the request; resolves with the response, informational ones passed on.
@@ -83,8 +86,9 @@ async fn exchange(
     remote: &Remote,
     attempt: Attempt,
     body: RequestBody,
+    waits: &Waits,
 ) -> Result<(Pooled<ResponseHead>, Exchange<RequestBody>), TunnelError> {
-    let opened = remote.handle.open().await?;
+    let opened = waits.for_stream(remote.handle.open()).await?;
     let mut exchange = opened.request(&call.head, &said(call, decision, attempt), body)?;
     loop {
         let head = exchange.head().await?;

@@ -20,6 +20,7 @@ use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::{Outlier, Verdict};
 use crate::balance::patience::Patience;
 use crate::balance::reach::Reach;
+use crate::ledger::Waits;
 
 /// One endpoint as one worker knows it.
 #[derive(Debug)]
@@ -223,10 +224,10 @@ impl Endpoint {
     ///
     /// # Errors
     /// None can be had.
-    pub async fn link(&self) -> Result<(Box<Link>, bool), UpstreamError> {
+    pub async fn link(&self, waits: &Waits) -> Result<(Box<Link>, bool), UpstreamError> {
         match self.take_idle() {
             Some(link) => Ok((link, true)),
-            None => Ok((client::link(self.connect().await?), false)),
+            None => Ok((client::link(waits.for_connection(self.connect()).await?), false)),
         }
     }
 

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, TunnelProbe, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, SlowMinute, TunnelProbe, TunnelStatus};
 use archipelago_tunnel::{Cut, PeerHandle, PeerState, ServiceHealth};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{Reply, Worker, health, probe};
+use crate::ledger::report;
 
 /// A question or an order.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub enum Command {
     Probe(Reply<Vec<TunnelProbe>>),
     /// How are the tunnels, and what is being carried?
     Report(Reply<Report>),
+    /// Which requests of this service, or of all, took long within this time, and on what?
+    Slow(String, Duration, Reply<Vec<SlowMinute>>),
     /// What is ready, here and elsewhere?
     Knowledge(Reply<Knowledge>),
     /// Drop packets in silence.
@@ -96,6 +99,7 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 drop(tokio::task::spawn_local(async move { drop(reply.send(probe::all(worker).await)) }));
             }
             Command::Report(reply) => drop(reply.send(report(&worker))),
+            Command::Slow(service, since, reply) => drop(reply.send(report::of_worker(&worker, &service, since))),
             Command::Knowledge(reply) => drop(reply.send(knowledge(&worker))),
             Command::Cut(cut, reply) => {
                 worker.tunnels.cut(cut);

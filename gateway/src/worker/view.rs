@@ -30,6 +30,7 @@ use crate::balance::reach::Reach;
 use crate::balance::topology::Preference;
 use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
+use crate::ledger::Keeper;
 use crate::telemetry::Name;
 
 /// One consistent picture for requests that begin now.
@@ -73,6 +74,8 @@ struct Memory {
     failback: Box<[Cell<Failback>]>,
     /// Draws for requests without a sticky key.
     sequence: Cell<Sequence>,
+    /// Requests that are kept of it.
+    keeper: Rc<Keeper>,
 }
 
 /// A local endpoint of one service.
@@ -281,6 +284,11 @@ impl<P: PeerFacts> View<P> {
 }
 
 impl<P> ServiceView<P> {
+    /// The requests of it that are kept.
+    pub fn keeper(&self) -> &Rc<Keeper> {
+        &self.memory.keeper
+    }
+
     fn local_availability(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Availability {
         let mut availability = Availability::Out("no ready endpoint");
         for view in self.endpoints.iter().filter(|e| e.eligible(version, tried)) {

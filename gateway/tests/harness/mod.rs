@@ -45,6 +45,8 @@ pub(crate) struct Mesh {
     elsewhere: BTreeMap<String, Vec<String>>,
     /// What they have to serve with, as configured last.
     endpoints_elsewhere: Vec<(String, proto::LocalService)>,
+    /// Other addresses at which the gateway of a cluster is dialled: of links that are not as they are here.
+    pub(crate) links: BTreeMap<String, Vec<String>>,
     /// What each cluster's gateway was given last.
     sent: BTreeMap<String, Resources>,
 }
@@ -69,6 +71,7 @@ impl Mesh {
             revision: 0,
             elsewhere: BTreeMap::new(),
             endpoints_elsewhere: vec![],
+            links: BTreeMap::new(),
             sent: BTreeMap::new(),
         };
         for cluster in clusters {
@@ -164,7 +167,8 @@ impl Mesh {
         )];
         let mut gateways = self.elsewhere.clone();
         for (other, gateway) in &self.gateways {
-            gateways.insert(other.clone(), gateway.addresses().tunnel.clone());
+            let addresses = self.links.get(other).unwrap_or(&gateway.addresses().tunnel);
+            gateways.insert(other.clone(), addresses.clone());
         }
         gateways.entry(cluster.to_owned()).or_default();
         for (other, tunnels) in gateways {

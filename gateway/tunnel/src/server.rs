@@ -22,6 +22,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
+    time::Instant,
 };
 use tokio::{sync::mpsc, time::timeout};
 
@@ -45,6 +46,8 @@ impl Incoming {
 pub struct IncomingRequest {
     /// The certificate of whoever sent it; one value for all requests of a connection.
     pub peer: Arc<PeerCertificate>,
+    /// When its head was there.
+    pub arrived: Instant,
     /// Its head.
     pub head: Pooled<RequestHead>,
     /// Its body. For CONNECT it is empty: the data comes by [`Responder::accept_connect`].
@@ -240,7 +243,8 @@ impl Arriving {
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
         let responder = Responder { outbox, tunnel, in_flight, has_informed: false };
-        if let Err(refused) = core.incoming().try_send(Box::new(IncomingRequest { peer, head, body, responder })) {
+        let request = IncomingRequest { peer, arrived: Instant::now(), head, body, responder };
+        if let Err(refused) = core.incoming().try_send(Box::new(request)) {
             core.count_rejected();
             refused.into_inner().responder.reject();
         }

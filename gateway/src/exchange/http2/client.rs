@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 
 use crate::exchange::body::BoxError;
 use crate::exchange::door::Door;
+use crate::ledger::Waits;
 use link::Link;
 
 /// The connections of one worker to one endpoint.
@@ -176,6 +177,7 @@ impl Http2Pool {
     pub async fn send<B>(
         &self,
         mut request: impl FnMut() -> Option<Request<B>>,
+        waits: &Waits,
     ) -> Result<(Response<()>, Http2Exchange<B>), Http2Error>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -184,7 +186,7 @@ impl Http2Pool {
         let address = self.0.address;
         let mut refused = None;
         for tries in 0..=RESENDS_MAX {
-            let stream = self.stream().await?;
+            let stream = self.stream(waits).await?;
             let Some(request) = request() else {
                 return Err(match refused {
                     Some(source) => Http2Error::Refused { address, tries, source },
@@ -222,7 +224,7 @@ impl Http2Pool {
     }
 
     /// A place for one stream, on a connection that may need to be made first.
-    async fn stream(&self) -> Result<link::Place, Http2Error> {
+    async fn stream(&self, waits: &Waits) -> Result<link::Place, Http2Error> {
         let address = self.0.address;
         let mut queued = None;
         let mut deadline = None;
@@ -234,11 +236,12 @@ impl Http2Pool {
                 queued = Some(Queued::new(&self.0).ok_or(Http2Error::Saturated { address })?);
             }
             if self.connections() < CONNECTIONS_MAX {
-                self.dial().await.map_err(|source| Http2Error::Dial { address, source })?;
+                let dialled = waits.for_connection(self.dial()).await;
+                dialled.map_err(|source| Http2Error::Dial { address, source })?;
                 continue;
             }
             let until = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + STREAM_TIMEOUT);
-            if tokio::time::timeout_at(until, self.0.freed.notified()).await.is_err() {
+            if waits.for_stream(tokio::time::timeout_at(until, self.0.freed.notified())).await.is_err() {
                 return Err(Http2Error::Saturated { address });
             }
         }

@@ -19,6 +19,9 @@ use crate::balance::reach::Reach;
 use crate::config::snapshot::Change;
 use crate::config::{Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
+use crate::ledger::Keeper;
+use crate::ledger::keeper::Shelf;
+use crate::ledger::minutes::MINUTE;
 use crate::telemetry::Name;
 
 /// What outlives a picture: connections, latencies, who serves what, and which failback states move.
@@ -30,6 +33,10 @@ pub struct LiveState<P = PeerHandle> {
     by_cluster: Vec<Vec<Rc<Remote<P>>>>,
     /// Services of which a cluster is on its way back.
     moving: BTreeSet<usize>,
+    /// Room for the requests that are kept of all services.
+    shelf: Rc<Shelf>,
+    /// When what is too old of them is next looked for.
+    expires: Option<Instant>,
 }
 
 /// An endpoint and the services that it is of.
@@ -66,7 +73,14 @@ pub struct Followed<P = PeerHandle> {
 impl<P> Default for LiveState<P> {
     fn default() -> Self {
         let (endpoints, remotes) = (HashMap::new(), BTreeMap::new());
-        Self { endpoints, remotes, by_cluster: Vec::new(), moving: BTreeSet::new() }
+        Self {
+            endpoints,
+            remotes,
+            by_cluster: Vec::new(),
+            moving: BTreeSet::new(),
+            shelf: Rc::default(),
+            expires: None,
+        }
     }
 }
 
@@ -119,6 +133,10 @@ impl<P: PeerFacts> LiveState<P> {
     pub fn keep_house(&mut self, view: &View<P>, now: Instant) -> BTreeSet<usize> {
         for index in self.moving.clone() {
             self.step(view, index, 0..view.snapshot.clusters.len(), now);
+        }
+        if self.expires.is_none_or(|at| at <= now) {
+            self.expires = Some(now + MINUTE);
+            view.services.iter().flatten().for_each(|live| live.keeper().expire(now));
         }
         let mut changed = BTreeSet::new();
         for known in self.endpoints.values_mut() {
@@ -198,7 +216,10 @@ impl<P: PeerFacts> LiveState<P> {
                 let memory = match before {
                     Some((_, live)) if same_clusters => Rc::clone(&live.memory),
                     Some((_, live)) => Rc::new(live.memory.moved(&previous.snapshot, &snapshot)),
-                    None => Rc::new(Memory::new(snapshot.clusters.len(), Sequence::new(random()))),
+                    None => {
+                        let keeper = Keeper::new(&self.shelf, now);
+                        Rc::new(Memory::new(snapshot.clusters.len(), Sequence::new(random()), keeper))
+                    }
                 };
                 if let Some((before, _)) = before {
                     memory.release(before, config, &previous.snapshot, &snapshot, now);
@@ -338,15 +359,16 @@ impl<P: PeerFacts> LiveState<P> {
 }
 
 impl Memory {
-    pub(super) fn new(clusters: usize, sequence: Sequence) -> Self {
-        Self { failback: (0..clusters).map(|_| Default::default()).collect(), sequence: std::cell::Cell::new(sequence) }
+    pub(super) fn new(clusters: usize, sequence: Sequence, keeper: Rc<Keeper>) -> Self {
+        let failback = (0..clusters).map(|_| Default::default()).collect();
+        Self { failback, sequence: std::cell::Cell::new(sequence), keeper }
     }
 
     /// The same among other clusters.
     fn moved(&self, before: &Snapshot, now: &Snapshot) -> Self {
         let known = |cluster: &str| cluster_of(before, cluster).and_then(|place| self.failback.get(place));
         let failback = now.clusters.iter().map(|cluster| known(&cluster.name).cloned().unwrap_or_default());
-        Self { failback: failback.collect(), sequence: self.sequence.clone() }
+        Self { failback: failback.collect(), sequence: self.sequence.clone(), keeper: Rc::clone(&self.keeper) }
     }
 
     /// Taking back a `failover trigger` also releases a cluster that only waits for an operator.

@@ -28,7 +28,7 @@ fn service(endpoints: &[&str], now: Instant) -> ServiceView {
         clusters: vec![],
         endpoints: endpoints.iter().enumerate().map(view).collect(),
         preference: Some(Preference::SameZone),
-        memory: Rc::new(Memory::new(0, Sequence::new(1))),
+        memory: Rc::new(Memory::new(0, Sequence::new(1), Keeper::new(&Rc::default(), Instant::now()))),
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{CONNECTIONS_MAX, Http2Error, Http2Exchange, Http2Pool};
 use crate::exchange::door::Door;
+use crate::ledger::Waits;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,7 +47,7 @@ async fn fetch(
     pool: &Http2Pool,
     address: SocketAddr,
 ) -> Result<(Response<()>, Http2Exchange<Empty<Bytes>>), Http2Error> {
-    pool.send(|| Some(get(address))).await
+    pool.send(|| Some(get(address)), &Waits::default()).await
 }
 
 /// Serves every connection with `h2`, every request with `answer`.
@@ -152,7 +153,7 @@ fn bodies_and_trailers_go_both_ways_at_once() {
         let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
         let mut request =
             Some(Request::post(format!("http://{address}/")).header("te", "trailers").body(body).unwrap());
-        let (head, mut exchange) = pool.send(|| request.take()).await.unwrap();
+        let (head, mut exchange) = pool.send(|| request.take(), &Waits::default()).await.unwrap();
         assert_eq!(head.status(), StatusCode::OK);
         for round in 0..50u8 {
             sender.send_data(Bytes::from(vec![round; 20_000])).await.unwrap();
@@ -233,15 +234,18 @@ fn large_heads_pass_and_too_large_ones_are_asked_for_once() {
         .await;
         let pool = Http2Pool::new(Door::new(address));
         let ask = async |method: Method| {
-            pool.send(|| {
-                Some(
-                    Request::builder()
-                        .method(&method)
-                        .uri(format!("http://{address}/"))
-                        .body(Empty::<Bytes>::new())
-                        .unwrap(),
-                )
-            })
+            pool.send(
+                || {
+                    Some(
+                        Request::builder()
+                            .method(&method)
+                            .uri(format!("http://{address}/"))
+                            .body(Empty::<Bytes>::new())
+                            .unwrap(),
+                    )
+                },
+                &Waits::default(),
+            )
             .await
         };
         assert_eq!(ask(Method::GET).await.unwrap().0.headers().len(), 120);
@@ -419,7 +423,7 @@ fn posts_that_a_goaway_leaves_unprocessed_are_sent_again() {
         for _ in 0..REQUESTS {
             let pool = pool.clone();
             requests.spawn_local(async move {
-                pool.send(|| Some(post(address, "order"))).await.map(|(head, _)| head.status())
+                pool.send(|| Some(post(address, "order")), &Waits::default()).await.map(|(head, _)| head.status())
             });
         }
         while let Some(answer) = requests.join_next().await {
@@ -447,7 +451,7 @@ fn refused_streams_are_sent_again_and_others_are_not() {
             seen
         });
         let pool = Http2Pool::new(Door::new(address));
-        let error = pool.send(|| Some(post(address, "order"))).await.unwrap_err();
+        let error = pool.send(|| Some(post(address, "order")), &Waits::default()).await.unwrap_err();
         assert!(
             matches!(&error, Http2Error::Broken { source, .. } if source.reason() == Some(h2::Reason::INTERNAL_ERROR))
         );
@@ -534,7 +538,7 @@ fn cancellation_is_cancel() {
         sender.send(Frame::data(Bytes::from_static(b"half"))).await.unwrap();
         sender.abort(std::io::Error::other("the client left"));
         let mut request = Some(Request::post(format!("http://{address}/")).body(body).unwrap());
-        let error = pool.send(|| request.take()).await.unwrap_err();
+        let error = pool.send(|| request.take(), &Waits::default()).await.unwrap_err();
         assert!(matches!(error, Http2Error::Sender(_)) && !error.blames_endpoint(), "{error}");
         assert_eq!(heard.recv().await.unwrap(), (5, cancel));
     });
@@ -548,7 +552,8 @@ fn small_pieces_that_come_together_go_out_together() {
         let pieces = (0..1_000_u32).map(|n| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![n as u8]))));
         let mut body = Some(http_body_util::StreamBody::new(futures_util::stream::iter(pieces)));
         let request = || Some(Request::post(format!("http://{address}/")).body(body.take()?).unwrap());
-        let sending = pool.send(request);
+        let waits = Waits::default();
+        let sending = pool.send(request, &waits);
         let answering = async {
             let mut raw = Raw::accept(&listener).await;
             let (mut bytes, mut frames) = (Vec::new(), 0);
