@@ -89,6 +89,12 @@ pub struct Args {
     /// Milliseconds until a response must begin, counted from the last byte of the request.
     #[arg(long, default_value_t = 30_000)]
     pub request_timeout_ms: u64,
+    /// Milliseconds until the head of a request must be there, from its first byte, and until a new connection must say anything.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=MILLIS_MAX))]
+    pub head_timeout_ms: u64,
+    /// Milliseconds that a client's connection is kept on which there is no request.
+    #[arg(long, default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..=MILLIS_MAX))]
+    pub idle_timeout_ms: u64,
     /// Connections that one client address (IPv6: one /64) may have at a time; default: half of what the gateway takes.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub client_connections_max: Option<u32>,
@@ -117,6 +123,8 @@ impl Args {
         let workers = if self.workers == 0 { num_cpus::get() } else { self.workers };
         let limits = Limits {
             request_timeout: Duration::from_millis(self.request_timeout_ms),
+            head_timeout: Duration::from_millis(self.head_timeout_ms),
+            idle_timeout: Duration::from_millis(self.idle_timeout_ms),
             drain_timeout: Duration::from_millis(self.drain_timeout_ms),
             ..Limits::default()
         };
@@ -199,6 +207,8 @@ fn connections_max(descriptors: u64) -> usize {
     usize::try_from(descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2).unwrap_or(usize::MAX).max(1)
 }
 
+/// Seven days: whatever is longer was meant otherwise.
+const MILLIS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 /// For listeners, tunnels, files, and everything else that a gateway has open beside the connections of clients.
 const DESCRIPTORS_RESERVED: u64 = 128;
 

@@ -2,7 +2,7 @@
 //!
 //! | module | what | may block or lock |
 //! | --- | --- | --- |
-//! | [`authorize`], [`source`], [`route`], [`balance`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
+//! | [`authorize`], [`source`], [`route`], [`balance`], [`pace`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`ledger`] | where the time of requests went: parts, which are kept; pure but for stamps | no |
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
@@ -29,6 +29,7 @@ mod explain;
 mod gateway;
 mod handover;
 mod ledger;
+mod pace;
 mod route;
 mod source;
 mod tcp;

@@ -381,7 +381,7 @@ async fn what_the_budget_refuses_goes_on_waiting() {
 /// A client asks for much and takes nothing: what that holds is free again, and the client hears why it gets no more.
 #[tokio::test]
 async fn who_takes_nothing_of_a_response_is_cut() {
-    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = harness::with_stall(Duration::from_millis(300));
     let mut mesh = Mesh::start_with(&["paris", "tokyo"], limits).await;
     let (address, _) = backend("tokyo").await;
     for (n, protocol) in [Protocol::Http1, Protocol::H2c].into_iter().enumerate() {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use archipelago_proto::v1::{
-    Backend, Match, NamedMatch, Protocol, RouteRule, ServiceConfig, ServicePort, config_resource::Body, r#match::On,
-    named_match, path_match, question, service_port::Listener, sticky,
+    Backend, BackendSettings, Match, NamedMatch, Protocol, RouteRule, ServiceConfig, ServicePort,
+    config_resource::Body, r#match::On, named_match, path_match, question, service_port::Listener, sticky,
 };
 
 /// A list of revoked identities, enforced on every tunnel.
@@ -25,6 +25,8 @@ pub const PROTOCOL_H2C: &str = "protocol.h2c";
 pub const PROTOCOL_TCP: &str = "protocol.tcp";
 /// Services with more than one port.
 pub const SERVICE_PORTS: &str = "service.ports";
+/// How slow clients and endpoints may be with one request.
+pub const STREAM_LIMITS: &str = "stream-limits";
 /// Stickiness by a header.
 pub const STICKY_HEADER: &str = "sticky.header";
 /// Stickiness by a cookie.
@@ -58,6 +60,7 @@ pub const ALL: &[&str] = &[
     SERVICE_PORTS,
     STICKY_COOKIE,
     STICKY_HEADER,
+    STREAM_LIMITS,
     TELEMETRY_SLOW,
 ];
 
@@ -97,8 +100,18 @@ fn of_service(service: &ServiceConfig, needs: &mut Needs) {
     if service.ports.len() > 1 {
         needs.insert(SERVICE_PORTS);
     }
-    if service.backend_settings.is_some() {
-        needs.insert("backend-settings");
+    if let Some(settings) = &service.backend_settings {
+        let BackendSettings { connect_timeout_ms, requests_max, connections_max, outlier_detection, limits } = settings;
+        if limits.is_some() {
+            needs.insert(STREAM_LIMITS);
+        }
+        if connect_timeout_ms.is_some()
+            || requests_max.is_some()
+            || connections_max.is_some()
+            || outlier_detection.is_some()
+        {
+            needs.insert("backend-settings");
+        }
     }
     for port in &service.ports {
         of_port(port, needs);
@@ -191,7 +204,7 @@ const UNKNOWN: &str = "unknown";
 
 #[cfg(test)]
 mod tests {
-    use archipelago_proto::v1::{Filter, PathMatch, Retry, Timeouts};
+    use archipelago_proto::v1::{Filter, OutlierDetection, PathMatch, Retry, StreamLimits, Timeouts};
 
     use super::*;
 
@@ -233,6 +246,23 @@ mod tests {
             ),
         ] {
             assert!(needs.contains(&name) && !is_supported(name), "{name}: {needs:?}");
+        }
+    }
+
+    #[test]
+    fn each_backend_setting_is_named() {
+        let needs =
+            |settings| of(&Body::Service(ServiceConfig { backend_settings: Some(settings), ..Default::default() }));
+        let limits = Some(StreamLimits::default());
+        assert_eq!(needs(BackendSettings { limits, ..Default::default() }), [STREAM_LIMITS]);
+        let both = BackendSettings { limits, requests_max: Some(1), ..Default::default() };
+        assert_eq!(needs(both), ["backend-settings", STREAM_LIMITS]);
+        for settings in [
+            BackendSettings { connect_timeout_ms: Some(1), ..Default::default() },
+            BackendSettings { connections_max: Some(1), ..Default::default() },
+            BackendSettings { outlier_detection: Some(OutlierDetection::default()), ..Default::default() },
+        ] {
+            assert_eq!(needs(settings), ["backend-settings"]);
         }
     }
 }

@@ -20,6 +20,7 @@ use imbl::{GenericHashMap, OrdMap, OrdSet, Vector, ordmap::DiffItem, shared_ptr:
 pub use self::build::{Built, Kept, Rejected};
 use super::Captures;
 use crate::balance::{failback, hash, topology::Preference};
+use crate::pace;
 use crate::route::{self, Matcher, RouteInput, index::RuleIndex};
 
 /// Everything a worker needs to decide about a request, immutable.
@@ -176,6 +177,8 @@ pub struct Service {
     pub rules: Rules,
     /// How clusters come back.
     pub failback: failback::Policy,
+    /// What its policy says of how slow one may be with its requests; in a box, because few say something.
+    pub limits: Option<Box<pace::Given>>,
     /// Clusters (indices) that may serve it; `None`: all.
     pub residency: Option<Vec<usize>>,
     /// Clusters (indices) that export it.

@@ -7,7 +7,7 @@
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use archipelago_http::Known;
@@ -75,21 +75,29 @@ impl Sending {
         let Self { call, books: Some(books) } = self else { unreachable!("books are there until it ends") };
         let started = Instant::now();
         let timer = call.worker.timers.timer();
-        timer.set(call.deadline.due(started, call.body.progress()));
+        let mut late = call.due(started, started);
+        timer.set(late.map(|(due, _)| due));
         let course = Course::new(call, started);
         let mut answered = pin!(attempts(call, books, course, None));
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = answered.as_mut().poll(cx) {
                 return Poll::Ready(outcome);
             }
-            while timer.poll_due(cx).is_ready() {
-                // While the sender is still sending, the clock runs from his last byte.
-                match call.deadline.due(started, call.body.progress()) {
-                    Some(due) if due <= Instant::now() => return Poll::Ready(Err(Failure::Timeout)),
-                    later => timer.set(later),
+            loop {
+                // Whose time runs changes as long as there is a body on its way.
+                if !call.body.is_empty() {
+                    let next = call.due(started, Instant::now());
+                    if std::mem::replace(&mut late, next) != next {
+                        timer.set(next.map(|(due, _)| due));
+                    }
+                }
+                ready!(timer.poll_due(cx));
+                if let Some((due, failure)) = late
+                    && due <= Instant::now()
+                {
+                    return Poll::Ready(Err(failure));
                 }
             }
-            Poll::Pending
         })
         .await
     }

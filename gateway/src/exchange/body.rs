@@ -20,6 +20,9 @@ use super::headers;
 use super::http1::client::Answer;
 use super::http1::server::UploadBody;
 use super::http2::client::Http2Exchange;
+use super::http2::open::OpenStream;
+use super::watch::{self, Watch};
+use crate::pace::{Limits, Pace, TooSlow, Turn};
 
 /// Errors of bodies; they end the message with a reset.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,7 +39,7 @@ pub struct Incoming {
 enum Stream {
     Empty,
     Http1(UploadBody),
-    Http2(hyper::body::Incoming),
+    Http2(hyper::body::Incoming, OpenStream),
     Tunnel(TunnelBody),
     #[cfg(test)]
     Listed(std::collections::VecDeque<Bytes>),
@@ -55,9 +58,9 @@ impl Incoming {
     }
 
     /// From a client's HTTP/2 stream.
-    pub fn http2(body: hyper::body::Incoming) -> Self {
+    pub fn http2(body: hyper::body::Incoming, stream: OpenStream) -> Self {
         let (is_empty, size) = (body.is_end_stream(), body.size_hint());
-        Self::of(if is_empty { Stream::Empty } else { Stream::Http2(body) }, size)
+        Self::of(if is_empty { Stream::Empty } else { Stream::Http2(body, stream) }, size)
     }
 
     /// From another gateway.
@@ -76,7 +79,7 @@ impl Stream {
         match self {
             Self::Empty => true,
             Self::Http1(body) => body.is_end_stream(),
-            Self::Http2(body) => body.is_end_stream(),
+            Self::Http2(body, _) => body.is_end_stream(),
             Self::Tunnel(body) => body.is_end_stream(),
             #[cfg(test)]
             Self::Listed(pieces) => pieces.is_empty(),
@@ -87,7 +90,7 @@ impl Stream {
         let frame = match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
-            Self::Http2(body) => match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+            Self::Http2(body, _) => match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                 // hyper takes RST_STREAM(NO_ERROR) for an end; what came before it is not all, or END_STREAM would have been there.
                 None if !body.is_end_stream() => {
                     Poll::Ready(Some(Err("the client reset the stream of the request".into())))
@@ -99,6 +102,16 @@ impl Stream {
             Self::Listed(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
         };
         frame.map(|frame| frame.map(|frame| frame.map(without_mesh)))
+    }
+
+    /// True while its sender has been told by nobody to go on, and waits for that (RFC 9110 §10.1.1).
+    fn waits_itself(&self) -> bool {
+        matches!(self, Self::Http1(body) if body.waits_itself())
+    }
+
+    /// Until when its sender could not send for what we hold of other bodies; see [`OpenStream`].
+    fn choked_until(&self, now: Instant) -> Option<Instant> {
+        if let Self::Http2(_, stream) = self { stream.choked_until(now) } else { None }
     }
 }
 
@@ -135,6 +148,24 @@ struct Source {
     taken: bool,
     bytes: u64,
     progress: Instant,
+    pace: Pace,
+    /// Its sender waited to be told to go on when it was last asked for more.
+    waited_itself: bool,
+    /// It was asked for more since [`Replayable::begin_poll`].
+    asked: bool,
+}
+
+/// How far the body of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upload {
+    /// All of it is here, the last of it since then, if there is one.
+    Whole(Option<Instant>),
+    /// More of it is waited for: when that is too long, if ever.
+    Sender(Option<(Instant, TooSlow)>),
+    /// Nobody has taken what is there since then.
+    Taker(Instant),
+    /// Nobody asks for it; something of it came then.
+    Unasked(Instant),
 }
 
 impl Replayable {
@@ -157,7 +188,17 @@ impl Replayable {
             taken: false,
             bytes: 0,
             progress: now,
+            pace: Pace::new(Limits::NONE),
+            waited_itself: false,
+            asked: false,
         }))))
+    }
+
+    /// Its sender may be no slower than this.
+    pub fn police(&self, limits: Limits) {
+        if let Some(shared) = &self.0 {
+            shared.borrow_mut().turn(|pace| *pace = Pace::new(limits));
+        }
     }
 
     /// The body for one more attempt; earlier attempts that have not had all of it end with an error. `None` when bytes of it are gone.
@@ -169,6 +210,7 @@ impl Replayable {
         }
         source.attempt += 1;
         source.taken = false;
+        source.turn(Pace::rests);
         source.gather();
         let (number, size) = (source.attempt, source.size);
         Some(RequestBody(Some(Attempt { source: Rc::clone(shared), number, next: 0, size })))
@@ -184,10 +226,61 @@ impl Replayable {
         self.0.as_ref().is_none_or(|shared| shared.borrow().taken)
     }
 
-    /// When the sender last gave something, while he is not done.
-    pub fn progress(&self) -> Option<Instant> {
-        let source = self.0.as_ref()?.borrow();
-        (!source.ended).then_some(source.progress)
+    /// True for a request without a body.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// True while its sender is not done.
+    pub fn is_sending(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| !shared.borrow().ended)
+    }
+
+    /// When something of it came last.
+    pub fn last(&self) -> Option<Instant> {
+        self.0.as_ref().map(|shared| shared.borrow().progress)
+    }
+
+    /// True when its sender said how long it is.
+    pub fn has_length(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| shared.borrow().size.exact().is_some())
+    }
+
+    /// Whoever may ask for more of it is about to be polled.
+    pub fn begin_poll(&self) {
+        if let Some(shared) = &self.0 {
+            shared.borrow_mut().asked = false;
+        }
+    }
+
+    /// Whoever may ask was polled, and waits for something. If it did not ask, it has enough that nobody takes: its sender is not
+    /// waited for any more, although the last that was heard of it is that nothing was there.
+    pub fn end_poll(&self, now: Instant) {
+        if let Some(shared) = &self.0 {
+            let mut source = shared.borrow_mut();
+            if !source.asked && matches!(source.pace.turn(), Turn::Sender(_)) {
+                source.turn(|pace| pace.took(now));
+            }
+        }
+    }
+
+    /// How far it is at `now`.
+    pub fn upload(&self, now: Instant) -> Upload {
+        let Some(shared) = &self.0 else { return Upload::Whole(None) };
+        let mut source = shared.borrow_mut();
+        if source.ended {
+            return Upload::Whole(Some(source.progress));
+        }
+        match source.pace.turn() {
+            Turn::Sender(_) => Upload::Sender(source.pace.due(source.stream.choked_until(now))),
+            Turn::Taker(since) => Upload::Taker(since),
+            // It was told to go on, and nobody has asked since.
+            Turn::Nobody if source.waited_itself && !source.stream.waits_itself() => {
+                source.awaits(now);
+                Upload::Sender(source.pace.due(None))
+            }
+            Turn::Nobody => Upload::Unasked(source.progress),
+        }
     }
 
     /// When the last of it came from the sender, or what there is so far; `None` for one that has none.
@@ -216,6 +309,7 @@ impl Body for RequestBody {
         }
         if let Some(bytes) = source.kept.get(attempt.next).cloned() {
             attempt.next += 1;
+            source.turn(|pace| pace.took(Instant::now()));
             if source.ended && attempt.next >= source.kept.len() && source.trailers.is_none() {
                 attempt.next = source.end();
             }
@@ -225,8 +319,17 @@ impl Body for RequestBody {
             attempt.next = source.end();
             return Poll::Ready(source.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(source.stream.poll_frame(cx));
-        source.progress = Instant::now();
+        source.asked = true;
+        let Poll::Ready(frame) = source.stream.poll_frame(cx) else {
+            if !matches!(source.pace.turn(), Turn::Sender(_)) {
+                source.awaits(Instant::now());
+            }
+            return Poll::Pending;
+        };
+        let now = Instant::now();
+        source.progress = now;
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        source.turn(|pace| pace.gave(bytes, now));
         Poll::Ready(match frame {
             None => {
                 attempt.next = source.end();
@@ -289,7 +392,24 @@ impl Source {
     /// The attempt that runs has had all of it. Returns what it reads next: nothing.
     fn end(&mut self) -> usize {
         (self.ended, self.taken) = (true, true);
+        self.turn(Pace::rests);
         ENDED
+    }
+
+    /// There is room for more of it, and no more of it.
+    fn awaits(&mut self, now: Instant) {
+        self.waited_itself = self.stream.waits_itself();
+        match self.waited_itself {
+            true => self.turn(Pace::rests),
+            false => self.turn(|pace| pace.awaits(now)),
+        }
+    }
+
+    fn turn(&mut self, change: impl FnOnce(&mut Pace)) {
+        change(&mut self.pace);
+        if let Stream::Http2(_, stream) = &self.stream {
+            stream.hold(matches!(self.pace.turn(), Turn::Taker(_)));
+        }
     }
 
     fn gather(&mut self) {
@@ -312,6 +432,8 @@ fn without_mesh(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 pub struct ResponseBody {
     kind: Kind,
     books: Option<Books>,
+    /// Once more of it was waited for.
+    watch: Option<Box<Watch>>,
 }
 
 #[derive(Debug)]
@@ -327,27 +449,27 @@ enum Kind {
 impl ResponseBody {
     /// A body of the gateway's own.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Full(bytes.into()), books: None }
+        Self { kind: Kind::Full(bytes.into()), books: None, watch: None }
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, books: None }
+        Self { kind: Kind::Empty, books: None, watch: None }
     }
 
     /// From an endpoint.
     pub fn http1(answer: Answer) -> Self {
-        Self { kind: Kind::Http1(answer), books: None }
+        Self { kind: Kind::Http1(answer), books: None, watch: None }
     }
 
     /// From an endpoint.
     pub fn http2(body: Http2Exchange<RequestBody>) -> Self {
-        Self { kind: Kind::Http2(body), books: None }
+        Self { kind: Kind::Http2(body), books: None, watch: None }
     }
 
     /// From another gateway.
     pub fn tunnel(body: Exchange<RequestBody>) -> Self {
-        Self { kind: Kind::Tunnel(body), books: None }
+        Self { kind: Kind::Tunnel(body), books: None, watch: None }
     }
 
     /// Closes the books when the body ends.
@@ -355,6 +477,11 @@ impl ResponseBody {
         self.books = Some(books);
         self.settle();
         self
+    }
+
+    /// How long its client may take nothing of it; `None`: it is the gateway's own.
+    pub fn limits(&self) -> Option<Limits> {
+        self.books.as_ref().map(Books::limits)
     }
 
     /// What there is of it is not sent, and that is right: an answer to HEAD.
@@ -381,12 +508,12 @@ impl ResponseBody {
     /// The response is complete.
     fn end(&mut self) {
         // Whoever answered early may still want the rest of the request: it goes on alone.
-        match &mut self.kind {
-            Kind::Http2(exchange) => drop(exchange.take_upload().map(tokio::task::spawn_local)),
-            Kind::Tunnel(exchange) => drop(exchange.take_upload().map(tokio::task::spawn_local)),
-            Kind::Empty | Kind::Full(_) | Kind::Http1(_) => {}
-        }
         if let Some(books) = self.books.as_mut() {
+            match &mut self.kind {
+                Kind::Http2(exchange) => drop(exchange.take_upload().map(|rest| watch::finish(books, rest))),
+                Kind::Tunnel(exchange) => drop(exchange.take_upload().map(|rest| watch::finish(books, rest))),
+                Kind::Empty | Kind::Full(_) | Kind::Http1(_) => {}
+            }
             books.clean();
         }
     }
@@ -398,17 +525,31 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if let Some(books) = &this.books {
+            books.request().begin_poll();
+        }
         let frame = match &mut this.kind {
-            Kind::Empty => None,
+            Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.kind = Kind::Empty;
-                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Kind::Http1(body) => ready!(Pin::new(body).poll_frame(cx)),
-            Kind::Http2(body) => ready!(Pin::new(body).poll_frame(cx)),
-            Kind::Tunnel(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
+            Kind::Http1(body) => Pin::new(body).poll_frame(cx),
+            Kind::Http2(body) => Pin::new(body).poll_frame(cx),
+            Kind::Tunnel(body) => Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(BoxError::from))),
         };
+        let Poll::Ready(frame) = frame else {
+            // What another gateway's endpoint gives is that gateway's to mind.
+            let is_endpoints = !matches!(this.kind, Kind::Tunnel(_));
+            let has_length = this.size_hint().exact().is_some();
+            let Some(books) = this.books.as_mut() else { return Poll::Pending };
+            let error = ready!(Watch::poll(&mut this.watch, books, is_endpoints, has_length, cx));
+            return Poll::Ready(Some(Err(error)));
+        };
+        if let Some(watch) = &mut this.watch {
+            watch.came();
+        }
         let frame = frame.map(|frame| frame.map(without_mesh));
         match (&frame, this.books.as_mut()) {
             (Some(Ok(frame)), Some(books)) => books.sent(frame.data_ref().map_or(0, Bytes::len)),

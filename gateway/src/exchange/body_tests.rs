@@ -56,9 +56,9 @@ fn many_small_pieces_are_kept_as_few() {
     let mut none = body.attempt().unwrap();
     let mut first = body.attempt().unwrap();
     assert!(matches!(poll(&mut none), Poll::Ready(Some(Err(_)))), "its time is over");
-    assert!(!body.is_taken() && body.progress().is_some());
+    assert!(!body.is_taken() && body.is_sending());
     assert_eq!(read(&mut first, usize::MAX).len(), 60_000);
-    assert!(body.is_taken() && body.progress().is_none());
+    assert!(body.is_taken() && !body.is_sending());
     let mut second = body.attempt().unwrap();
     assert_eq!(body.0.as_ref().unwrap().borrow().kept.len(), 1);
     assert!(matches!(poll(&mut first), Poll::Ready(None)), "it has had everything");

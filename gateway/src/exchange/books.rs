@@ -11,8 +11,10 @@ use archipelago_http::{Fields, Known, Pooled, RequestHead};
 use http::StatusCode;
 
 use super::body::Replayable;
+use super::failure::Cut;
 use super::upstream::InFlight;
 use crate::ledger::{Keeper, Trail, report};
+use crate::pace::Limits;
 use crate::telemetry::Name;
 use crate::visitors::Asking;
 use crate::worker::Worker;
@@ -186,6 +188,7 @@ struct Inner {
     /// The head of the request, once it has been sent on.
     head: Option<Pooled<RequestHead>>,
     request: Replayable,
+    limits: Limits,
     sent: u64,
     end: End,
     slot: Option<Slot>,
@@ -202,6 +205,7 @@ impl Books {
             record,
             head: None,
             request,
+            limits: Limits::NONE,
             sent: 0,
             end: End::Abandoned,
             slot: None,
@@ -220,6 +224,32 @@ impl Books {
     /// Counts it among those of its client.
     pub fn ask(&mut self, asking: Asking) {
         self.inner.asking = Some(asking);
+    }
+
+    /// Nobody may be slower than this with it.
+    pub fn limit(&mut self, limits: Limits) {
+        self.inner.limits = limits;
+        self.inner.request.police(limits);
+    }
+
+    /// How slow one may be with it.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
+    /// The body of the request.
+    pub fn request(&self) -> &Replayable {
+        &self.inner.request
+    }
+
+    /// Who carries it.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.inner.worker
+    }
+
+    /// Which side this is.
+    pub fn reporter(&self) -> Reporter {
+        self.inner.record.reporter
     }
 
     /// Counts it among those that an endpoint works on; instead of where it was counted before.
@@ -281,6 +311,15 @@ impl Books {
         if self.inner.end != End::Broken {
             self.inner.end = End::Abandoned;
             self.note(error);
+        }
+    }
+
+    /// Somebody was too slow with it.
+    pub fn cut(&mut self, cut: Cut) {
+        self.inner.worker.metrics.cut(cut);
+        self.inner.record.flags = cut.flags();
+        if let Some(text) = self.text() {
+            cut.line().clone_into(&mut text.failure);
         }
     }
 

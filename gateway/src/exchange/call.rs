@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use archipelago_http::{Known, Pooled, RequestHead};
 
-use super::body::Replayable;
+use super::body::{Replayable, Upload};
+use super::failure::Failure;
 use super::interim::Interim;
 use crate::authorize::Authorized;
 use crate::config::{Rule, Service};
+use crate::pace::Limits;
 use crate::source::Workload;
 use crate::worker::view::{ServiceView, View};
 use crate::worker::{Caller, Worker};
@@ -37,6 +39,8 @@ pub struct Call {
     pub service: usize,
     /// When a response must have begun.
     pub deadline: Deadline,
+    /// How slow one may be with it.
+    pub limits: Limits,
 }
 
 /// Where a request came from.
@@ -75,6 +79,26 @@ impl Call {
     /// The rule that it falls under.
     pub fn rule(&self) -> Option<&Rule> {
         self.config()?.rule(&self.head.method, &String::from_utf8_lossy(self.head.path()), &self.head.fields)
+    }
+
+    /// When it has taken too long, and what that is then, if nothing moves before. It began at `started`.
+    ///
+    /// Whoever is waited for is the one whose time runs: the service once the request is all there, whoever sends or takes its body
+    /// before. Of a taker behind a tunnel the gateway there knows, and says so earlier; one that does not say it is a service that
+    /// does not answer.
+    pub fn due(&self, started: Instant, now: Instant) -> Option<(Instant, Failure)> {
+        let upload = self.body.upload(now);
+        let due = match (self.deadline, upload) {
+            (Deadline::After(_), Upload::Sender(due)) => {
+                return due.map(|(due, slow)| (due, Failure::SlowRequest(slow)));
+            }
+            (Deadline::After(timeout), Upload::Taker(since)) => {
+                self.limits.endpoint_idle().map(|idle| since + idle + timeout)
+            }
+            (deadline, Upload::Whole(Some(last)) | Upload::Unasked(last)) => deadline.due(started, Some(last)),
+            (deadline, _) => deadline.due(started, None),
+        };
+        due.map(|due| (due, Failure::Timeout))
     }
 
     /// True for a client's own request.
@@ -116,7 +140,7 @@ impl Deadline {
         }
     }
 
-    /// When it is over for a request that began at `started` and whose sender, not done yet, last gave something at `progress`.
+    /// When it is over for a request that began at `started` and whose sender last gave something at `progress`.
     pub fn due(self, started: Instant, progress: Option<Instant>) -> Option<Instant> {
         match self {
             Self::At(at) => Some(at),

@@ -5,6 +5,7 @@ use http::StatusCode;
 
 use super::headers::Malformed;
 use crate::authorize::Refusal;
+use crate::pace::TooSlow;
 
 /// Why a gateway answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Failure {
     Malformed(Malformed),
     /// Its body broke off, or is not what its head announced.
     BrokenRequest,
+    /// Its body comes too slowly, although there is room for it.
+    SlowRequest(TooSlow),
     /// No service has this host name.
     UnknownHost,
     /// The port is for a service that the federation does not have, or not yet, or not with this port.
@@ -33,6 +36,8 @@ pub enum Failure {
     NoEndpointHere,
     /// No response in time.
     Timeout,
+    /// An endpoint takes nothing of the body of the request.
+    Stalled,
     /// The exchange broke, and could not be repeated.
     Broken,
     /// The same at this gateway, for another: so many endpoints here may have acted on it.
@@ -65,7 +70,8 @@ impl Failure {
             Self::UnknownPort | Self::Overloaded | Self::Closed | Self::NoHealthy | Self::NoEndpointHere => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::Stalled => StatusCode::GATEWAY_TIMEOUT,
+            Self::SlowRequest(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Broken | Self::BrokenAfter(_) | Self::BadResponse(_) => StatusCode::BAD_GATEWAY,
             Self::RequestHead => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Refused(Refusal::Hops) => StatusCode::LOOP_DETECTED,
@@ -78,6 +84,8 @@ impl Failure {
         match self {
             Self::Malformed(_) => "malformed",
             Self::BrokenRequest => "request-broken",
+            Self::SlowRequest(TooSlow::Idle) => "request-idle",
+            Self::SlowRequest(TooSlow::Rate) => "request-slow",
             Self::UnknownHost => "unknown-host",
             Self::UnknownPort => "unknown-port",
             Self::NotHttp => "not-http",
@@ -87,6 +95,7 @@ impl Failure {
             Self::Closed => "service-closed",
             Self::NoHealthy | Self::NoEndpointHere => "no-healthy-upstream",
             Self::Timeout => "timeout",
+            Self::Stalled => "upstream-stalled",
             Self::Broken | Self::BrokenAfter(_) => "upstream-broken",
             Self::BadResponse(_) => "bad-response",
             Self::RequestHead => "request-head-too-large",
@@ -101,12 +110,18 @@ impl Failure {
             b"upstream-broken" => Self::Broken,
             b"no-healthy-upstream" => Self::NoHealthy,
             b"timeout" => Self::Timeout,
+            b"upstream-stalled" => Self::Stalled,
             b"overloaded" => Self::Overloaded,
             b"request-broken" => Self::BrokenRequest,
             b"bad-response" => Self::BadResponse(BadResponse::Elsewhere),
             b"service-closed" => Self::Closed,
             _ => return None,
         })
+    }
+
+    /// Who was too slow with what, if that is it; an endpoint is counted where it is.
+    pub fn cut(self) -> Option<Cut> {
+        if let Self::SlowRequest(slow) = self { Some(slow.into()) } else { None }
     }
 
     /// True where the same request may well be answered a moment later.
@@ -123,7 +138,9 @@ impl Failure {
             Self::Overloaded => "UO",
             Self::ClientLimit => "RL",
             Self::NoHealthy | Self::NoEndpointHere => "UH",
-            Self::Timeout => "UT",
+            Self::SlowRequest(TooSlow::Idle) => "SI",
+            Self::SlowRequest(TooSlow::Rate) => "DT",
+            Self::Timeout | Self::Stalled => "UT",
             Self::Broken | Self::BrokenAfter(_) => "UF,URX",
             Self::BadResponse(_) => "UPE",
             Self::Refused(Refusal::Hops) => "LR",
@@ -140,9 +157,10 @@ impl Failure {
             | Self::Closed
             | Self::NoHealthy
             | Self::NoEndpointHere
+            | Self::Stalled
             | Self::Broken
             | Self::BrokenAfter(_) => GRPC_UNAVAILABLE,
-            Self::Timeout => GRPC_DEADLINE_EXCEEDED,
+            Self::Timeout | Self::SlowRequest(_) => GRPC_DEADLINE_EXCEEDED,
             Self::ClientLimit => GRPC_RESOURCE_EXHAUSTED,
             Self::Refused(_) => GRPC_PERMISSION_DENIED,
         }
@@ -153,6 +171,7 @@ impl Failure {
         match self {
             Self::Malformed(what) => what.to_string(),
             Self::BrokenRequest => "the body of the request broke off, or is not what its head announced".to_owned(),
+            Self::SlowRequest(slow) => Cut::from(slow).line().to_owned(),
             Self::UnknownHost => "no service of this federation has this host name".to_owned(),
             Self::UnknownPort => {
                 "no cluster exports this port of this service, as far as this gateway knows".to_owned()
@@ -164,12 +183,77 @@ impl Failure {
             Self::Closed => "this gateway cannot run the configuration of this service".to_owned(),
             Self::NoHealthy | Self::NoEndpointHere => "no cluster can serve this request now".to_owned(),
             Self::Timeout => "the service did not answer in time".to_owned(),
+            Self::Stalled => Cut::EndpointUpload.line().to_owned(),
             Self::Broken | Self::BrokenAfter(_) => "the service broke the exchange before it answered".to_owned(),
             Self::BadResponse(why) => format!("the service's answer cannot be passed on: {why}"),
             Self::RequestHead => {
                 "the head of this request is larger than gateways carry: 96 KiB, 512 fields".to_owned()
             }
             Self::Refused(refusal) => refusal.to_string(),
+        }
+    }
+}
+
+/// Who was too slow with what, so that an exchange was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// A client gave nothing of its request.
+    ClientUploadIdle,
+    /// A client gave too little of its request in its time.
+    ClientUploadRate,
+    /// A client took nothing of a response.
+    ClientDownload,
+    /// An endpoint took nothing of a request.
+    EndpointUpload,
+    /// An endpoint gave nothing of a response whose length it had said.
+    EndpointResponse,
+    /// Nothing passed either way of a stream.
+    StreamIdle,
+}
+
+impl Cut {
+    /// Label of metrics: a closed set.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ClientUploadIdle => "client_upload_idle",
+            Self::ClientUploadRate => "client_upload_rate",
+            Self::ClientDownload => "client_download_idle",
+            Self::EndpointUpload => "endpoint_upload_idle",
+            Self::EndpointResponse => "endpoint_response_idle",
+            Self::StreamIdle => "stream_idle",
+        }
+    }
+
+    /// Envoy's letters for the access log.
+    pub fn flags(self) -> &'static str {
+        match self {
+            Self::ClientUploadIdle | Self::StreamIdle => "SI",
+            Self::ClientUploadRate => "DT",
+            Self::ClientDownload => "DC",
+            Self::EndpointUpload | Self::EndpointResponse => "UT",
+        }
+    }
+
+    /// One line for people.
+    pub fn line(self) -> &'static str {
+        match self {
+            Self::ClientUploadIdle => {
+                "nothing came of the body of the request for too long, although there was room for it"
+            }
+            Self::ClientUploadRate => "the body of the request came too slowly, although there was room for it",
+            Self::ClientDownload => "the client took nothing of the response for too long",
+            Self::EndpointUpload => "the service took nothing of the body of the request for too long",
+            Self::EndpointResponse => "the service gave nothing of a response that it had begun for too long",
+            Self::StreamIdle => "nothing passed either way of this stream for too long",
+        }
+    }
+}
+
+impl From<TooSlow> for Cut {
+    fn from(slow: TooSlow) -> Self {
+        match slow {
+            TooSlow::Idle => Self::ClientUploadIdle,
+            TooSlow::Rate => Self::ClientUploadRate,
         }
     }
 }

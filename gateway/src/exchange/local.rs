@@ -1,7 +1,9 @@
 //! One attempt at an endpoint of this cluster.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use archipelago_http::h1::BadResponse;
@@ -9,12 +11,13 @@ use archipelago_http::{Fields, Known, Pooled, ResponseHead};
 
 use super::Response;
 use super::attempts::{Attempt, Failed, Sent};
-use super::body::{RequestBody, ResponseBody};
+use super::body::{RequestBody, ResponseBody, Upload};
 use super::call::{Call, Deadline, Origin, write_grpc_timeout};
-use super::failure::Failure;
+use super::failure::{Cut, Failure};
 use super::http1::client::{self, Outgoing};
 use super::http2::client::Http2Error;
 use super::replay::Ending;
+use super::timers::Timer;
 use super::upstream::{Endpoint, UpstreamError};
 use crate::authorize::INGRESS_HOP;
 use crate::balance::outlier::Verdict;
@@ -29,8 +32,8 @@ pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: 
     let (began, stamped) = (Instant::now(), Waits::default());
     let waits = endpoint.wait(began);
     let sent = match protocol {
-        Protocol::Http1 | Protocol::Tcp => http1(call, endpoint, &said, body, &stamped).await,
-        Protocol::H2c => http2(call, endpoint, &said, body, &stamped).await,
+        Protocol::Http1 | Protocol::Tcp => minded(call, endpoint, http1(call, endpoint, &said, body, &stamped)).await,
+        Protocol::H2c => minded(call, endpoint, http2(call, endpoint, &said, body, &stamped)).await,
     };
     let now = Instant::now();
     let verdict = sent.as_ref().map_or_else(UpstreamError::verdict, |_| Some(Verdict::Answered));
@@ -66,14 +69,54 @@ pub async fn hangs(call: &Call, endpoint: &Endpoint) {
         timer.is_due().await;
         let now = Instant::now();
         // While the sender is still sending, it is his turn.
-        let sending = call.body.progress().is_some();
-        if !sending && endpoint.hangs(now) {
+        if !call.body.is_sending() && endpoint.hangs(now) {
             if let Some(live) = call.live() {
                 live.judge(endpoint, Verdict::Hung, now);
             }
             return;
         }
         from = now;
+    }
+}
+
+/// An attempt, for as long as its endpoint takes something of the body now and then.
+async fn minded<T>(
+    call: &Call,
+    endpoint: &Endpoint,
+    sent: impl Future<Output = Result<T, UpstreamError>>,
+) -> Result<T, UpstreamError> {
+    let mut sent = pin!(sent);
+    let mut timer = None;
+    poll_fn(|cx| {
+        call.body.begin_poll();
+        if let Poll::Ready(sent) = sent.as_mut().poll(cx) {
+            return Poll::Ready(sent);
+        }
+        if call.body.is_empty() {
+            return Poll::Pending;
+        }
+        call.body.end_poll(Instant::now());
+        ready!(poll_stalled(call, &mut timer, cx));
+        call.worker.metrics.cut(Cut::EndpointUpload);
+        Poll::Ready(Err(UpstreamError::Stalled { address: endpoint.address() }))
+    })
+    .await
+}
+
+/// Ready when the endpoint has taken nothing for too long.
+fn poll_stalled(call: &Call, timer: &mut Option<Timer>, cx: &mut Context<'_>) -> Poll<()> {
+    let Some(idle) = call.limits.endpoint_idle() else { return Poll::Pending };
+    loop {
+        let now = Instant::now();
+        // Only while it is the endpoint's turn.
+        let Upload::Taker(since) = call.body.upload(now) else { return Poll::Pending };
+        let due = since + idle;
+        if due <= now {
+            return Poll::Ready(());
+        }
+        let timer = timer.get_or_insert_with(|| call.worker.timers.timer());
+        timer.set(Some(due));
+        ready!(timer.poll_due(cx));
     }
 }
 
@@ -181,6 +224,7 @@ fn failed(error: &UpstreamError) -> Failed {
             (Failure::NoHealthy, Ending::NotProcessed, "endpoint_refused")
         }
         UpstreamError::Local { .. } => (Failure::Overloaded, Ending::NotProcessed, "local_shortage"),
+        UpstreamError::Stalled { .. } => (Failure::Stalled, Ending::Broken { acted: 1 }, "endpoint_stalled"),
         UpstreamError::Broken { .. } => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
         UpstreamError::BadResponse { source, .. } => (Failure::BadResponse(*source), Ending::Final, "bad_response"),
         UpstreamError::Http2(error) if error.is_shortage() => {

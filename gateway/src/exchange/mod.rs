@@ -9,6 +9,7 @@
 //! | [`local`], [`remote`] | one attempt: at an endpoint here, at a gateway elsewhere | |
 //! | [`body`] | bodies on their way through, kept for another attempt | |
 //! | [`books`] | what a request holds until its last byte, and what is written down then | |
+//! | [`watch`] | who is too slow once a response has begun | |
 //! | [`timers`] | deadlines of a worker | |
 //!
 //! What a request costs here, on the back of an envelope, for a small GET over HTTP/1.1 on both sides:
@@ -41,6 +42,7 @@ pub mod remote;
 pub mod replay;
 pub mod timers;
 pub mod upstream;
+pub mod watch;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -106,6 +108,7 @@ pub async fn serve_client(
         view,
         service: routed.service,
         deadline: routed.deadline,
+        limits: routed.limits,
     };
     match attempts::run(call, books).await {
         Ok((response, books)) => response.with(books),
@@ -150,6 +153,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 view,
                 service: routed.service,
                 deadline: routed.deadline,
+                limits: routed.limits,
             };
             match informing(call, books, &informed, &mut responder).await {
                 Some(outcome) => outcome,
@@ -238,6 +242,12 @@ impl Response {
 fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool, is_head: bool) -> Response {
     worker.metrics.failure(failure);
     books.record().flags = failure.flags();
+    if let Some(text) = books.text() {
+        text.failure = failure.line();
+    }
+    if let Some(cut) = failure.cut() {
+        worker.metrics.cut(cut);
+    }
     let response = if is_grpc { said_in_grpc(failure) } else { said(failure) };
     response.without_body_if(is_head).with(books)
 }

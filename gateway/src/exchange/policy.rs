@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::headers::Malformed;
 use crate::authorize::{Asked, Authorized, Refusal, authorize};
 use crate::config::{Capture, Protocol};
+use crate::pace::Limits;
 use crate::worker::view::View;
 use crate::worker::{Caller, Worker};
 
@@ -26,6 +27,8 @@ pub struct Routed {
     pub deadline: Deadline,
     /// A gRPC caller.
     pub is_grpc: bool,
+    /// How slow one may be with it.
+    pub limits: Limits,
 }
 
 /// Judges a client's request and finds its service.
@@ -56,7 +59,9 @@ pub fn of_client(
     worker.deposit();
     let is_grpc = is_grpc(head);
     let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);
-    Ok(Routed { service, deadline, is_grpc })
+    let limits = limits(worker, view, service).of(is_grpc, true);
+    books.limit(limits);
+    Ok(Routed { service, deadline, is_grpc, limits })
 }
 
 /// Judges a request out of a tunnel: see [`authorize`]. Also returns what it brings along, and the proof that it may go on.
@@ -95,7 +100,14 @@ pub fn of_peer(
     if !books.admit() {
         return Err(Failure::Overloaded);
     }
-    Ok((Routed { service, deadline, is_grpc }, arrival, authorized))
+    let limits = limits(worker, view, service).of(is_grpc, false);
+    books.limit(limits);
+    Ok((Routed { service, deadline, is_grpc, limits }, arrival, authorized))
+}
+
+fn limits(worker: &Worker, view: &View, service: usize) -> Limits {
+    let given = view.snapshot.service(service).and_then(|service| service.limits.as_deref());
+    given.map_or(worker.limits.streams, |given| worker.limits.streams.with(given))
 }
 
 /// Host name, or the port that the request came to, to service.

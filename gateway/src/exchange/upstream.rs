@@ -76,6 +76,12 @@ pub enum UpstreamError {
         /// Why.
         source: BoxError,
     },
+    /// It took nothing of the body of the request for too long.
+    #[error("{address} takes nothing of the request")]
+    Stalled {
+        /// The endpoint.
+        address: SocketAddr,
+    },
     /// What came back cannot be passed on.
     #[error("{address} answered what cannot be passed on")]
     BadResponse {
@@ -100,6 +106,7 @@ impl UpstreamError {
     pub fn verdict(&self) -> Option<Verdict> {
         match self {
             Self::NotSent { .. } | Self::Broken { .. } => Some(Verdict::Failed),
+            Self::Stalled { .. } => Some(Verdict::Hung),
             // It answered: a response that is too large or wrong is one request's misfortune.
             Self::BadResponse { .. } => Some(Verdict::Answered),
             Self::Http2(error) if error.blames_endpoint() => Some(Verdict::Failed),

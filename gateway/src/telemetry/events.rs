@@ -24,6 +24,8 @@ pub enum Event {
     RefusedClient,
     /// A response cut because its client took nothing of it, by protocol.
     Stalled,
+    /// An exchange that was cut because somebody was too slow, by who and with what.
+    Cut,
     /// A peer changed its state, by state.
     Verdict,
     /// A stream out of a tunnel that may not be forwarded, by reason.
@@ -78,6 +80,11 @@ impl Event {
                 "mesh_gateway_clients_stalled",
                 "Responses cut because their client took nothing of them",
                 &["protocol"],
+            ),
+            Self::Cut => (
+                "mesh_gateway_exchanges_cut",
+                "Requests and responses cut because a client or an endpoint was too slow, by who and with what",
+                &["why"],
             ),
             Self::Verdict => ("mesh_gateway_detector_verdicts", "Changes of a peer's state", &["state"]),
             Self::RefusedStream => {

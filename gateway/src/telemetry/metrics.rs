@@ -20,7 +20,7 @@ use prometheus_client::registry::Registry;
 use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
 use crate::exchange::books::{Done, Reporter};
-use crate::exchange::failure::Failure;
+use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
 use crate::visitors::Full;
@@ -271,6 +271,12 @@ impl WorkerMetrics {
     /// A response was cut because its client took nothing of it.
     pub fn stalled(&self, protocol: &'static str) {
         self.events.add(Event::Stalled, [protocol, ""], 1);
+        self.cut(Cut::ClientDownload);
+    }
+
+    /// An exchange was cut because somebody was too slow.
+    pub fn cut(&self, cut: Cut) {
+        self.events.add(Event::Cut, [cut.label(), ""], 1);
     }
 
     /// To so many endpoints no connection comes about.

@@ -40,6 +40,7 @@ use crate::config::Published;
 use crate::exchange::books::Done;
 use crate::exchange::timers::Timers;
 use crate::handover::Turn;
+use crate::pace;
 use crate::source::Source;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
 use crate::visitors::Visitors;
@@ -55,10 +56,10 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Until the head of a request is there, once it has begun, and until a new connection says anything.
     pub head_timeout: Duration,
-    /// How long a connection of HTTP/1.1 is kept between two requests. nginx: 75 s, HAProxy: until its client time-out.
+    /// How long a client's connection is kept on which there is no request. nginx: 75 s, HAProxy: until its client time-out.
     pub idle_timeout: Duration,
-    /// How long a client may take nothing of a response that is there.
-    pub stall_timeout: Duration,
+    /// How slow clients and endpoints may be with one request, where no policy says it.
+    pub streams: pace::Limits,
     /// How long requests may wait, once the last gateway that could serve them is lost, for it or another one to be there.
     pub away_timeout: Duration,
     /// Requests carried at a time.
@@ -81,7 +82,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
-            stall_timeout: Duration::from_secs(60),
+            streams: pace::Limits::default(),
             // As long as QUIC itself waits for a silent peer, and longer than a gateway takes to start.
             away_timeout: Duration::from_secs(3),
             requests_max: 8_192,

@@ -365,6 +365,12 @@ pub(crate) fn patient() -> Limits {
     }
 }
 
+/// The same, with another time for clients that take nothing of a response.
+pub(crate) fn with_stall(time: Duration) -> Limits {
+    let limits = patient();
+    Limits { streams: limits.streams.with_download_idle(time), ..limits }
+}
+
 /// Whether what was heard of a peer is what its workers tell, as far as the service is known where it was heard.
 fn agree(heard: &Heard, tells: &[ServiceHealth]) -> bool {
     let sorted = |health: &[&ServiceHealth]| {

@@ -113,7 +113,7 @@ async fn an_idle_connection_is_closed() {
 #[tokio::test]
 async fn a_reader_that_pauses_gets_the_rest() {
     let (backend, _) = harness::backend("tokyo").await;
-    let limits = Limits { stall_timeout: Duration::from_secs(600), ..harness::patient() };
+    let limits = harness::with_stall(Duration::from_secs(600));
     let (_mesh, entries) = mesh(&[backend], limits).await;
     for entry in entries {
         let mut stream = TcpStream::connect(entry).await.unwrap();
@@ -139,7 +139,7 @@ async fn a_reader_that_pauses_gets_the_rest() {
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut() {
     let (backend, _) = harness::backend("tokyo").await;
-    let limits = Limits { stall_timeout: Duration::from_millis(500), ..harness::patient() };
+    let limits = harness::with_stall(Duration::from_millis(500));
     let (mesh, entries) = mesh(&[backend], limits).await;
     for (cluster, entry) in [("tokyo", entries[0]), ("paris", entries[1])] {
         let mut stream = TcpStream::connect(entry).await.unwrap();

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::balance::topology::{Hints, Place, Preference};
 use crate::balance::{failback, hash};
+use crate::pace;
 use crate::route::{self, Condition, Matcher, PathPattern, Pattern};
 
 /// Why a resource cannot be used, for people.
@@ -75,9 +76,6 @@ pub(super) fn service(
 ) -> Result<Vec<Service>, Reason> {
     if config.ports.is_empty() {
         return Err("it has no ports".to_owned());
-    }
-    if config.backend_settings.is_some() {
-        return Err("it has backend settings, which this gateway does not know".to_owned());
     }
     let mut seen = HashSet::new();
     if let Some(port) = config.ports.iter().find(|port| !seen.insert(port.port)) {
@@ -146,6 +144,7 @@ fn unit(
         ramp: Duration::from_millis(f.ramp_ms),
         automatic: f.automatic,
     });
+    let limits = config.backend_settings.as_ref().map(limits).transpose()?.flatten();
     let service: Arc<str> = format!("{}/{}", config.namespace, config.name).into();
     let number = u16::try_from(port.port).map_err(|_| format!("port {} is out of range", port.port))?;
     Ok(Service {
@@ -160,6 +159,7 @@ fn unit(
         sticky,
         rules: Rules::new(rules),
         failback,
+        limits,
         residency: (!config.residency_clusters.is_empty()).then(|| places(&config.residency_clusters)),
         exporters: places(&config.exporters),
         avoid: places(&config.avoid_clusters),
@@ -167,6 +167,28 @@ fn unit(
         preference,
         source,
     })
+}
+
+/// How slow one may be with its requests, if that is said.
+fn limits(settings: &proto::BackendSettings) -> Result<Option<Box<pace::Given>>, Reason> {
+    let proto::BackendSettings { connect_timeout_ms, requests_max, connections_max, outlier_detection, limits } =
+        settings;
+    if connect_timeout_ms.is_some()
+        || requests_max.is_some()
+        || connections_max.is_some()
+        || outlier_detection.is_some()
+    {
+        return Err("it has backend settings, which this gateway does not know".to_owned());
+    }
+    let given = limits.as_ref().map(|limits| pace::Given {
+        upload_idle_ms: limits.upload_idle_ms,
+        upload_rate_min: limits.upload_rate_min,
+        upload_grace_ms: limits.upload_grace_ms,
+        download_idle_ms: limits.download_idle_ms,
+        endpoint_idle_ms: limits.endpoint_idle_ms,
+        stream_idle_ms: limits.stream_idle_ms,
+    });
+    Ok(given.map(Box::new))
 }
 
 /// What the agent knows of one port of a service.

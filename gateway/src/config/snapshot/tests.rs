@@ -280,7 +280,10 @@ fn poisons() -> Vec<(Poison, &'static str)> {
         (|s| rule(s).filters.push(proto::Filter {}), "needs filter"),
         (|s| rule(s).timeouts = Some(proto::Timeouts::default()), "needs timeouts"),
         (|s| rule(s).retry = Some(proto::Retry::default()), "needs retry"),
-        (|s| s.backend_settings = Some(proto::BackendSettings::default()), "needs backend-settings"),
+        (
+            |s| s.backend_settings = Some(proto::BackendSettings { requests_max: Some(1), ..Default::default() }),
+            "needs backend-settings",
+        ),
         (|s| rule(s).backends[0].service = "shop/web".into(), "needs backend.service"),
         (|s| rule(s).chain = Some(7), "routes[0]: no failover chain 7"),
         (|s| rule(s).backends.push(backend("tokyo", "v2", 3)), "routes[0]: tokyo/v2 appears twice"),

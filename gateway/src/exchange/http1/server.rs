@@ -19,7 +19,7 @@ use super::link::Link;
 use super::{push_chunk, push_last_chunk};
 use crate::exchange::body::{BoxError, Incoming, ResponseBody};
 use crate::exchange::client::Entrance;
-use crate::exchange::http2::download::stalled;
+use crate::exchange::failure::Cut;
 use crate::exchange::interim::Interim;
 use crate::exchange::timers::Timer;
 use crate::exchange::{self, Response};
@@ -307,7 +307,11 @@ impl Conn {
         let Response { head, mut body } = response;
         let framing = framing(&message, head.status, &body);
         // Whoever has been told the answer instead of to go on may or may not send the body: its end cannot be known.
-        let persistent = wants_more && framing != Framing::UntilClose && self.expectation.get() == Expectation::None;
+        // What a client is too slow with is not waited for after its answer either (RFC 9110 §15.5.9).
+        let is_late = head.status == StatusCode::REQUEST_TIMEOUT && !self.is_read();
+        let persistent =
+            wants_more && !is_late && framing != Framing::UntilClose && self.expectation.get() == Expectation::None;
+        let download_idle = body.limits().unwrap_or(worker.limits.streams).download_idle();
         {
             let mut link = self.link.borrow_mut();
             let persistence = h1::Persistence::of(persistent, message.version);
@@ -369,11 +373,11 @@ impl Conn {
                     Poll::Pending => {
                         // The clock runs while the client takes nothing.
                         if timer.due().is_none() || link.out.len() < before {
-                            timer.set(Some(Instant::now() + worker.limits.stall_timeout));
+                            timer.set(download_idle.map(|idle| Instant::now() + idle));
                         }
                         ready!(timer.poll_due(cx));
                         worker.metrics.stalled("http1");
-                        return Poll::Ready(Err(stalled()));
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Cut::ClientDownload.line())));
                     }
                 }
             }
@@ -477,6 +481,13 @@ impl UploadBody {
     fn of(conn: &Rc<Conn>) -> Self {
         conn.is_lent.set(true);
         Self { conn: Rc::clone(conn), message: conn.message.get(), is_read: conn.is_read() }
+    }
+}
+
+impl UploadBody {
+    /// True while its client waits to be told to go on (RFC 9110 §10.1.1).
+    pub fn waits_itself(&self) -> bool {
+        self.message == self.conn.message.get() && self.conn.expectation.get() == Expectation::Open
     }
 }
 

@@ -8,13 +8,15 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
+use super::open::OpenStream;
 use crate::exchange::body::{BoxError, ResponseBody};
+use crate::exchange::failure::Cut;
 use crate::worker::Worker;
 
 /// A body that is cut when nobody takes it.
@@ -24,6 +26,9 @@ pub struct Download {
     shared: Rc<Shared>,
     /// Once there is a piece that is not the last.
     watch: Option<AbortHandle>,
+    /// How long that may lie there.
+    idle: Option<Duration>,
+    _stream: OpenStream,
 }
 
 #[derive(Debug)]
@@ -36,9 +41,10 @@ struct Shared {
 
 impl Download {
     /// Of this response.
-    pub fn new(worker: &Rc<Worker>, body: ResponseBody) -> Self {
+    pub fn new(worker: &Rc<Worker>, body: ResponseBody, stream: OpenStream) -> Self {
+        let idle = body.limits().unwrap_or(worker.limits.streams).download_idle();
         let shared = Shared { body: RefCell::new(Some(body)), since: Cell::default() };
-        Self { worker: Rc::clone(worker), shared: Rc::new(shared), watch: None }
+        Self { worker: Rc::clone(worker), shared: Rc::new(shared), watch: None, idle, _stream: stream }
     }
 }
 
@@ -53,8 +59,11 @@ impl Body for Download {
         let frame = Pin::new(&mut *body).poll_frame(cx);
         let lies_there = matches!(frame, Poll::Ready(Some(Ok(_)))) && !body.is_end_stream();
         this.shared.since.set(lies_there.then(Instant::now));
-        if lies_there && this.watch.is_none() {
-            let watch = watch(Rc::clone(&this.shared), Rc::clone(&this.worker));
+        if let Some(idle) = this.idle
+            && lies_there
+            && this.watch.is_none()
+        {
+            let watch = watch(Rc::clone(&this.shared), Rc::clone(&this.worker), idle);
             this.watch = Some(tokio::task::spawn_local(watch).abort_handle());
         }
         frame
@@ -80,15 +89,15 @@ impl Drop for Download {
 }
 
 /// Cuts it when its time is over: all that it holds is free then, and the stream is reset as soon as its client asks for more.
-async fn watch(shared: Rc<Shared>, worker: Rc<Worker>) {
+async fn watch(shared: Rc<Shared>, worker: Rc<Worker>, idle: Duration) {
     let timer = worker.timers.timer();
     let mut from = Instant::now();
     loop {
-        timer.set(Some(from + worker.limits.stall_timeout));
+        timer.set(Some(from + idle));
         timer.is_due().await;
         let now = Instant::now();
         match shared.since.get() {
-            Some(since) if now >= since + worker.limits.stall_timeout => break,
+            Some(since) if now >= since + idle => break,
             since => from = since.unwrap_or(now),
         }
     }
@@ -99,7 +108,6 @@ async fn watch(shared: Rc<Shared>, worker: Rc<Worker>) {
     }
 }
 
-/// What the log says of a client who took nothing.
-pub fn stalled() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the client took nothing of the response for too long")
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, Cut::ClientDownload.line())
 }

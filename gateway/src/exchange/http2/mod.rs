@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod download;
+pub mod open;
 pub mod server;

@@ -1,7 +1,7 @@
 //! HTTP/2 from a client.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use archipelago_http::RequestHead;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::download::Download;
+use super::open::{Open, OpenStream};
 use crate::exchange::body::{Incoming, ResponseBody};
 use crate::exchange::client::Entrance;
 use crate::exchange::interim::Interim;
@@ -21,7 +22,8 @@ use crate::exchange::serve_client;
 use crate::handover::{Phase, Turn};
 use crate::worker::{LocalExecutor, Worker};
 
-/// Serves a connection until it ends. Once the gateway drains or a successor serves, the client is asked to come again.
+/// Serves a connection until it ends. Once the gateway drains or a successor serves, the client is asked to come again; one on which
+/// there is nothing for too long is closed, with GOAWAY first.
 pub async fn serve(
     worker: Rc<Worker>,
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
@@ -30,17 +32,24 @@ pub async fn serve(
     mut turn: Turn,
 ) {
     let entrance = Rc::new(entrance);
+    let open = Open::new(HELD_MAX, Instant::now());
     let service = {
-        let worker = Rc::clone(&worker);
+        let (worker, open) = (Rc::clone(&worker), Rc::clone(&open));
         service_fn(move |request| {
-            let (worker, entrance) = (Rc::clone(&worker), Rc::clone(&entrance));
-            async move { Ok::<_, std::convert::Infallible>(answer(worker, &entrance, request).await) }
+            let (worker, entrance, stream) = (Rc::clone(&worker), Rc::clone(&entrance), open.stream());
+            async move { Ok::<_, std::convert::Infallible>(answer(worker, &entrance, request, stream).await) }
         })
     };
     let leaving = async {
         tokio::select! {
             () = drain.cancelled() => {}
             () = turn.until(|phase| phase == Phase::Yielded) => {}
+        }
+    };
+    let leaving = async {
+        tokio::select! {
+            () = leaving => false,
+            () = idle(&worker, &open) => true,
         }
     };
     // Polled when it is woken, not whenever the connection is: a look at the token takes its lock, which all workers share.
@@ -59,9 +68,15 @@ pub async fn serve(
     let result = tokio::select! {
         biased;
         result = &mut connection => result,
-        _ = leaving.next() => {
+        is_idle = leaving.next() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            if is_idle == Some(true) {
+                // Nobody may be there any more who could answer that.
+                let Ok(result) = tokio::time::timeout(GOAWAY_TIMEOUT, connection).await else { return };
+                result
+            } else {
+                connection.await
+            }
         }
     };
     if let Err(error) = result {
@@ -69,26 +84,48 @@ pub async fn serve(
     }
 }
 
+/// Resolves when the connection has had no stream for too long.
+async fn idle(worker: &Worker, open: &Open) {
+    let timer = worker.timers.timer();
+    let mut from = Instant::now();
+    loop {
+        timer.set(Some(from + worker.limits.idle_timeout));
+        timer.is_due().await;
+        let now = Instant::now();
+        match open.idle_since() {
+            Some(since) if now >= since + worker.limits.idle_timeout => return,
+            since => from = since.unwrap_or(now),
+        }
+    }
+}
+
 async fn answer(
     worker: Rc<Worker>,
     entrance: &Entrance,
     request: Request<hyper::body::Incoming>,
+    stream: OpenStream,
 ) -> Response<Download> {
     let (parts, body) = request.into_parts();
     let head = match RequestHead::from_http(&parts) {
         Ok(head) => head,
-        Err(error) => return refusal(&worker, StatusCode::BAD_REQUEST, &error),
+        Err(error) => return refusal(&worker, StatusCode::BAD_REQUEST, &error, stream),
     };
-    let response = serve_client(Rc::clone(&worker), entrance, head.into(), Incoming::http2(body), Interim::None).await;
+    let body = Incoming::http2(body, stream.part());
+    let response = serve_client(Rc::clone(&worker), entrance, head.into(), body, Interim::None).await;
     match response.head.to_http() {
-        Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body)),
-        Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error),
+        Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body, stream)),
+        Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error, stream),
     }
 }
 
-fn refusal(worker: &Rc<Worker>, status: StatusCode, why: &impl std::fmt::Display) -> Response<Download> {
+fn refusal(
+    worker: &Rc<Worker>,
+    status: StatusCode,
+    why: &impl std::fmt::Display,
+    stream: OpenStream,
+) -> Response<Download> {
     let body = ResponseBody::full(Bytes::from(format!("{why}\n")));
-    let mut response = Response::new(Download::new(worker, body));
+    let mut response = Response::new(Download::new(worker, body, stream));
     *response.status_mut() = status;
     response
 }
@@ -96,8 +133,12 @@ fn refusal(worker: &Rc<Worker>, status: StatusCode, why: &impl std::fmt::Display
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// As many full windows of streams as the window of the connection holds.
+const HELD_MAX: usize = (CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES) as usize;
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// As for HTTP/1.1.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
+/// For whoever is there a round trip is enough.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
