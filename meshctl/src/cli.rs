@@ -199,7 +199,7 @@ Examples:
     Explain(ExplainArgs),
     /// Print a completion script
     #[command(
-        after_help = "Examples:\n  source <(meshctl completion bash)\n  meshctl completion fish > ~/.config/fish/completions/meshctl.fish"
+        after_help = "Examples:\n  source <(meshctl completion bash)\n  mkdir -p ~/.config/fish/completions && meshctl completion fish > ~/.config/fish/completions/meshctl.fish"
     )]
     Completion {
         /// bash, zsh, fish, elvish or powershell

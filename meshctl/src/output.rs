@@ -1,8 +1,10 @@
 //! What goes to stdout: tables a person can read, JSON and YAML a program can.
 //!
 //! Data goes to stdout, talk to stderr. Colour only marks what the words already say, so a table reads
-//! the same without it.
+//! the same without it. Names, versions and reasons come from workloads and clusters: whatever they say, it reaches a terminal as
+//! text ([`printable`]).
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
@@ -68,7 +70,7 @@ impl Output {
 
 /// Writes one line of talk to stderr; a closed stderr is no reason to fail.
 pub(crate) fn talk(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
 }
 
 /// Writes data to stdout. A reader that went away (`| head`) ends the output, not the command.
@@ -128,7 +130,7 @@ impl Text {
         for block in &self.blocks {
             match block {
                 Block::Line(line) => {
-                    text.push_str(line);
+                    text.push_str(&printable(line));
                     text.push('\n');
                 }
                 Block::Table(table) => table.render(colour, &mut text),
@@ -159,7 +161,8 @@ impl Table {
 
     /// Adds a row; cells beyond the headings are printed without one.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(cells.into_iter().collect());
+        let shown = |cell: Cell| Cell { text: printable(&cell.text).replace('\n', "\\n"), ..cell };
+        self.rows.push(cells.into_iter().map(shown).collect());
     }
 
     /// Whether there is no row.
@@ -212,6 +215,11 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
+    /// A number, or a dash where it is not known.
+    pub(crate) fn known(number: Option<u64>) -> Self {
+        number.map_or_else(|| Self::from("-"), Self::from)
+    }
+
     /// A cell whose colour follows the state it names.
     pub(crate) fn state(state: &str) -> Self {
         Self { text: state.to_owned(), tone: Tone::of(state) }
@@ -266,6 +274,28 @@ impl Tone {
     }
 }
 
+/// What may be shown of a text: control characters and what turns the direction of writing are shown by their numbers. Only a new
+/// line and a tabulator do what they say.
+///
+/// A terminal obeys them: a version label could clear it, set its title, or, on some, type for its user (CVE-2003-0063 and its kind).
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let shown = text.chars().fold(String::with_capacity(text.len() + 8), |mut shown, c| {
+        match is_obeyed(c) {
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+        shown
+    });
+    Cow::Owned(shown)
+}
+
 const GAP: usize = 3;
 
 #[cfg(test)]
@@ -294,6 +324,20 @@ mod tests {
         assert!(coloured.contains("\x1b[32mactive\x1b[0m"));
         let stripped = ["\x1b[32m", "\x1b[33m", "\x1b[0m"].iter().fold(coloured, |text, code| text.replace(code, ""));
         assert_eq!(stripped, plain);
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_of_what_is_shown() {
+        let hostile = "v1\u{1b}]0;owned\u{7}\u{202e}\u{9b}2J\r";
+        let shown = r"v1\u{1b}]0;owned\u{7}\u{202e}\u{9b}2J\u{d}";
+        let mut table = Table::new(&["VERSION", "STATE"]);
+        table.row([hostile.into(), Cell::state("up\n")]);
+        let text = Text::default().line(hostile).table(table);
+        assert_eq!(
+            text.render(false),
+            format!("{shown}\n{:width$}   STATE\n{shown}   up\\n\n", "VERSION", width = shown.len())
+        );
+        assert_eq!(printable("naïve – 東京\n\tΩ"), "naïve – 東京\n\tΩ");
     }
 
     #[test]

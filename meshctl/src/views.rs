@@ -1,6 +1,7 @@
 //! What commands print: the JSON shapes that scripts rely on, and the same as tables.
 //!
-//! Field names are an interface; a golden test below holds them.
+//! Field names are an interface; a golden test below holds them. One thing has one name in all of them: a gateway is `cluster/gateway`,
+//! a service `namespace/service`, a cluster its name. What is not known is null, never zero.
 
 mod services;
 mod writes;
@@ -52,8 +53,9 @@ pub(crate) struct MemberView {
     pub(crate) id: u64,
     pub(crate) role: String,
     pub(crate) address: String,
-    pub(crate) applied_index: u64,
-    pub(crate) term: u64,
+    /// Null when it does not answer, like `term`.
+    pub(crate) applied_index: Option<u64>,
+    pub(crate) term: Option<u64>,
     /// Newest log format that it knows; absent when it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format_supported: Option<u32>,
@@ -95,10 +97,12 @@ pub(crate) struct ClusterView {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct GatewayView {
+    /// `cluster/gateway`.
     pub(crate) name: String,
     pub(crate) cluster: String,
     pub(crate) state: String,
-    pub(crate) revision: u64,
+    /// Last acknowledged; null when it never acknowledged one to this control plane.
+    pub(crate) revision: Option<u64>,
     /// URL for curl, with the service's name as Host header.
     pub(crate) http: String,
     /// UDP socket address of worker 0.
@@ -111,7 +115,8 @@ pub(crate) struct GatewayView {
     /// URL of the readiness check.
     pub(crate) health: String,
     pub(crate) tcp_base: String,
-    pub(crate) workers: u32,
+    /// Null when it never was connected.
+    pub(crate) workers: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) certificate_expires: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -208,8 +213,8 @@ impl StatusView {
                     format!("cp-{}", member.id).into(),
                     Cell::state(&member.role),
                     member.address.clone().into(),
-                    member.applied_index.into(),
-                    member.term.into(),
+                    Cell::known(member.applied_index),
+                    Cell::known(member.term),
                 ]);
             }
             let mut clusters = Table::new(&["CLUSTER", "REGION", "STATE", "AGENT", "GATEWAYS SYNCED"]);
@@ -241,7 +246,7 @@ impl StatusView {
                 }
                 for gateway in &cluster.gateways {
                     for problem in &gateway.problems {
-                        text = text.line(format!("gateway {}/{}: {problem}", gateway.cluster, gateway.name));
+                        text = text.line(format!("gateway {}: {problem}", gateway.name));
                     }
                 }
             }
@@ -304,12 +309,14 @@ impl ClockView {
 
 impl MemberView {
     fn new(member: v1::MemberStatus) -> Self {
+        // A term begins with the first election.
+        let answers = member.term > 0;
         Self {
             id: member.id,
             role: member.role,
             address: member.address,
-            applied_index: member.applied_index,
-            term: member.term,
+            applied_index: answers.then_some(member.applied_index),
+            term: answers.then_some(member.term),
             format_supported: (member.format_supported > 0).then_some(member.format_supported),
             format_version: (member.format_supported > 0).then_some(member.format_version),
             problem: member.problem,
@@ -341,10 +348,10 @@ impl GatewayView {
         let refused = gateway.refused.map(VersionView::from);
         let ahead = refused.is_some() && gateway.running.is_some_and(|running| VersionView::from(running) > current);
         Self {
-            name: gateway.name,
+            name: qualified(&gateway.cluster, &gateway.name),
             cluster: gateway.cluster,
             state: gateway.state,
-            revision: gateway.revision,
+            revision: some(gateway.revision),
             http: url(&addresses.http, ""),
             tunnel: addresses.tunnel.first().cloned().unwrap_or_default(),
             tunnels: addresses.tunnel,
@@ -352,7 +359,7 @@ impl GatewayView {
             metrics: url(&addresses.metrics, "/metrics"),
             health: url(&addresses.health, "/readyz"),
             tcp_base: addresses.tcp_base,
-            workers: gateway.workers,
+            workers: some(gateway.workers),
             certificate_expires: timestamp(gateway.svid_not_after_unix.saturating_mul(1_000)),
             last_seen: timestamp(gateway.last_seen_unix_ms),
             ahead,
@@ -368,9 +375,9 @@ pub(crate) fn gateway_table(gateways: &[GatewayView]) -> Table {
     let mut table = Table::new(&["GATEWAY", "STATE", "REVISION", "HTTP", "TUNNEL", "DNS", "METRICS"]);
     for gateway in gateways {
         let mut cells = vec![
-            format!("{}/{}", gateway.cluster, gateway.name).into(),
+            gateway.name.clone().into(),
             Cell::state(&gateway.state),
-            gateway.revision.into(),
+            Cell::known(gateway.revision),
             gateway.http.clone().into(),
             gateway.tunnel.clone().into(),
             gateway.dns.clone().into(),
@@ -408,7 +415,8 @@ pub(crate) struct TunnelView {
     pub(crate) from_cluster: String,
     pub(crate) to_cluster: String,
     pub(crate) state: String,
-    pub(crate) rtt_micros: u64,
+    /// Null without a connection.
+    pub(crate) rtt_micros: Option<u64>,
     pub(crate) transport: String,
     pub(crate) connections: u32,
 }
@@ -422,7 +430,7 @@ impl TunnelView {
             from_cluster: tunnel.from_cluster,
             to_cluster: tunnel.to_cluster,
             state: tunnel.state,
-            rtt_micros: tunnel.rtt_micros,
+            rtt_micros: some(tunnel.rtt_micros),
             transport: tunnel.transport,
             connections: tunnel.connections,
         }
@@ -433,7 +441,7 @@ impl TunnelView {
 pub(crate) fn tunnel_table(tunnels: &[TunnelView]) -> Table {
     let mut table = Table::new(&["FROM", "TO", "STATE", "RTT", "TRANSPORT", "CONNECTIONS"]);
     for tunnel in tunnels {
-        let rtt = if tunnel.rtt_micros == 0 { "-".to_owned() } else { duration::measured(tunnel.rtt_micros) };
+        let rtt = tunnel.rtt_micros.map_or_else(|| "-".to_owned(), duration::measured);
         table.row([
             tunnel.from.clone().into(),
             tunnel.to.clone().into(),
@@ -497,8 +505,13 @@ pub(crate) fn timestamp(unix_ms: i64) -> Option<String> {
     jiff::Timestamp::from_millisecond(unix_ms).ok().map(|time| time.to_string())
 }
 
+/// Zero says that a number is not known, where none can be zero.
+fn some<N: Default + PartialEq>(number: N) -> Option<N> {
+    (number != N::default()).then_some(number)
+}
+
 /// `cluster/gateway`, whether or not the name already has its cluster in front.
-fn qualified(cluster: &str, gateway: &str) -> String {
+pub(crate) fn qualified(cluster: &str, gateway: &str) -> String {
     if gateway.contains('/') { gateway.to_owned() } else { format!("{cluster}/{gateway}") }
 }
 

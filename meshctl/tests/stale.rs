@@ -23,7 +23,7 @@ async fn a_member_that_missed_a_write_undoes_nothing_when_it_is_alone() {
 
     federation.ok("drill kill cp-3 --for 20s").await;
     let switched = federation.json("switch shop/checkout --to tokyo").await;
-    assert_eq!(switched["acknowledged"], switched["gateways"], "{switched}");
+    assert_eq!(switched["acknowledged"], switched["expected"], "{switched}");
     let revision = federation.status().await.revision;
     federation.ok("drill kill cp-1 --for 10m").await;
     federation.ok("drill kill cp-2 --for 10m").await;

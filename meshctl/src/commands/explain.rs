@@ -7,12 +7,13 @@ use super::Context;
 use crate::cli::ExplainArgs;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Table, Text};
+use crate::views::qualified;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ExplainView {
-    gateway: String,
-    cluster: String,
+    /// The gateway that was asked.
+    from: String,
     service: String,
     rule: String,
     chosen_cluster: Option<String>,
@@ -38,8 +39,7 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Outcome {
     let answer = context.client()?.explain(request).await?;
     let some = |text: String| (!text.is_empty()).then_some(text);
     let view = ExplainView {
-        gateway: answer.gateway,
-        cluster: answer.cluster,
+        from: qualified(&answer.cluster, &answer.gateway),
         service: answer.service,
         rule: answer.rule,
         chosen_cluster: some(answer.chosen_cluster),
@@ -60,7 +60,7 @@ fn text(view: &ExplainView) -> Text {
     let mut table = Table::new(&["", ""]);
     let dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     for (name, value) in [
-        ("asked", format!("{}/{}", view.cluster, view.gateway.rsplit('/').next().unwrap_or_default())),
+        ("asked", view.from.clone()),
         ("service", view.service.clone()),
         ("rule", view.rule.clone()),
         ("cluster", dash(&view.chosen_cluster)),

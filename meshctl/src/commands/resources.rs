@@ -47,7 +47,8 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> Outcome {
     let documents: Vec<Ordered> = parsed(&answer.resources)?;
     match context.output.format() {
         Format::Yaml => {
-            let mut text = String::new();
+            // A comment where a file without a document would look like a failure.
+            let mut text = if documents.is_empty() { "# nothing is there\n".to_owned() } else { String::new() };
             for (index, document) in documents.iter().enumerate() {
                 if index > 0 {
                     text.push_str("---\n");

@@ -65,8 +65,9 @@ async fn set(context: &Context, args: SplitSetArgs) -> Outcome {
     let SplitSetArgs { service, shares, route, wait, .. } = args;
     let edit = SplitEdit { shares, route: route.into(), sticky };
     if edit.shares.is_empty() && (edit == SplitEdit::default() || !edit.route.is_empty()) {
-        return Err(Failure::refused("no share is given")
-            .hint(format!("write for example `meshctl split set {service} paris=90 tokyo=10`")));
+        return Err(Failure::refused("no share is given").hint(format!(
+            "write `meshctl split set {service} CLUSTER=90 CLUSTER=10`; `meshctl cluster list` names them"
+        )));
     }
     let client = context.client()?;
     let subject = Subject::About(KIND, &service);
@@ -105,8 +106,9 @@ async fn known(client: &Client, service: &ServiceName) -> Outcome {
 }
 
 fn none(service: &ServiceName) -> Failure {
-    Failure::refused(format!("{service} has no split"))
-        .hint(format!("make one with `meshctl split set {service} paris=90 tokyo=10`"))
+    Failure::refused(format!("{service} has no split")).hint(format!(
+        "make one with `meshctl split set {service} CLUSTER=90 CLUSTER=10`; `meshctl cluster list` names them"
+    ))
 }
 
 fn text(service: &ServiceName, split: &Value) -> Text {

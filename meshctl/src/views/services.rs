@@ -73,6 +73,7 @@ pub(crate) struct ServiceClusterView {
 /// Where a TCP service is reached at one gateway.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct TcpView {
+    /// `cluster/gateway`.
     pub(crate) gateway: String,
     pub(crate) cluster: String,
     pub(crate) address: String,
@@ -127,7 +128,7 @@ impl ServiceView {
                 .tcp_addresses
                 .into_iter()
                 .map(|tcp| TcpView {
-                    gateway: tcp.gateway,
+                    gateway: qualified(&tcp.cluster, &tcp.gateway),
                     cluster: tcp.cluster,
                     address: tcp.address,
                     port: several.then_some(tcp.port),
@@ -183,7 +184,7 @@ pub(crate) fn service_text(services: &[ServiceView], wide: bool) -> Text {
         for address in &service.tcp {
             tcp.row([
                 address.port.map_or_else(|| service.name.clone(), |port| format!("{}:{port}", service.name)).into(),
-                qualified(&address.cluster, &address.gateway).into(),
+                address.gateway.clone().into(),
                 address.address.clone().into(),
             ]);
         }

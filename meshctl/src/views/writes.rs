@@ -17,9 +17,10 @@ pub(crate) struct WriteView {
     pub(crate) first_ack_millis: Option<f64>,
     /// From commit to the last acknowledgement; null without one.
     pub(crate) last_ack_millis: Option<f64>,
-    /// Gateways that were expected to acknowledge; null when nobody waited.
-    pub(crate) gateways: Option<u32>,
-    pub(crate) acknowledged: u32,
+    /// How many gateways were expected to acknowledge; null when nobody waited.
+    pub(crate) expected: Option<u32>,
+    /// How many did; null when nobody waited.
+    pub(crate) acknowledged: Option<u32>,
     /// `cluster/gateway` of those that did not acknowledge in time.
     pub(crate) stragglers: Vec<String>,
     pub(crate) rejections: Vec<RejectionView>,
@@ -58,8 +59,8 @@ impl WriteView {
             commit_millis: millis(commit.commit_micros),
             first_ack_millis: applied.and_then(|applied| some(applied.first_ack_micros)),
             last_ack_millis: applied.and_then(|applied| some(applied.last_ack_micros)),
-            gateways: applied.map(|applied| applied.expected),
-            acknowledged,
+            expected: applied.map(|applied| applied.expected),
+            acknowledged: applied.map(|applied| applied.acknowledged),
             stragglers: applied
                 .map(|applied| applied.stragglers.iter().map(|straggler| straggler.gateway.clone()).collect())
                 .unwrap_or_default(),
@@ -99,8 +100,8 @@ impl WriteView {
             text = text.line(format!("{} {name} {}", change.kind, change.what));
         }
         let mut summary = format!("revision {} committed in {}", self.revision, show_millis(self.commit_millis));
-        if let Some(gateways) = self.gateways {
-            summary.push_str(&format!(", {}/{gateways} gateways", self.acknowledged));
+        if let (Some(expected), Some(acknowledged)) = (self.expected, self.acknowledged) {
+            summary.push_str(&format!(", {acknowledged}/{expected} gateways"));
             if let (Some(first), Some(last)) = (self.first_ack_millis, self.last_ack_millis) {
                 summary.push_str(&format!(
                     ", first acknowledgement after {}, last after {}",

@@ -25,7 +25,7 @@ pub(crate) struct Member {
     pub(crate) id: u64,
     pub(crate) role: String,
     pub(crate) address: String,
-    pub(crate) applied_index: u64,
+    pub(crate) applied_index: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -40,7 +40,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Gateway {
     pub(crate) name: String,
     pub(crate) state: String,
-    pub(crate) revision: u64,
+    pub(crate) revision: Option<u64>,
     pub(crate) http: String,
     pub(crate) tunnel: String,
     pub(crate) dns: String,
@@ -60,10 +60,8 @@ pub(crate) struct Process {
 impl Status {
     /// All gateways by `cluster/gateway`.
     pub(crate) fn gateways(&self) -> BTreeMap<String, Gateway> {
-        let named = |cluster: &Cluster| {
-            let name = cluster.name.clone();
-            cluster.gateways.clone().into_iter().map(move |gateway| (format!("{name}/{}", gateway.name), gateway))
-        };
+        let named =
+            |cluster: &Cluster| cluster.gateways.clone().into_iter().map(|gateway| (gateway.name.clone(), gateway));
         self.clusters.iter().flat_map(named).collect()
     }
 

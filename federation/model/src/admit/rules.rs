@@ -290,9 +290,12 @@ impl Rules<'_> {
                         format!("`{}` is already a service of this cluster", shown(&service.name)),
                     );
                 }
-                let (protocol, port) = *services.entry(key).or_insert((service.protocol, service.port));
+                let (protocol, port, first) =
+                    *services.entry(key).or_insert((service.protocol, service.port, &cluster.name));
                 if (protocol, port) != (service.protocol, service.port) {
-                    self.wrong(&at, format!("another cluster has this service as {protocol} on port {port}"));
+                    let other = if *first == cluster.name { "this cluster" } else { "cluster" };
+                    let who = if *first == cluster.name { String::new() } else { format!(" `{}`", shown(first)) };
+                    self.wrong(&at, format!("{other}{who} has this service as {protocol} on port {port}"));
                 }
             }
         }
