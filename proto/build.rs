@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 12] = [
+const FILES: &[&str] = &[
     "archipelago/v1/config.proto",
     "archipelago/v1/agent.proto",
     "archipelago/v1/identity.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 12] = [
     "archipelago/v1/session.proto",
     "archipelago/v1/fleet.proto",
     "archipelago/v1/telemetry.proto",
+    "archipelago/v1/events.proto",
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",

@@ -8,6 +8,7 @@
 //! - `upgrade`: the log's format rises when every member knows more.
 //! - `refusal`: words for what the state machine refuses.
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
+//! - `chronicle`: what happened, as this member knows it.
 //! - `net`: Raft between members.
 //!
 //! [`run`] is a whole member; `main.rs` only parses arguments.
@@ -20,6 +21,7 @@ pub mod seed;
 mod api;
 mod audit;
 mod authority;
+mod chronicle;
 mod config;
 mod consensus;
 mod digest;

@@ -35,6 +35,7 @@ use crate::{
     authority::{self, AuthorityHolder},
     bootstrap::{FEDERATION_FILE, FederationFile, IDENTITY_DIR, Member, SEAL_KEY_FILE, read_federation, read_sealed},
     ca::SealKey,
+    chronicle::{self, Chronicle},
     config::Compiler,
     consensus::{Consensus, Peers},
     machine::{
@@ -169,7 +170,8 @@ impl Starting {
         };
         let peer_addresses = others.iter().map(|member| (member.id, member.peer.clone()));
         let transport = PeerTransport::start(&Handle::current(), &network, peer_addresses);
-        let (raft, published) = start_raft(&args, &federation, transport).await?;
+        let chronicle = Arc::new(Chronicle::new(node_id));
+        let (raft, published) = start_raft(&args, &federation, transport, &chronicle).await?;
         let _ = late.set(raft.clone());
 
         let peers = Peers::new(credential.clone(), others.iter().map(|member| (member.id, member.client.clone())));
@@ -179,6 +181,7 @@ impl Starting {
         let context = Arc::new(Context {
             compiler: Compiler::new(Arc::clone(&consensus)),
             sessions: Arc::new(Sessions::new(node_id, published)),
+            chronicle,
             authority: Arc::clone(&holder),
             audit,
             metrics,
@@ -209,6 +212,7 @@ impl Starting {
         tasks.spawn(audit::write_batches(records, Arc::clone(&consensus), draining.clone()));
         tasks.spawn(install_authority(Arc::clone(&consensus), genesis, draining.clone()));
         tasks.spawn(upgrade::raise_format(Arc::clone(&consensus), draining.clone()));
+        tasks.spawn(chronicle::watch(Arc::clone(&context)));
         for peer in &others {
             tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
         }
@@ -282,6 +286,7 @@ async fn start_raft(
     args: &Args,
     federation: &FederationFile,
     transport: PeerTransport,
+    chronicle: &Arc<Chronicle>,
 ) -> anyhow::Result<(RaftHandle<Machine>, Arc<Published>)> {
     let ids = federation.members.iter().map(|member| member.id).collect();
     let mut config = Config::new(args.node_id, ids, &federation.federation, args.data_dir.join("raft"));
@@ -296,6 +301,7 @@ async fn start_raft(
         ..Limits::default()
     };
     let (machine, published) = Published::machine(args.compatibility.format());
+    let machine = machine.with_witness(chronicle.witness());
     // Reading the disk may take seconds.
     let raft = tokio::task::spawn_blocking(move || Raft::start(config, machine, transport))
         .await

@@ -28,6 +28,7 @@ use crate::control::apply::{Applier, Update};
 use crate::control::status::ControlStatus;
 use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets};
+use crate::journal::Journal;
 use crate::telemetry::{AccessLog, GatewayMetrics};
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
@@ -146,6 +147,7 @@ impl Gateway {
         let boot = before.as_ref().map_or(boot, |before| boot.max(before.boot.saturating_add(1)));
         let tunnels = addresses::tunnels(settings.tunnel, count, before.as_ref())?;
 
+        let journal = Journal::new(&format!("{}/{}", settings.cluster, settings.name), boot);
         let callers = Arc::new(callers::Table::default());
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tunnels_changed = Arc::new(Notify::new());
@@ -169,6 +171,7 @@ impl Gateway {
             drain: drain.clone(),
             turn: turn.clone(),
             tunnels_changed: Arc::clone(&tunnels_changed),
+            journal: journal.clone(),
         };
         let mut handles = Vec::with_capacity(count);
         for (index, (http, tunnel)) in http.into_iter().zip(tunnels).enumerate() {
@@ -243,6 +246,7 @@ impl Gateway {
             metrics,
             workers: workers.clone(),
             tunnels_changed,
+            journal,
             callers,
             status,
             boot,

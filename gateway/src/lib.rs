@@ -7,6 +7,7 @@
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
 //! | [`handover`] | one process of a gateway follows another | yes |
+//! | [`journal`] | what this gateway saw, for operators | for a moment, beside requests |
 //! | [`control`], [`admin`], [`dns::server`], [`telemetry`] | everything beside the data path, on threads of its own | yes |
 //!
 //! [`Gateway::start`] puts them together; [`run`] adds enrolment and signals.
@@ -28,6 +29,7 @@ mod exchange;
 mod explain;
 mod gateway;
 mod handover;
+mod journal;
 mod ledger;
 mod pace;
 mod route;

@@ -102,6 +102,18 @@ Examples:
     /// Gateways, their addresses and the revision they run
     #[command(after_help = "Examples:\n  meshctl gateways\n  meshctl gateways -o yaml")]
     Gateways,
+    /// What changed, when, by whom, and what the mesh did about it
+    #[command(after_help = "\
+Each event has a reason, one word for programs; docs/events.md lists them. Times are those of who says it: what several gateways say
+is in order as far as their clocks agree. Events are kept in memory, by members and gateways: what nobody remembers any more is said
+on standard error.
+
+Examples:
+  meshctl events
+  meshctl events --follow
+  meshctl events --service shop/checkout --since 10m
+  meshctl events --cluster tokyo --kind failover --kind ejection -o json")]
+    Events(EventsArgs),
     /// Check files: policies, topologies and service files, with the code that the control plane and agents run
     #[command(after_help = "\
 A control plane that can be reached is asked what it would say; without one, what only it can know is named.

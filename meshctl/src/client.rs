@@ -185,6 +185,27 @@ impl Client {
         Ok(answer.tunnels)
     }
 
+    /// What happened.
+    pub(crate) async fn events(&self, request: v1::ListEventsRequest) -> Outcome<v1::ListEventsResponse> {
+        self.call(|channel| {
+            let request = request.clone();
+            async move { v1::events_client::EventsClient::new(channel).list(request).await }
+        })
+        .await
+    }
+
+    /// What happened, and what happens, from one member.
+    pub(crate) async fn follow_events(
+        &self,
+        request: v1::ListEventsRequest,
+    ) -> Outcome<tonic::Streaming<v1::FollowedEvents>> {
+        self.call(|channel| {
+            let request = request.clone();
+            async move { v1::events_client::EventsClient::new(channel).follow(request).await }
+        })
+        .await
+    }
+
     /// Resources; empty strings mean any.
     pub(crate) async fn get(&self, kind: &str, namespace: &str, name: &str) -> Outcome<v1::GetResponse> {
         let mut request = v1::GetRequest {

@@ -62,6 +62,11 @@ impl Output {
         }
     }
 
+    /// As [`Text::render`], for whom this prints.
+    pub(crate) fn render(self, text: &Text) -> String {
+        text.render(self.colour)
+    }
+
     /// Prints text made for people.
     pub(crate) fn text(self, text: &Text) -> Outcome {
         write_stdout(&text.render(self.colour))
@@ -71,6 +76,16 @@ impl Output {
 /// Writes one line of talk to stderr; a closed stderr is no reason to fail.
 pub(crate) fn talk(line: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(&line.to_string()));
+}
+
+/// Writes a part of what goes on for ever; false when nobody reads it any more.
+pub(crate) fn write_part(text: &str) -> Outcome<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::refused(format!("cannot write to stdout: {error}"))),
+    }
 }
 
 /// Writes data to stdout. A reader that went away (`| head`) ends the output, not the command.
@@ -224,6 +239,13 @@ impl Cell {
     pub(crate) fn state(state: &str) -> Self {
         Self { text: state.to_owned(), tone: Tone::of(state) }
     }
+
+    /// At least so wide, for rows that are printed one by one.
+    pub(crate) fn padded(mut self, width: usize) -> Self {
+        let missing = width.saturating_sub(self.text.chars().count());
+        self.text.extend(std::iter::repeat_n(' ', missing));
+        self
+    }
 }
 
 impl From<&str> for Cell {
@@ -257,8 +279,8 @@ impl Tone {
         match state {
             "synced" | "up" | "ready" | "active" | "leader" | "follower" | "running" | "connected" => Self::Good,
             "syncing" | "suspect" | "degraded" | "drained" | "draining" | "dialing" | "candidate" | "pending"
-            | "starting" | "restarting" | "avoided" | "unknown" | "kept down" => Self::Uneasy,
-            "dead" | "down" | "rejected" | "disconnected" | "unreachable" | "failed" => Self::Bad,
+            | "starting" | "restarting" | "avoided" | "unknown" | "kept down" | "warning" => Self::Uneasy,
+            "dead" | "down" | "rejected" | "disconnected" | "unreachable" | "failed" | "error" => Self::Bad,
             _ => Self::Plain,
         }
     }

@@ -3,6 +3,7 @@
 //! Field names are an interface; a golden test below holds them. One thing has one name in all of them: a gateway is `cluster/gateway`,
 //! a service `namespace/service`, a cluster its name. What is not known is null, never zero.
 
+mod events;
 mod services;
 mod writes;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 use archipelago_proto::v1;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::events::{EventView, EventsView, SourceView};
 pub(crate) use self::services::{ServiceClusterView, ServiceView, service_text};
 pub(crate) use self::writes::{ChangeView, WriteView};
 use crate::duration;

@@ -22,6 +22,7 @@ pub(crate) const CLIENT_PORT: Access = Access(&[
     Rule { path: "/archipelago.v1.Tokens/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Fleet/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Telemetry/", callers: &[Operator], call: OPERATE },
+    Rule { path: "/archipelago.v1.Events/", callers: &[Operator], call: OPERATE },
     Rule {
         path: "/archipelago.v1.Resources/",
         callers: &[Operator],
@@ -54,7 +55,7 @@ const FRAMING_BYTES: usize = 64;
 mod tests {
     use archipelago_identity::{SpiffeId, TrustDomain};
     use archipelago_proto::v1::{
-        agent_control_server, fleet_server, gateway_control_server, identity_server, members_server,
+        agent_control_server, events_server, fleet_server, gateway_control_server, identity_server, members_server,
         raft_transport_server, resources_server, telemetry_server, tokens_server,
     };
     use tonic::Code;
@@ -91,6 +92,8 @@ mod tests {
             (fleet_server::SERVICE_NAME, "Status", operators, nobody),
             (fleet_server::SERVICE_NAME, "WaitApplied", operators, nobody),
             (telemetry_server::SERVICE_NAME, "Ask", operators, nobody),
+            (events_server::SERVICE_NAME, "List", operators, nobody),
+            (events_server::SERVICE_NAME, "Follow", operators, nobody),
             (gateway_control_server::SERVICE_NAME, "Stream", [NO, OK, DENIED, DENIED, DENIED, DENIED], nobody),
             (agent_control_server::SERVICE_NAME, "Stream", [NO, DENIED, OK, DENIED, DENIED, DENIED], nobody),
             (members_server::SERVICE_NAME, "Propose", members, nobody),

@@ -29,6 +29,7 @@ use super::{
     stream::{self, End, HELLO_TIMEOUT, Outbox, Peer, RETRY, at},
 };
 use crate::{
+    chronicle::sessions as told,
     machine::{
         State,
         command::{Action, Answer, ReportExports, ReportedService},
@@ -97,6 +98,7 @@ struct Session {
 
 impl Session {
     fn new(context: Arc<Context>, actor: String, hello: &AgentHello) -> Self {
+        context.chronicle.note(told::agent_connected(&hello.cluster, &hello.software_version));
         let mut guard = context.sessions.open_agent(hello);
         let asked = reviews::Asked::new(guard.take_reviews());
         let guard = Arc::new(guard);
@@ -280,6 +282,12 @@ impl Peer for Session {
             Some(Body::Hello(_)) => Err(End::Protocol("a second hello")),
             // A message of a newer version.
             None => Ok(()),
+        }
+    }
+
+    fn ended(&self, end: &End) {
+        if end.is_departure() && self.guard.is_newest() {
+            self.context.chronicle.note(told::agent_disconnected(&self.cluster, &end.to_string()));
         }
     }
 }

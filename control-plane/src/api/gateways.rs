@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use archipelago_identity::{MeshRole, SpiffeId};
 use archipelago_model::{
+    event::Draft,
+    feature,
     stream::{Digest, Next, Offer, Refusal},
     version::Version,
 };
@@ -26,6 +28,7 @@ use super::{
     stream::{self, End, HELLO_TIMEOUT, Outbox, Peer, RETRY, at},
 };
 use crate::{
+    chronicle::sessions::{self as told, Unusable},
     config::Suited,
     machine::{
         Gateway,
@@ -92,6 +95,10 @@ struct Session {
     registration: Option<oneshot::Receiver<Registration>>,
     register_again: Option<Instant>,
     problems: Vec<Problem>,
+    /// It says what it sees, and is to be told from where on.
+    ask_events: bool,
+    /// What of its configuration it cannot use, as events have said it.
+    unusable: Unusable,
 }
 
 /// What became of an entry in the replicated registry.
@@ -118,6 +125,9 @@ impl Session {
             let (count, subject) = (problems.len(), &first.subject);
             tracing::warn!(cluster, gateway, count, subject, reason = first.reason, "part of the hello is not used");
         }
+        let ask_events = hello.features.iter().any(|named| named == feature::SAYS_EVENTS);
+        let before = context.sessions.boot_of(&gateway_key(&cluster, &gateway));
+        context.chronicle.note(told::gateway_connected(&hello, before));
         let configurations = context.compiler.subscribe(&cluster, hello.features.iter().cloned().collect());
         let mut guard = context.sessions.open_gateway(hello, problems.clone());
         let asks = guard.take_asks();
@@ -140,7 +150,13 @@ impl Session {
             registration: None,
             register_again: None,
             problems,
+            ask_events,
+            unusable: Unusable::default(),
         }
+    }
+
+    fn note(&self, drafts: impl IntoIterator<Item = Draft>) {
+        drafts.into_iter().for_each(|draft| self.context.chronicle.note(draft));
     }
 
     /// Sends what the gateway should have next, if it is its turn.
@@ -159,6 +175,9 @@ impl Session {
                     })
                     .collect();
                 self.guard.unsupported(compiled.version, &unsupported);
+                let at = (self.cluster.as_str(), self.gateway.as_str());
+                let news = self.unusable.unsupported(at, compiled.version.revision, &unsupported);
+                self.note(news);
                 self.context.metrics.update_sent(update.upserts.len() + update.removals.len());
                 tracing::debug!(
                     cluster = self.cluster,
@@ -207,6 +226,8 @@ impl Session {
             }
             let why: String = refusal.to_string().chars().take(ERROR_CHARS_MAX).collect();
             tracing::warn!(cluster, gateway, %version, why, "gateway refused the configuration");
+            let news = self.unusable.refused((cluster, gateway), version.revision, &why);
+            self.context.chronicle.note(news);
             self.guard.refused(version, why);
             self.context.metrics.rejected();
             return;
@@ -229,6 +250,8 @@ impl Session {
             tracing::warn!(cluster, gateway, %version, resource, reason, "gateway rejected a resource");
             self.context.metrics.rejected();
         }
+        let news = self.unusable.acknowledged((cluster, gateway), version.revision, &rejections);
+        self.note(news);
         self.guard.acked(version, rejections);
         self.context.metrics.acked();
     }
@@ -344,6 +367,10 @@ impl Peer for Session {
             let problems = notice::Notice::Problems(Problems { problems });
             out.send(Self::notice(Notice { notice: Some(problems) })).await?;
         }
+        if std::mem::take(&mut self.ask_events) {
+            let from = self.context.chronicle.heard_of(&gateway_key(&self.cluster, &self.gateway));
+            out.send(GatewayDirective { body: Some(gateway_directive::Body::EventsFrom(from)) }).await?;
+        }
         self.offer_newest(out).await?;
         for ask in std::mem::take(&mut self.unasked) {
             self.put_question(ask, out);
@@ -382,7 +409,10 @@ impl Peer for Session {
                     tunnel.from = gateway_key(&self.cluster, &self.gateway);
                     tunnel.from_cluster.clone_from(&self.cluster);
                 }
-                self.guard.report(tunnels, door::admit_unserved(report.unserved));
+                let unserved = door::admit_unserved(report.unserved);
+                let news = self.unusable.unserved((&self.cluster, &self.gateway), &unserved);
+                self.note(news);
+                self.guard.report(tunnels, unserved);
             }
             Some(Body::Explain(reply)) => {
                 if let Some(mut response) = reply.response {
@@ -399,11 +429,19 @@ impl Peer for Session {
                 };
                 self.on_told(id, told);
             }
+            Some(Body::Events(said)) => self.context.chronicle.hear(&gateway_key(&self.cluster, &self.gateway), said),
             Some(Body::Hello(_)) => return Err(End::Protocol("a second hello")),
             // A message of a newer version.
             None => {}
         }
         Ok(())
+    }
+
+    fn ended(&self, end: &End) {
+        if end.is_departure() && self.guard.is_newest() {
+            let why = end.to_string();
+            self.context.chronicle.note(told::gateway_disconnected(&self.cluster, &self.gateway, &why));
+        }
     }
 }
 

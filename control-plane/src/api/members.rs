@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
-    AskLocalRequest, ExplainRequest, ExplainResponse, GatewayAnswer, GatewayQuestion, MemberStatus,
-    MemberStatusRequest, ProposeRequest, ProposeResponse, ReadIndexRequest, ReadIndexResponse, ReviewAsk,
-    ReviewLocalRequest, ReviewReply, SessionUpdate, WatchSessionsRequest, members_server::Members,
+    AskLocalRequest, ExplainRequest, ExplainResponse, FollowedEvents, GatewayAnswer, GatewayQuestion,
+    ListEventsRequest, ListEventsResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
+    ReadIndexRequest, ReadIndexResponse, ReviewAsk, ReviewLocalRequest, ReviewReply, SessionUpdate,
+    WatchSessionsRequest, members_server::Members,
 };
 use archipelago_raft::{ProposeError, ReadError};
 use archipelago_rpc::grpc;
@@ -122,6 +123,31 @@ impl Members for MembersService {
         let (answers, receiver) = mpsc::channel(UPDATES_MAX);
         let context = Arc::clone(&self.0);
         tokio::spawn(async move { context.ask_here(questions, |answer| answers.send(Ok(answer))).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+        self.member(&request)?;
+        Ok(Response::new(self.0.own_events(&request.into_inner())))
+    }
+
+    type FollowEventsStream = ReceiverStream<Result<FollowedEvents, Status>>;
+
+    async fn follow_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<Self::FollowEventsStream>, Status> {
+        self.member(&request)?;
+        let (said, mut saying) = mpsc::channel(UPDATES_MAX);
+        let (out, receiver) = mpsc::channel(UPDATES_MAX);
+        tokio::spawn(Arc::clone(&self.0).tail_events(request.into_inner(), said));
+        tokio::spawn(async move {
+            while let Some(said) = saying.recv().await {
+                if out.send(Ok(said)).await.is_err() {
+                    return;
+                }
+            }
+        });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }

@@ -6,7 +6,7 @@
 //! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
 //! | the rest of `Identity` | operators |
-//! | `Resources`, `Tokens`, `Fleet`, `Telemetry` | operators |
+//! | `Resources`, `Tokens`, `Fleet`, `Telemetry`, `Events` | operators |
 //! | `GatewayControl` | a gateway, as itself |
 //! | `AgentControl` | an agent, for its own cluster |
 //! | `Members` | other members |
@@ -14,6 +14,7 @@
 pub(crate) mod access;
 mod agents;
 pub(crate) mod attest;
+mod events;
 mod fleet;
 mod gateways;
 mod identities;
@@ -30,9 +31,9 @@ use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::{MeshRole, SpiffeId, TrustDomain};
 use archipelago_proto::v1::{
-    agent_control_server::AgentControlServer, fleet_server::FleetServer, gateway_control_server::GatewayControlServer,
-    identity_server::IdentityServer, members_server::MembersServer, resources_server::ResourcesServer,
-    telemetry_server::TelemetryServer, tokens_server::TokensServer,
+    agent_control_server::AgentControlServer, events_server::EventsServer, fleet_server::FleetServer,
+    gateway_control_server::GatewayControlServer, identity_server::IdentityServer, members_server::MembersServer,
+    resources_server::ResourcesServer, telemetry_server::TelemetryServer, tokens_server::TokensServer,
 };
 use archipelago_rpc::grpc;
 use tokio::sync::Semaphore;
@@ -42,6 +43,7 @@ use tonic::{Request, Status, service::Routes};
 use crate::{
     audit::Audit,
     authority::AuthorityHolder,
+    chronicle::Chronicle,
     config::Compiler,
     consensus::{Consensus, MESSAGE_BYTES_MAX},
     metrics::Metrics,
@@ -54,6 +56,7 @@ pub(crate) struct Context {
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) compiler: Compiler,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) chronicle: Arc<Chronicle>,
     pub(crate) authority: Arc<AuthorityHolder>,
     pub(crate) audit: Audit,
     pub(crate) metrics: Arc<Metrics>,
@@ -91,6 +94,7 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
         )
         .add_service(FleetServer::new(fleet::FleetService(Arc::clone(context))))
         .add_service(TelemetryServer::new(telemetry::TelemetryService(Arc::clone(context))))
+        .add_service(EventsServer::new(events::EventsService(Arc::clone(context))))
         .add_service(
             GatewayControlServer::new(gateways::GatewayService(Arc::clone(context)))
                 .max_decoding_message_size(STREAM_BYTES_MAX),

@@ -42,6 +42,9 @@ pub(super) trait Peer: Send {
 
     /// Takes a message.
     fn take(&mut self, message: Self::In) -> Result<(), End>;
+
+    /// Its session is over.
+    fn ended(&self, end: &End);
 }
 
 /// Messages to the peer.
@@ -81,6 +84,7 @@ pub(super) async fn run<P: Peer>(
         Err(end) => end,
     };
     tracing::info!(peer = %name, reason = %end, "session ended");
+    peer.ended(&end);
     if let Some(status) = end.goodbye() {
         let _ = timeout(GOODBYE_TIMEOUT, out.0.send(Err(status))).await;
     }
@@ -183,6 +187,11 @@ pub(super) enum End {
 }
 
 impl End {
+    /// Whether the peer is gone, as far as this member knows: not when it is here still, or this member goes.
+    pub(super) fn is_departure(&self) -> bool {
+        !matches!(self, Self::Replaced | Self::Stopping)
+    }
+
     /// What the peer is told, if it may still listen.
     fn goodbye(&self) -> Option<Status> {
         match self {

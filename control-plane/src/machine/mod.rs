@@ -39,17 +39,30 @@ pub struct Machine {
     state: State,
     supported: u32,
     observer: Observer,
+    witness: Option<Witness>,
 }
 
 /// Called on the thread that applies, after every command that moved the version or installed the authority, and after a
 /// restore. It must return at once.
 pub type Observer = Box<dyn Fn(Version) + Send + Sync>;
 
+/// Called on the thread that applies, with the state before a command; what it returns, with the state after it. Both only look.
+pub type Witness = Box<dyn Fn(&State, &command::Command) -> Option<After> + Send + Sync>;
+
+/// Called with the index of the entry, the state after it, and its encoded outcome.
+pub type After = Box<dyn FnOnce(u64, &State, &[u8])>;
+
 impl Machine {
     /// An empty machine that knows formats up to `supported`.
     #[must_use]
     pub fn new(supported: u32, observer: Observer) -> Self {
-        Self { state: State::default(), supported, observer }
+        Self { state: State::default(), supported, observer, witness: None }
+    }
+
+    /// The same with somebody who looks at every command.
+    #[must_use]
+    pub fn with_witness(self, witness: Witness) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// The state as of the last applied command.
@@ -66,11 +79,15 @@ impl Machine {
 }
 
 impl StateMachine for Machine {
-    fn apply(&mut self, _log_index: u64, command: &[u8]) -> Result<Vec<u8>, CannotApply> {
+    fn apply(&mut self, log_index: u64, command: &[u8]) -> Result<Vec<u8>, CannotApply> {
         let command =
             command::decode(command, self.supported).map_err(|error| CannotApply { reason: error.to_string() })?;
         let before = (self.state.version(), self.state.ca().is_some());
+        let witnessed = self.witness.as_ref().and_then(|witness| witness(&self.state, &command));
         let outcome = self.state.apply(command);
+        if let Some(after) = witnessed {
+            after(log_index, &self.state, &outcome);
+        }
         let after = (self.state.version(), self.state.ca().is_some());
         if after != before {
             (self.observer)(after.0);

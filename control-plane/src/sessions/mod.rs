@@ -12,7 +12,7 @@ pub(crate) mod progress;
 mod reviews;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -20,6 +20,7 @@ use std::{
 };
 
 use archipelago_model::delta::{Delta, Reader, Shared};
+use archipelago_model::feature;
 use archipelago_model::version::Version;
 use archipelago_proto::v1::{
     AgentHello, AgentSession, GatewayHello, GatewaySession, Problem, SessionOrder, SessionUpdate,
@@ -230,6 +231,39 @@ impl Sessions {
             }
         }
         merged
+    }
+
+    /// Which start of a gateway's process the session is of that it has now.
+    pub(crate) fn boot_of(&self, gateway: &str) -> Option<u64> {
+        let inner = self.lock();
+        let remote = inner.remote.values().filter_map(|remote| remote.gateways.get(gateway));
+        remote.chain(inner.gateways.get(gateway)).map(|session| order_of(session).0).max()
+    }
+
+    /// Clusters of which anything is connected to any member, and the other members that are heard.
+    pub(crate) fn heard(&self) -> (BTreeSet<String>, BTreeSet<u64>) {
+        let inner = self.lock();
+        let mut clusters = BTreeSet::new();
+        let remote = inner.remote.values().map(|remote| (&remote.gateways, &remote.agents));
+        for (gateways, agents) in remote.chain([(&inner.gateways, &inner.agents)]) {
+            clusters.extend(agents.keys().cloned());
+            for key in gateways.keys() {
+                let cluster = key.split_once('/').map_or(key.as_str(), |(cluster, _)| cluster);
+                if !clusters.contains(cluster) {
+                    clusters.insert(cluster.to_owned());
+                }
+            }
+        }
+        (clusters, inner.remote.keys().copied().collect())
+    }
+
+    /// The gateways that this member serves, and whether each says what it sees.
+    pub(crate) fn who_says_events(&self) -> Vec<(String, bool)> {
+        let gateways = self.lock().gateways.clone();
+        let says = |session: &GatewaySession| {
+            session.hello.as_ref().is_some_and(|hello| hello.features.iter().any(|f| f == feature::SAYS_EVENTS))
+        };
+        gateways.iter().map(|(gateway, session)| (gateway.clone(), says(session))).collect()
     }
 
     /// The session of a cluster's agent that counts, and the member that serves it.

@@ -23,6 +23,8 @@ pub const PROTOCOL_HTTP1: &str = "protocol.http1";
 pub const PROTOCOL_H2C: &str = "protocol.h2c";
 /// Endpoints that speak bytes.
 pub const PROTOCOL_TCP: &str = "protocol.tcp";
+/// It says what it sees: no configuration asks for it, and who lacks it is shown as silent.
+pub const SAYS_EVENTS: &str = "says.events";
 /// Services with more than one port.
 pub const SERVICE_PORTS: &str = "service.ports";
 /// How slow clients and endpoints may be with one request.

@@ -12,6 +12,8 @@ pub struct Outlier {
     ejected_until: Option<Instant>,
     /// Its hold is over and it has not answered since.
     on_probation: bool,
+    /// It was for leaving requests unanswered that it sits out.
+    hung: bool,
     /// When it answered on probation.
     returned: Option<Instant>,
 }
@@ -33,6 +35,12 @@ impl Outlier {
         self.ejected_until.is_some_and(|until| now < until) || (self.on_probation && waiting > 0)
     }
 
+    /// Whether it sits out, or has not answered since; `Some(true)`: for leaving requests unanswered.
+    pub fn sits_out_for_hanging(&self, now: Instant) -> Option<bool> {
+        let sits_out = self.on_probation || self.ejected_until.is_some_and(|until| now < until);
+        sits_out.then_some(self.hung)
+    }
+
     /// How much dearer it is than its siblings, for a while after it came back; 1: not.
     pub fn dearer(&self, now: Instant) -> f64 {
         let Some(returned) = self.returned else { return 1.0 };
@@ -47,13 +55,13 @@ impl Outlier {
             Verdict::Failed => {
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 if self.failures_in_a_row >= FAILURES_MAX || self.on_probation {
-                    self.eject(peers, ejected, now);
+                    self.eject(false, peers, ejected, now);
                 }
             }
             Verdict::Hung => {
                 self.hung_in_a_row = self.hung_in_a_row.saturating_add(1);
                 if self.hung_in_a_row >= HUNG_MAX || self.on_probation {
-                    self.eject(peers, ejected, now);
+                    self.eject(true, peers, ejected, now);
                 }
             }
         }
@@ -64,6 +72,7 @@ impl Outlier {
         if std::mem::take(&mut self.on_probation) {
             self.returned = Some(now);
         }
+        self.hung = false;
         // Answers after the hold pay the growth back step by step.
         if self.ejected_until.is_some_and(|until| now >= until + HOLD_STEP) {
             self.ejections = self.ejections.saturating_sub(1);
@@ -74,7 +83,7 @@ impl Outlier {
         }
     }
 
-    fn eject(&mut self, peers: usize, ejected: usize, now: Instant) {
+    fn eject(&mut self, hung: bool, peers: usize, ejected: usize, now: Instant) {
         let sits_out = self.ejected_until.is_some_and(|until| now < until);
         let room = (ejected + 1) * 100 <= peers * EJECTED_PERCENT_MAX;
         if sits_out || !(room || self.on_probation) {
@@ -83,7 +92,7 @@ impl Outlier {
         self.ejections = self.ejections.saturating_add(1);
         self.ejected_until = Some(now + (HOLD_STEP * self.ejections).min(HOLD_MAX));
         (self.failures_in_a_row, self.hung_in_a_row) = (0, 0);
-        (self.on_probation, self.returned) = (true, None);
+        (self.on_probation, self.returned, self.hung) = (true, None, hung);
     }
 }
 
@@ -120,6 +129,7 @@ mod tests {
         assert!(!outlier.ejected(0, now));
         fail(&mut outlier, 1, 4, 0, now);
         assert!(outlier.ejected(0, now));
+        assert_eq!(outlier.sits_out_for_hanging(now), Some(false));
     }
 
     #[test]
@@ -150,7 +160,9 @@ mod tests {
         assert!(!outlier.ejected(9, now), "it answered in between");
         outlier.observe(Verdict::Hung, 2, 0, now);
         assert!(outlier.ejected(0, now));
+        assert_eq!(outlier.sits_out_for_hanging(now), Some(true));
         let later = now + HOLD_STEP;
+        assert_eq!(outlier.sits_out_for_hanging(later), Some(true), "until it has answered");
         assert!(!outlier.ejected(0, later) && outlier.ejected(1, later), "one at a time");
         outlier.observe(Verdict::Hung, 2, 1, later);
         assert!(outlier.ejected(0, later + HOLD_STEP), "the next hold is longer");
@@ -158,6 +170,7 @@ mod tests {
         assert!(!outlier.ejected(0, back));
         outlier.observe(Verdict::Answered, 2, 0, back);
         assert!(!outlier.ejected(9, back), "it answers");
+        assert_eq!(outlier.sits_out_for_hanging(back), None);
         assert!((outlier.dearer(back) - RAMP_FROM).abs() < 1e-9);
         assert!(outlier.dearer(back + RAMP / 2) < RAMP_FROM / 1.5);
         assert!((outlier.dearer(back + RAMP) - 1.0).abs() < 1e-9);

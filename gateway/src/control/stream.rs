@@ -24,6 +24,7 @@ use super::questions::Questions;
 use super::status::ControlStatus;
 use crate::config::{ConfigState, Published};
 use crate::handover::{Phase, Turn};
+use crate::journal::Journal;
 use crate::telemetry::GatewayMetrics;
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
@@ -59,6 +60,8 @@ pub struct ControlStream {
     pub capture_ports: Arc<CapturePorts>,
     /// Told when the tunnels changed.
     pub reports: Arc<Notify>,
+    /// What operators are told of what this gateway saw.
+    pub journal: Journal,
     /// What people are told of this stream.
     pub status: watch::Sender<ControlStatus>,
     /// Number of this start of the process.
@@ -129,6 +132,7 @@ impl ControlStream {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut late: Option<Late> = None;
+        let (mut news, mut heard) = (self.journal.subscribe(), None);
         let mut leave_at: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
@@ -158,6 +162,9 @@ impl ControlStream {
                             }
                             late = None;
                             *pending = Some(self.apply(update).await?);
+                        }
+                        Some(gateway_directive::Body::EventsFrom(from)) => {
+                            heard = Some(self.say_events(self.journal.resume(from), true, &out).await?);
                         }
                         Some(gateway_directive::Body::SendHeld(_)) => {
                             send(&out, gateway_message::Body::Held(self.held())).await?;
@@ -193,6 +200,12 @@ impl ControlStream {
                         Some(gateway_directive::Body::Notice(Notice { notice: None })) | None => {}
                     }
                 }
+                moved = news.changed(), if heard.is_some() => {
+                    moved.map_err(|_| "shutting down")?;
+                    if let Some(sequence) = &mut heard {
+                        *sequence = self.say_events(*sequence, false, &out).await?;
+                    }
+                }
                 () = at(leave_at) => return Err("this member knows no leader; perhaps another does".to_owned()),
                 _ = report.tick() => send(&out, gateway_message::Body::Report(self.report())).await?,
                 () = self.reports.notified() => {
@@ -200,6 +213,23 @@ impl ControlStream {
                     report.reset();
                 }
             }
+        }
+    }
+
+    /// Says what was seen after `sequence`, or at least, `anyway`, that there is nothing; where to go on.
+    async fn say_events(
+        &self,
+        mut sequence: u64,
+        mut anyway: bool,
+        out: &mpsc::Sender<GatewayMessage>,
+    ) -> Result<u64, String> {
+        loop {
+            let (said, next) = self.journal.after(sequence);
+            if said.events.is_empty() && !anyway {
+                return Ok(sequence);
+            }
+            (sequence, anyway) = (next, false);
+            send(out, gateway_message::Body::Events(said)).await?;
         }
     }
 
@@ -242,7 +272,7 @@ impl ControlStream {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             running: (state.held.version != Version::default()).then(|| state.held.version.into()),
             held_digest: state.held.resources.digest().to_bytes(),
-            features: feature::ALL.iter().map(ToString::to_string).collect(),
+            features: features(),
             order: Some(SessionOrder { boot: self.boot, session }),
         }
     }
@@ -279,6 +309,14 @@ impl ControlStream {
         });
         ExplainReply { id: ask.id, response: Some(response) }
     }
+}
+
+/// What can be run here, and what else can be asked of this gateway; sorted.
+fn features() -> Vec<String> {
+    let mut features: Vec<String> =
+        feature::ALL.iter().chain([&feature::SAYS_EVENTS]).map(ToString::to_string).collect();
+    features.sort_unstable();
+    features
 }
 
 fn asks_for_probes(ask: &ExplainAsk) -> bool {

@@ -20,6 +20,7 @@ use crate::balance::load::{self, PeakEwma};
 use crate::balance::outlier::{Outlier, Verdict};
 use crate::balance::patience::Patience;
 use crate::balance::reach::Reach;
+use crate::journal::Out;
 use crate::ledger::Waits;
 
 /// One endpoint as one worker knows it.
@@ -189,6 +190,18 @@ impl Endpoint {
     /// Whether connections to it come about.
     pub fn reach(&self) -> Reach {
         self.door.reach()
+    }
+
+    /// Why it sits out, if it does.
+    pub fn out(&self, now: Instant) -> Option<Out> {
+        match self.reach() {
+            Reach::Refuses => Some(Out::Refuses),
+            Reach::Silent => Some(Out::Silent),
+            Reach::Reachable => {
+                let hung = self.outlier.get().sits_out_for_hanging(now)?;
+                Some(if hung { Out::Hung } else { Out::Failed })
+            }
+        }
     }
 
     /// True while it is given nothing, or as little as can be.

@@ -22,6 +22,7 @@ use crate::control::questions::Questions;
 use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::handover::{Phase, Turn};
+use crate::journal::Journal;
 use crate::telemetry::GatewayMetrics;
 use crate::workers::{self, Workers};
 
@@ -37,6 +38,7 @@ pub(super) struct ControlTasks {
     pub(super) metrics: GatewayMetrics,
     pub(super) workers: Workers,
     pub(super) tunnels_changed: Arc<Notify>,
+    pub(super) journal: Journal,
     pub(super) callers: Arc<callers::Table>,
     pub(super) status: watch::Sender<ControlStatus>,
     pub(super) boot: u64,
@@ -102,6 +104,7 @@ impl ControlTasks {
             self.tunnels_changed,
             Arc::clone(&reports),
         ));
+        tasks.spawn(self.journal.clone().run(self.credential.clone(), self.drain.clone()));
         if let Some(agent) = agent {
             let (connected, away) = watch::channel(false);
             let callers = self.callers;
@@ -133,6 +136,7 @@ impl ControlTasks {
                 tcp_ports,
                 capture_ports,
                 reports,
+                journal: self.journal,
                 status: self.status,
                 boot: self.boot,
                 turn: self.turn,

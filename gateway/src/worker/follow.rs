@@ -85,6 +85,14 @@ impl Worker {
         self.view_changed.notify_waiters();
         let configs = rebuilt.iter().filter_map(|index| snapshot.service(*index)).chain(&before);
         self.streams.judge(configs.map(|config| &*config.service), snapshot, self.limits.tcp_grace, now);
+        for config in before.iter().filter(|config| snapshot.service_by_key(&config.key).is_none()) {
+            self.say_gone(&config.key);
+        }
+        match Arc::ptr_eq(&previous.snapshot.clusters, &snapshot.clusters) {
+            true => self.statements.mark(self.live.borrow_mut().take_turned()),
+            // Which of them are drained is said of each.
+            false => self.statements.mark_all(snapshot),
+        }
         let gone = before.iter().flat_map(|config| health::names(config)).map(|name| (name.to_string(), Vec::new()));
         self.tell(gone.collect(), &view, &rebuilt, now);
     }
@@ -132,9 +140,16 @@ impl Worker {
         let mut known = self.peer_states.borrow_mut();
         if news.chosen {
             let peers = self.tunnels.peers();
-            known.retain(|name, _| peers.iter().any(|peer| peer.name() == name));
+            known.retain(|name, _| {
+                let stays = peers.iter().any(|peer| peer.name() == name);
+                if !stays {
+                    self.journal.peer(self.index, name, None);
+                }
+                stays
+            });
             for peer in peers.iter().filter(|peer| !known.contains_key(peer.name())).collect::<Vec<_>>() {
                 known.insert(peer.name().clone(), peer.state());
+                self.journal.peer(self.index, peer.name(), Some(peer.state()));
                 self.metrics.verdict(command::state_name(peer.state()));
             }
         }
@@ -142,6 +157,7 @@ impl Worker {
             let (Some(before), Some(peer)) = (known.get_mut(name), self.tunnels.peer(name)) else { continue };
             let state = peer.state();
             if std::mem::replace(before, state) != state {
+                self.journal.peer(self.index, name, Some(state));
                 self.metrics.verdict(command::state_name(state));
             }
         }
@@ -156,6 +172,8 @@ impl Worker {
         self.streams.reset_due(now);
         let changed = self.live.borrow_mut().keep_house(&view, now);
         self.metrics.unreachable_endpoints(self.live.borrow().unreachable());
+        let turned = self.live.borrow_mut().take_turned();
+        self.statements.mark(turned.into_iter().chain(changed.iter().copied()));
         self.tell(BTreeMap::new(), &view, &changed, now);
     }
 }

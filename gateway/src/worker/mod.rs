@@ -13,6 +13,7 @@ pub mod listen;
 pub mod ports;
 pub(crate) mod probe;
 mod seek;
+mod statements;
 pub mod streams;
 mod thread;
 pub mod view;
@@ -40,12 +41,14 @@ use crate::config::Published;
 use crate::exchange::books::Done;
 use crate::exchange::timers::Timers;
 use crate::handover::Turn;
+use crate::journal::Journal;
 use crate::pace;
 use crate::source::Source;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
 use crate::visitors::Visitors;
 use captures::CapturePorts;
 use ports::TcpPorts;
+use statements::Statements;
 use streams::Streams;
 use view::{LiveState, View};
 
@@ -126,6 +129,8 @@ pub struct Shared {
     pub turn: Turn,
     /// Told when a tunnel changed its state.
     pub tunnels_changed: Arc<Notify>,
+    /// Where what it sees is written down for operators.
+    pub journal: Journal,
 }
 
 /// State of one worker, used only on its thread.
@@ -171,6 +176,8 @@ pub struct Worker {
     /// Peers have been told what is ready here, if only that nothing is.
     has_told: Cell<bool>,
     pub(crate) streams: Streams,
+    pub(crate) journal: Journal,
+    statements: Statements,
     credential: LiveCredential,
     view: RefCell<Rc<View>>,
     /// Told when there is another view.
@@ -218,6 +225,8 @@ impl Worker {
             generation_seen: Cell::new(0),
             has_told: Cell::new(false),
             streams: Streams::default(),
+            journal: shared.journal.clone(),
+            statements: Statements::default(),
             credential: shared.credential.clone(),
             view: RefCell::new(Rc::new(View::empty())),
             view_changed: Notify::new(),

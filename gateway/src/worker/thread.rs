@@ -12,7 +12,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
 
 use super::command::{self, Command};
-use super::{Shared, Worker, listen, probe};
+use super::{Shared, Worker, listen, probe, statements};
 use crate::authorize;
 use crate::config::Snapshot;
 use crate::handover::{Phase, Turn};
@@ -115,6 +115,7 @@ async fn run(
         tokio::task::spawn_local(serve_tunnels(Rc::clone(&worker), incoming)),
         tokio::task::spawn_local(keep_house(Rc::clone(&worker))),
         tokio::task::spawn_local(note_clients(Rc::clone(&worker))),
+        tokio::task::spawn_local(statements::say(Rc::clone(&worker))),
         tokio::task::spawn_local(Rc::clone(&worker.timers).run()),
         tokio::task::spawn_local(note_successors(Rc::clone(&worker), shared.turn.clone())),
     ];

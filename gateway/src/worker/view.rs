@@ -6,6 +6,7 @@
 
 mod live;
 mod peer;
+mod standing;
 
 use std::cell::Cell;
 use std::fmt;
@@ -270,10 +271,8 @@ impl<P: PeerFacts> View<P> {
             peer::availability(peers, version, tried)
         };
         match reach {
-            Availability::Serving { .. } if cluster.drained => Availability::Reserve("an operator drains the cluster"),
-            Availability::Serving { .. } if config.avoid.contains(&backend.cluster) => {
-                Availability::Reserve("an operator moved the service away")
-            }
+            Availability::Serving { .. } if cluster.drained => Availability::Reserve(DRAINED),
+            Availability::Serving { .. } if config.avoid.contains(&backend.cluster) => Availability::Reserve(AVOIDED),
             Availability::Serving { .. } => match failback.get().factor(&config.failback, now) {
                 Some(factor) => Availability::Serving { factor },
                 None => Availability::Reserve("it came back, the failback policy holds it"),
@@ -411,6 +410,9 @@ impl EndpointView {
             && !tried.endpoints.contains(&self.endpoint.address())
     }
 }
+
+const DRAINED: &str = "an operator drains the cluster";
+const AVOIDED: &str = "an operator moved the service away";
 
 #[cfg(test)]
 mod tests;

@@ -52,6 +52,28 @@ pub(crate) struct CheckArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens, until Ctrl-C
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what is about this service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) service: Option<ServiceName>,
+    /// Only what is about this cluster, or said by its gateways
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// Only these kinds; may be repeated
+    #[arg(long = "kind", value_parser = clap::builder::PossibleValuesParser::new(archipelago_model::event::KINDS))]
+    pub(crate) kinds: Vec<String>,
+    /// Only what happened within this time
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) since: Option<Duration>,
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub(crate) limit: u32,
+}
+
+#[derive(Args)]
 pub(crate) struct FileArgs {
     /// File, directory (its .yaml, .yml and .json files), or - for stdin; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true)]

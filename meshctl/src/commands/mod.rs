@@ -4,6 +4,7 @@ mod check;
 mod cluster;
 mod complete;
 mod drill;
+mod events;
 mod explain;
 mod failover;
 mod files;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Services => block_on(show::services(&context)),
         Command::Tunnels => block_on(show::tunnels(&context)),
         Command::Gateways => block_on(show::gateways(&context)),
+        Command::Events(args) => block_on(events::run(&context, args)),
         Command::Validate(args) => block_on(validate::validate(&context, &args)),
         Command::Apply(args) => block_on(resources::apply(&context, args)),
         Command::Get(args) => block_on(resources::get(&context, args)),

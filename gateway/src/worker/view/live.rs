@@ -19,6 +19,7 @@ use crate::balance::reach::Reach;
 use crate::config::snapshot::Change;
 use crate::config::{Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
+use crate::journal::Out;
 use crate::ledger::Keeper;
 use crate::ledger::keeper::Shelf;
 use crate::ledger::minutes::MINUTE;
@@ -37,6 +38,8 @@ pub struct LiveState<P = PeerHandle> {
     shelf: Rc<Shelf>,
     /// When what is too old of them is next looked for.
     expires: Option<Instant>,
+    /// Services that may be served by others than before.
+    turned: BTreeSet<usize>,
 }
 
 /// An endpoint and the services that it is of.
@@ -46,6 +49,8 @@ struct Known {
     services: Vec<usize>,
     /// As last told to peers.
     sits_out: bool,
+    /// As last told to operators.
+    out: Option<Out>,
 }
 
 /// A peer and the services in whose pictures it stands.
@@ -78,6 +83,7 @@ impl<P> Default for LiveState<P> {
             remotes,
             by_cluster: Vec::new(),
             moving: BTreeSet::new(),
+            turned: BTreeSet::new(),
             shelf: Rc::default(),
             expires: None,
         }
@@ -112,6 +118,9 @@ impl<P: PeerFacts> LiveState<P> {
             let Some(serving) = self.remotes.get_mut(&name) else { continue };
             let Some(cluster) = cluster_of(snapshot, &serving.remote.cluster) else { continue };
             let is_reachable = serving.remote.is_reachable();
+            if news.state {
+                self.turned.extend(&serving.services);
+            }
             if std::mem::replace(&mut serving.is_reachable, is_reachable) != is_reachable {
                 flipped.extend(serving.services.iter().map(|index| (*index, cluster)));
             }
@@ -126,7 +135,13 @@ impl<P: PeerFacts> LiveState<P> {
         for (index, cluster) in flipped {
             self.step(&next.view, index, [cluster], now);
         }
+        self.turned.extend(next.rebuilt.iter().chain(&next.renewed));
         next
+    }
+
+    /// Services that may be served by others than before, since the last time that this was asked.
+    pub fn take_turned(&mut self) -> BTreeSet<usize> {
+        std::mem::take(&mut self.turned)
     }
 
     /// Closes what is idle and moves on what only time moves; the services of which peers must be told something else.
@@ -144,6 +159,10 @@ impl<P: PeerFacts> LiveState<P> {
             let sits_out = known.endpoint.sits_out(now);
             if std::mem::replace(&mut known.sits_out, sits_out) != sits_out {
                 changed.extend(known.services.iter().copied());
+            }
+            let out = known.endpoint.out(now);
+            if std::mem::replace(&mut known.out, out) != out {
+                self.turned.extend(&known.services);
             }
         }
         for (index, own) in changed.iter().zip(std::iter::repeat(view.snapshot.own_cluster)) {
@@ -252,7 +271,7 @@ impl<P: PeerFacts> LiveState<P> {
         let endpoints = config.local.iter().map(|local| {
             let known = self.endpoints.entry(local.address).or_insert_with(|| {
                 let endpoint = Rc::new(Endpoint::new(local.address, now));
-                Known { endpoint, services: Vec::new(), sits_out: false }
+                Known { endpoint, services: Vec::new(), sits_out: false, out: None }
             });
             if !known.services.contains(&index) {
                 known.services.push(index);
@@ -348,7 +367,11 @@ impl<P: PeerFacts> LiveState<P> {
             } else {
                 peer::is_reachable(peers)
             };
-            failback.set(failback.get().step(serving, &config.failback, now));
+            let (before, after) = (failback.get(), failback.get().step(serving, &config.failback, now));
+            if std::mem::discriminant(&before) != std::mem::discriminant(&after) {
+                self.turned.insert(index);
+            }
+            failback.set(after);
         }
         if live.memory.failback.iter().any(|failback| failback.get().is_moving()) {
             self.moving.insert(index);

@@ -147,6 +147,9 @@ impl<P> PartialEq for PeerView<P> {
     }
 }
 
+/// Why nothing is sent to gateways that are silent for longer than usual, until they are heard again or given up.
+pub(super) const SUSPECT: &str = "its gateways are suspect";
+
 /// Whether a cluster with these gateways can serve the service.
 pub(super) fn availability<P: PeerFacts>(peers: &[PeerView<P>], version: Option<&str>, tried: &Tried) -> Availability {
     if peers.is_empty() {
@@ -160,7 +163,7 @@ pub(super) fn availability<P: PeerFacts>(peers: &[PeerView<P>], version: Option<
         }
         match view.remote.handle.state() {
             PeerState::Up => return Availability::Serving { factor: 1.0 },
-            PeerState::Suspect => best = Availability::Reserve("its gateways are suspect"),
+            PeerState::Suspect => best = Availability::Reserve(SUSPECT),
             PeerState::Draining | PeerState::Dead | PeerState::Dialing => {
                 if matches!(best, Availability::Out(_)) {
                     best = Availability::Out("its gateways cannot be reached");
