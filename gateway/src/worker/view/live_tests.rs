@@ -501,3 +501,56 @@ fn an_endpoint_keeps_its_connections_when_its_service_changes() {
     assert_eq!(world.view.health(index, now), [("shop/web".to_owned(), vec![("v1".to_owned(), 1)])]);
     assert!(world.live.keep_house(&world.view, now).is_empty());
 }
+
+/// What is said to operators is what requests meet: of every service the very clusters that are chosen, and when that changes,
+/// it is known which services to look at.
+#[test]
+fn what_is_said_of_a_service_is_what_requests_meet() {
+    let mut moved = 0;
+    for seed in 0..40 {
+        let mut world = World::new(&["c0", "c1", "c2", "c3"], seed << 32);
+        world.follow();
+        let mut before: BTreeMap<String, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for step in 0..60 {
+            for _ in 0..=world.below(3) {
+                change(&mut world);
+                world.build();
+            }
+            let clusters = Arc::clone(&world.view.snapshot.clusters);
+            world.follow();
+            let turned = world.live.take_turned();
+            let is_every = !Arc::ptr_eq(&clusters, &world.snapshot.clusters);
+            // Suspicion moves requests for a moment, and is not told.
+            let suspects = world.peers.values().any(|peer| peer.state() == PeerState::Suspect);
+            let mut now = BTreeMap::new();
+            for (index, config) in world.snapshot.services() {
+                let rule = config.rules.as_slice().last().unwrap();
+                let standing = world.view.standing(index, world.now).unwrap();
+                let chosen = (0..8).filter_map(|draw| {
+                    let key = Key::Fresh(hash::Draw(hash::mix(draw)));
+                    let tried = Tried::default();
+                    let query = RouteQuery { service: index, rule, key, tried: &tried, random: draw, now: world.now };
+                    let decision = world.view.decide(&query, &mut NoTrace)?;
+                    Some(Arc::clone(&world.snapshot.clusters[decision.cluster].name))
+                });
+                let chosen: BTreeSet<_> = chosen.collect();
+                if !suspects {
+                    assert_eq!(standing.serving, chosen, "seed {seed}, step {step}: {}", config.key);
+                }
+                assert!(standing.out.keys().all(|cluster| !standing.serving.contains(cluster)));
+                let is_other = before.get(&*config.key).is_none_or(|known| *known != standing.serving);
+                if is_other {
+                    moved += 1;
+                    assert!(
+                        is_every || turned.contains(&index),
+                        "seed {seed}, step {step}: {} is overlooked",
+                        config.key
+                    );
+                }
+                now.insert(config.key.to_string(), standing.serving);
+            }
+            before = now;
+        }
+    }
+    assert!(moved > 1_000, "{moved} times somebody else served");
+}

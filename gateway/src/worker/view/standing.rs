@@ -25,10 +25,11 @@ impl<P: PeerFacts> View<P> {
             revision: self.snapshot.revision,
             ..Standing::default()
         };
-        let mut reserve = Vec::new();
+        // Of the first group that has any.
+        let mut reserve: Vec<Arc<str>> = Vec::new();
         let weights = (!rule.backends.is_empty()).then_some((false, rule.backends.as_slice()));
         for (is_tier, backends) in weights.into_iter().chain(rule.tiers.iter().map(|tier| (true, tier.as_slice()))) {
-            let mut share = 0.0_f64;
+            let (mut share, has_reserve) = (0.0_f64, !reserve.is_empty());
             for backend in backends.iter().filter(|backend| backend.weight > 0) {
                 let Some(cluster) = name(backend) else { continue };
                 let (why, holds) = match self.availability(config, live, backend, &tried, now) {
@@ -46,7 +47,7 @@ impl<P: PeerFacts> View<P> {
                     Availability::Reserve(why) => (why, true),
                     Availability::Out(why) => (why, false),
                 };
-                if holds {
+                if holds && !has_reserve {
                     reserve.push(Arc::clone(&cluster));
                 }
                 let is_wanted = why == DRAINED || why == AVOIDED;
