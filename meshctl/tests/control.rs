@@ -18,6 +18,8 @@ use archipelago_rpc::grpc;
 use harness::suite::{self, shared};
 use harness::{Connection, Federation, PATIENCE, check, command, eventually, meshctl, proc, saw};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 fn main() -> ExitCode {
     suite::run_despite(
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
             status_tunnels_and_services_have_the_documented_shape,
             writes_have_the_documented_shape_and_exit_codes,
             any_directory_and_shell_reaches_the_federation,
+            limits_go_from_a_file_to_every_gateway_and_back,
             operators_at_once_lose_nothing,
             validate_asks_whom_it_can_reach,
             a_restore_is_declared_with_a_yes,
@@ -136,6 +139,30 @@ async fn writes_have_the_documented_shape_and_exit_codes(federation: &Federation
     let text = federation.ok("get -o yaml").await.stdout;
     let again = federation.apply(&text).await.expect(0);
     assert!(again.stdout.contains("unchanged"), "{again}");
+}
+
+async fn limits_go_from_a_file_to_every_gateway_and_back(federation: &Federation) {
+    let policy = "apiVersion: archipelago.dev/v1alpha1\nkind: BackendPolicy\nmetadata: { name: slow, namespace: shop }\nspec:\n  service: checkout\n  limits: { uploadIdle: 1s, uploadMinRate: 0, streamIdle: none }\n";
+    let refused = federation.apply(&policy.replace("1s", "1ms")).await.expect(1);
+    assert!(refused.stderr.contains(":6:25: spec.limits.uploadIdle: expected `none` or at least 1s"), "{refused}");
+    federation.apply(policy).await.expect(0);
+    let text = federation.ok("get BackendPolicy slow -n shop -o yaml").await.stdout;
+    for said in ["uploadIdle: 1s", "uploadMinRate: 0", "streamIdle: none"] {
+        assert!(text.contains(said), "{text}");
+    }
+    let again = federation.apply(&text).await.expect(0);
+    assert!(again.stdout.contains("unchanged"), "{again}");
+    // Of the body nothing more comes.
+    let half = b"POST /digest HTTP/1.1\r\nHost: checkout.shop\r\nContent-Length: 10\r\n\r\nx";
+    let asked = federation.gateways().iter().map(|(name, gateway)| async move {
+        let mut stream = TcpStream::connect(gateway.http.strip_prefix("http://").unwrap()).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request-idle"), "{name}: {answer}");
+    });
+    futures_util::future::join_all(asked).await;
+    federation.ok("delete BackendPolicy slow -n shop").await;
 }
 
 async fn any_directory_and_shell_reaches_the_federation(federation: &Federation) {

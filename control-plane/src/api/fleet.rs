@@ -318,6 +318,7 @@ pub(super) fn configured_by(state: &State, key: &ResourceKey) -> Option<String> 
         Resource::ServiceExport(_) => service(&key.namespace, &key.name),
         Resource::TrafficSplit(split) => service(&key.namespace, &split.spec.service),
         Resource::FailoverPolicy(policy) => service(&key.namespace, &policy.spec.service),
+        Resource::BackendPolicy(policy) => service(&key.namespace, &policy.spec.service),
     }
 }
 

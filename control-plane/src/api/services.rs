@@ -58,7 +58,7 @@ impl<'a> Overview<'a> {
                 Resource::Cluster(cluster) if cluster.spec.drained => {
                     overview.drained.insert(&cluster.metadata.name);
                 }
-                Resource::Cluster(_) | Resource::ServiceExport(_) => {}
+                Resource::Cluster(_) | Resource::ServiceExport(_) | Resource::BackendPolicy(_) => {}
             }
         }
         for (cluster, reports) in &federation.reports {

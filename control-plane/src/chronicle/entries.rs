@@ -269,6 +269,7 @@ fn about(key: &Key, value: Option<&Resource>) -> (String, String) {
         Some(Resource::ServiceExport(_)) => service(&key.name),
         Some(Resource::TrafficSplit(split)) => service(&split.spec.service),
         Some(Resource::FailoverPolicy(policy)) => service(&policy.spec.service),
+        Some(Resource::BackendPolicy(policy)) => service(&policy.spec.service),
         None => (String::new(), String::new()),
     }
 }

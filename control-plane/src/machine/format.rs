@@ -18,8 +18,10 @@ pub const REVOCATIONS: u32 = 3;
 /// Brings several ports of a service, what the Multi-Cluster Services API says of exports, policies that are written in a
 /// cluster, and clusters that may.
 pub const PORTS: u32 = 4;
+/// Brings `BackendPolicy`.
+pub const BACKEND_POLICIES: u32 = 5;
 /// The newest format that this version knows.
-pub const CURRENT: u32 = PORTS;
+pub const CURRENT: u32 = BACKEND_POLICIES;
 /// What [`CURRENT`] was one version ago; see `--compatibility`.
 pub const PREVIOUS: u32 = BASE;
 
@@ -53,6 +55,7 @@ pub fn required(action: &Action) -> u32 {
 pub fn of_resources<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> u32 {
     let of = |resource: &Resource| match resource {
         Resource::Cluster(cluster) if cluster.spec.policies => PORTS,
+        Resource::BackendPolicy(_) => BACKEND_POLICIES,
         Resource::Cluster(_) | Resource::ServiceExport(_) | Resource::TrafficSplit(_) | Resource::FailoverPolicy(_) => {
             0
         }
@@ -91,6 +94,9 @@ pub fn permits(agreed: u32, action: &Action) -> bool {
 #[must_use]
 pub fn feature(action: &Action) -> &'static str {
     match action {
+        Action::ApplyResources(ApplyResources { resources_format, .. }) if *resources_format >= BACKEND_POLICIES => {
+            "a BackendPolicy"
+        }
         Action::ApplyResources(ApplyResources { resources_format, .. }) if *resources_format > 0 => {
             "a Cluster that may write policies (`policies: true`)"
         }

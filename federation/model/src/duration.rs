@@ -34,6 +34,35 @@ pub fn format(duration: Duration) -> String {
     SignedDuration::try_from(duration).map_or_else(|_| "0s".to_owned(), |duration| format!("{duration:#}"))
 }
 
+/// Of what may also be without a limit: zero is that, and is written `none`.
+pub(crate) mod limit {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::{format, parse};
+
+    /// In the place of a duration.
+    pub(crate) const NONE: &str = "none";
+
+    pub(crate) fn read(text: &str) -> Result<Duration, String> {
+        if text == NONE { Ok(Duration::ZERO) } else { parse(text) }
+    }
+
+    pub(crate) fn serialize<S: Serializer>(limit: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match limit {
+            None => serializer.serialize_none(),
+            Some(Duration::ZERO) => serializer.serialize_str(NONE),
+            Some(limit) => serializer.serialize_str(&format(*limit)),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| read(&text).map_err(de::Error::custom)).transpose()
+    }
+}
+
 fn short(text: &str) -> &str {
     text.char_indices().nth(24).map_or(text, |(end, _)| text.get(..end).unwrap_or(text))
 }
@@ -52,6 +81,8 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use serde::Serialize;
+
     use super::*;
 
     #[test]
@@ -71,6 +102,23 @@ mod tests {
             assert_eq!(format(duration), canonical);
             assert_eq!(parse(canonical), Ok(duration));
         }
+    }
+
+    #[test]
+    fn no_limit_is_a_word() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Limit(#[serde(with = "limit")] Option<Duration>);
+        for (text, time, canonical) in [
+            ("\"none\"", Some(0), "\"none\""),
+            ("\"0s\"", Some(0), "\"none\""),
+            ("\"90s\"", Some(90), "\"1m 30s\""),
+            ("null", None, "null"),
+        ] {
+            let limit: Limit = serde_json::from_str(text).unwrap();
+            assert_eq!(limit, Limit(time.map(Duration::from_secs)));
+            assert_eq!(serde_json::to_string(&limit).unwrap(), canonical);
+        }
+        assert!(serde_json::from_str::<Limit>("\"never\"").is_err());
     }
 
     #[test]

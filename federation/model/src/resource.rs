@@ -6,10 +6,12 @@
 //! | [`ServiceExport`] | yes | other clusters may use this service |
 //! | [`TrafficSplit`] | yes | which share of which requests goes where |
 //! | [`FailoverPolicy`] | yes | where requests go when that fails, and where they never may |
+//! | [`BackendPolicy`] | yes | how slow clients and endpoints of a service may be |
 //!
 //! [`Topology`] is not a resource: it describes the processes that `meshctl up` starts.
 //! From YAML they are read by [`crate::admit`], which knows lines and columns; JSON is for machines.
 
+mod backend_policy;
 mod cluster;
 mod failover_policy;
 mod metadata;
@@ -22,6 +24,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
+    backend_policy::{BackendPolicySpec, StreamLimits},
     cluster::ClusterSpec,
     failover_policy::{Failback, FailbackMode, FailoverPolicySpec, FailoverTier, LOCAL, Residency, SAME},
     metadata::{DEFAULT_NAMESPACE, Metadata},
@@ -46,6 +49,9 @@ pub type TrafficSplit = Object<TrafficSplitSpec>;
 /// Order, residency and failback of a service.
 pub type FailoverPolicy = Object<FailoverPolicySpec>;
 
+/// How gateways treat the clients and endpoints of a service.
+pub type BackendPolicy = Object<BackendPolicySpec>;
+
 /// Metadata and specification of one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object<S> {
@@ -66,6 +72,8 @@ pub enum Resource {
     TrafficSplit(TrafficSplit),
     /// See [`FailoverPolicy`].
     FailoverPolicy(FailoverPolicy),
+    /// See [`BackendPolicy`].
+    BackendPolicy(BackendPolicy),
 }
 
 impl Resource {
@@ -77,6 +85,7 @@ impl Resource {
             Self::ServiceExport(_) => Kind::ServiceExport,
             Self::TrafficSplit(_) => Kind::TrafficSplit,
             Self::FailoverPolicy(_) => Kind::FailoverPolicy,
+            Self::BackendPolicy(_) => Kind::BackendPolicy,
         }
     }
 
@@ -88,6 +97,7 @@ impl Resource {
             Self::ServiceExport(object) => &object.metadata,
             Self::TrafficSplit(object) => &object.metadata,
             Self::FailoverPolicy(object) => &object.metadata,
+            Self::BackendPolicy(object) => &object.metadata,
         }
     }
 
@@ -107,6 +117,7 @@ impl Resource {
             Self::ServiceExport(object) => encode(Kind::ServiceExport, object),
             Self::TrafficSplit(object) => encode(Kind::TrafficSplit, object),
             Self::FailoverPolicy(object) => encode(Kind::FailoverPolicy, object),
+            Self::BackendPolicy(object) => encode(Kind::BackendPolicy, object),
         }
     }
 
@@ -124,6 +135,7 @@ impl Resource {
             Kind::ServiceExport => Self::ServiceExport(object(text)?),
             Kind::TrafficSplit => Self::TrafficSplit(object(text)?),
             Kind::FailoverPolicy => Self::FailoverPolicy(object(text)?),
+            Kind::BackendPolicy => Self::BackendPolicy(object(text)?),
         })
     }
 }
@@ -139,11 +151,14 @@ pub enum Kind {
     TrafficSplit,
     /// See [`FailoverPolicy`].
     FailoverPolicy,
+    /// See [`BackendPolicy`].
+    BackendPolicy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::ServiceExport, Self::TrafficSplit, Self::FailoverPolicy];
+    pub const ALL: [Self; 5] =
+        [Self::Cluster, Self::ServiceExport, Self::TrafficSplit, Self::FailoverPolicy, Self::BackendPolicy];
 
     /// As it is written in a file.
     #[must_use]
@@ -153,6 +168,7 @@ impl Kind {
             Self::ServiceExport => "ServiceExport",
             Self::TrafficSplit => "TrafficSplit",
             Self::FailoverPolicy => "FailoverPolicy",
+            Self::BackendPolicy => "BackendPolicy",
         }
     }
 
@@ -271,6 +287,8 @@ fn object<S: DeserializeOwned>(text: &str) -> Result<Object<S>, serde_json::Erro
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -279,6 +297,15 @@ mod tests {
         let resource = Resource::from_json(text).unwrap();
         assert_eq!(resource.to_json(), text);
         assert_eq!(resource.key().to_string(), "TrafficSplit shop/checkout");
+    }
+
+    #[test]
+    fn limits_read_back_whether_they_are_none_or_not_given() {
+        let text = r#"{"apiVersion":"archipelago.dev/v1alpha1","kind":"BackendPolicy","metadata":{"name":"checkout","namespace":"shop"},"spec":{"service":"checkout","limits":{"uploadIdle":"45s","uploadMinRate":0,"streamIdle":"none"}}}"#;
+        let resource = Resource::from_json(text).unwrap();
+        assert_eq!(resource.to_json(), text);
+        let Resource::BackendPolicy(policy) = &resource else { panic!("{resource:?}") };
+        assert_eq!((policy.spec.limits.stream_idle, policy.spec.limits.endpoint_idle), (Some(Duration::ZERO), None));
     }
 
     #[test]

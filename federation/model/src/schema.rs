@@ -18,7 +18,7 @@ pub fn spec(kind: Kind) -> Option<Schema> {
     match kind {
         Kind::TrafficSplit => Some(kinds::traffic_split()),
         Kind::FailoverPolicy => Some(kinds::failover_policy()),
-        Kind::Cluster | Kind::ServiceExport => None,
+        Kind::Cluster | Kind::ServiceExport | Kind::BackendPolicy => None,
     }
 }
 

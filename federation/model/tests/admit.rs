@@ -291,6 +291,11 @@ fn what_is_probably_not_meant_is_said() {
             "apiVersion: archipelago.dev/v1alpha1\nkind: ServiceExport\nmetadata: {{ name: {name}, namespace: shop }}\n{rest}"
         )
     };
+    let backend = |service: &str, limits: &str| {
+        format!(
+            "apiVersion: archipelago.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{ name: b, namespace: shop }}\nspec: {{ service: {service}, limits: {{ {limits} }} }}\n"
+        )
+    };
     let both =
         format!("{}---\n{}", policy("  avoid: [paris]\n"), split("checkout", "  backends: [{ cluster: paris }]\n"));
     let drained = format!(
@@ -334,6 +339,29 @@ fn what_is_probably_not_meant_is_said() {
         (
             policy("  order: [{ clusters: [\"@local\"] }, { clusters: [lyon] }]\n"),
             &["FailoverPolicy shop/p: spec.order[1].clusters[0]: cluster `lyon` has reported nothing yet"],
+        ),
+        (backend("checkout", "uploadIdle: 45s, uploadMinRate: 500, uploadGrace: 20s, endpointIdle: none"), &[]),
+        (
+            backend("checkout", "uploadMinRate: 0, uploadGrace: 20s"),
+            &["BackendPolicy shop/b: spec.limits.uploadGrace: nothing is measured over it: `uploadMinRate` is 0"],
+        ),
+        (
+            backend("checkout", "uploadMinRate: 20000"),
+            &[
+                "BackendPolicy shop/b: spec.limits.uploadMinRate: clients of mobile networks often send less than 10000 bytes a second: they will be refused",
+            ],
+        ),
+        (
+            backend("ledger", "uploadIdle: 45s"),
+            &[
+                "BackendPolicy shop/b: spec.service: shop/ledger is a TCP service: these limits are for requests of HTTP",
+            ],
+        ),
+        (
+            backend("chekout", "uploadIdle: 45s"),
+            &[
+                "BackendPolicy shop/b: spec.service: no cluster has reported a service `shop/chekout` yet (did you mean `shop/checkout`?)",
+            ],
         ),
         (
             both,

@@ -173,6 +173,35 @@ fn an_order_is_relative_and_leaves_out_what_it_does_not_name() {
     assert_eq!((failback.after_ms, failback.ramp_ms, failback.automatic), (600_000, 300_000, false));
 }
 
+#[test]
+fn limits_go_to_every_gateway_and_only_those_that_are_given() {
+    let mut state = federation();
+    assert_eq!(service(&compile(&state, "tokyo"), "checkout").backend_settings, None);
+    let before = compile(&state, "tokyo");
+    with(
+        &mut state,
+        &format!(
+            "{HEAD}kind: BackendPolicy\nmetadata: {{ name: slow, namespace: shop }}\nspec:\n  service: checkout\n  limits: {{ uploadIdle: 45s, uploadMinRate: 0, endpointIdle: none }}\n"
+        ),
+    );
+    for cluster in ["tokyo", "paris"] {
+        let config = compile(&state, cluster);
+        let resource = &config["service/shop/checkout"];
+        assert!(resource.required_features.iter().any(|name| name == "stream-limits"), "{resource:?}");
+        let settings = service(&config, "checkout").backend_settings.unwrap();
+        let limits = settings.limits.unwrap();
+        assert_eq!(
+            (limits.upload_idle_ms, limits.upload_rate_min, limits.endpoint_idle_ms),
+            (Some(45_000), Some(0), Some(0))
+        );
+        assert_eq!((limits.upload_grace_ms, limits.download_idle_ms, limits.stream_idle_ms), (None, None, None));
+    }
+    let after = compile(&state, "tokyo");
+    let changed: Vec<_> =
+        after.iter().filter(|(name, now)| before.get(*name) != Some(*now)).map(|(name, _)| name).collect();
+    assert_eq!(changed, ["service/shop/checkout"]);
+}
+
 /// Exports of checkout through the Multi-Cluster Services API, each with cluster selectors, oldest first.
 fn select(state: &mut FederationState, exports: &[(&str, &str)]) {
     for (created, (cluster, selectors)) in exports.iter().enumerate() {

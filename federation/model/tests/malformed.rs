@@ -28,6 +28,21 @@ spec:
     - { cluster: tokyo, weight: 10 }
 ";
 
+const BACKEND: &str = "\
+apiVersion: archipelago.dev/v1alpha1
+kind: BackendPolicy
+metadata: { name: checkout, namespace: shop }
+spec:
+  service: checkout
+  limits:
+    uploadIdle: 45s
+    uploadMinRate: 500
+    uploadGrace: 20s
+    downloadIdle: 2m
+    endpointIdle: none
+    streamIdle: 1h
+";
+
 const POLICY: &str = "\
 apiVersion: archipelago.dev/v1alpha1
 kind: FailoverPolicy
@@ -96,10 +111,41 @@ fn mutate(base: &str, from: &str, to: &str, says: &str) {
 
 #[test]
 fn the_bases_are_valid() {
-    for base in [SPLIT, POLICY] {
+    for base in [SPLIT, POLICY, BACKEND] {
         let document = Document { file: "p.yaml".into(), text: base.into() };
         assert!(admit::admit(&[document], &current()).is_ok());
     }
+}
+
+#[test]
+fn backend_policies() {
+    for (from, to, says) in [
+        ("service: checkout", "service: Check", "no valid name"),
+        ("  service: checkout\n", "\n", "`service` is missing"),
+        ("uploadIdle: 45s", "uploadIdel: 45s", "unknown field `uploadIdel`, did you mean `uploadIdle`?"),
+        ("uploadIdle: 45s", "uploadIdle: 45", "expected a duration"),
+        ("uploadIdle: 45s", "uploadIdle: never", "`none` for no limit"),
+        ("uploadIdle: 45s", "uploadIdle: 999ms", "expected `none` or at least 1s"),
+        ("uploadIdle: 45s", "uploadIdle: 8d", "expected a duration"),
+        ("uploadIdle: 45s", "uploadIdle: 169h", "longer than the 7 days"),
+        ("uploadIdle: 45s", "uploadIdle: 45s\n    uploadIdle: 45s", "duplicate key"),
+        ("uploadMinRate: 500", "uploadMinRate: -1", "a whole number from 0 to 1000000"),
+        ("uploadMinRate: 500", "uploadMinRate: 1000001", "a whole number from 0 to 1000000"),
+        ("uploadMinRate: 500", "uploadMinRate: none", "a whole number from 0 to 1000000"),
+        ("uploadGrace: 20s", "uploadGrace: none", "expected a duration"),
+        ("uploadGrace: 20s", "uploadGrace: 0s", "measured over at least 1s; `uploadMinRate: 0` asks for none"),
+        ("downloadIdle: 2m", "downloadIdle: 1ms", "expected `none` or at least 1s"),
+        ("endpointIdle: none", "endpointIdle: [none]", "expected a duration"),
+        ("streamIdle: 1h", "streamIdle: 10ms", "expected `none` or at least 1s"),
+    ] {
+        mutate(BACKEND, from, to, says);
+    }
+    let empty = "spec: { service: checkout, limits: {} }\n";
+    let head = BACKEND.split("spec:").next().unwrap();
+    let problems = refuse("p.yaml", format!("{head}{empty}").as_bytes());
+    assert!(problems[0].to_string().starts_with("p.yaml:4:36: spec.limits: needs at least one limit"), "{problems:?}");
+    let problems = refuse("p.yaml", format!("{head}spec: {{ service: checkout }}\n").as_bytes());
+    assert!(problems[0].to_string().contains("`limits` is missing"), "{problems:?}");
 }
 
 #[test]

@@ -111,7 +111,7 @@ pub(crate) enum Wait {
 
 #[derive(Args)]
 pub(crate) struct GetArgs {
-    /// Cluster, ServiceExport, TrafficSplit or FailoverPolicy, in any case; all kinds without it
+    /// Cluster, ServiceExport, TrafficSplit, FailoverPolicy or BackendPolicy, in any case; all kinds without it
     pub(crate) kind: Option<String>,
     /// Name
     pub(crate) name: Option<String>,
@@ -122,7 +122,7 @@ pub(crate) struct GetArgs {
 
 #[derive(Args)]
 pub(crate) struct DeleteArgs {
-    /// Cluster, ServiceExport, TrafficSplit or FailoverPolicy, in any case
+    /// Cluster, ServiceExport, TrafficSplit, FailoverPolicy or BackendPolicy, in any case
     #[arg(required_unless_present = "files", requires = "name")]
     pub(crate) kind: Option<String>,
     /// Name; namespace/name works too

@@ -161,7 +161,9 @@ impl Federation {
 
     async fn restore(&self, resources: &Value) -> Result<(), String> {
         let all = resources.as_array().ok_or("get gives no list")?;
-        let ours = |document: &&Value| matches!(document["kind"].as_str(), Some("TrafficSplit" | "FailoverPolicy"));
+        let ours = |document: &&Value| {
+            matches!(document["kind"].as_str(), Some("TrafficSplit" | "FailoverPolicy" | "BackendPolicy"))
+        };
         let documents: Vec<String> = all.iter().filter(ours).map(ToString::to_string).collect();
         if !documents.is_empty() {
             let file = self.scratch().join("leftovers.yaml");

@@ -119,4 +119,11 @@ fn ownership_needs_a_format_that_knows_it_and_so_do_clusters_that_may_write_poli
         (format::required(&action), format::feature(&action)),
         (format::PORTS, "a Cluster that may write policies (`policies: true`)")
     );
+    let limits = Resource::from_json(
+        r#"{"apiVersion":"archipelago.dev/v1alpha1","kind":"BackendPolicy","metadata":{"name":"web","namespace":"shop"},"spec":{"service":"web","limits":{"uploadIdle":"none"}}}"#,
+    );
+    let resources_format = format::of_resources([&limits.unwrap()]);
+    let action = Action::ApplyResources(ApplyResources { resources_format, ..ApplyResources::default() });
+    assert_eq!((format::required(&action), format::feature(&action)), (format::BACKEND_POLICIES, "a BackendPolicy"));
+    assert!(!format::permits(format::PORTS, &action), "a member that knows no such kind would stop at it");
 }

@@ -139,7 +139,7 @@ fn names(kind: Kind) -> Option<Names> {
     match kind {
         Kind::TrafficSplit => Some(Names { plural: "trafficsplits", short: &["tsplit"] }),
         Kind::FailoverPolicy => Some(Names { plural: "failoverpolicies", short: &["fpolicy"] }),
-        Kind::Cluster | Kind::ServiceExport => None,
+        Kind::Cluster | Kind::ServiceExport | Kind::BackendPolicy => None,
     }
 }
 

@@ -41,7 +41,10 @@ impl<'r> Clusters<'r> {
             .values()
             .filter_map(|resource| match resource {
                 Resource::Cluster(cluster) => Some((cluster.metadata.name.as_str(), cluster.spec.region.as_str())),
-                Resource::ServiceExport(_) | Resource::TrafficSplit(_) | Resource::FailoverPolicy(_) => None,
+                Resource::ServiceExport(_)
+                | Resource::TrafficSplit(_)
+                | Resource::FailoverPolicy(_)
+                | Resource::BackendPolicy(_) => None,
             })
             .collect();
         Self { regions }
@@ -68,7 +71,7 @@ fn references(resources: &Resources, clusters: &Clusters<'_>, out: &mut Vec<Comp
             }
         };
         match resource {
-            Resource::Cluster(_) => {}
+            Resource::Cluster(_) | Resource::BackendPolicy(_) => {}
             Resource::ServiceExport(export) => each("spec.clusters", &export.spec.clusters, &mut cluster),
             Resource::TrafficSplit(split) => {
                 for (path, backend) in residency::backends(&split.spec) {
@@ -112,13 +115,14 @@ fn each(path: &str, names: &[String], judge: &mut impl FnMut(String, &str)) {
     }
 }
 
-/// A service has at most one TrafficSplit and one FailoverPolicy: two would have to be merged by a rule to remember.
+/// A service has at most one TrafficSplit, one FailoverPolicy and one BackendPolicy: two would have to be merged by a rule to remember.
 fn one_per_service(resources: &Resources, out: &mut Vec<Complaint>) {
     let mut first: BTreeMap<_, &ResourceKey> = BTreeMap::new();
     for (key, resource) in resources {
         let service = match resource {
             Resource::TrafficSplit(split) => &split.spec.service,
             Resource::FailoverPolicy(policy) => &policy.spec.service,
+            Resource::BackendPolicy(policy) => &policy.spec.service,
             Resource::Cluster(_) | Resource::ServiceExport(_) => continue,
         };
         match first.get(&(key.kind, &key.namespace, service)) {

@@ -7,8 +7,8 @@ use crate::{
     document::tree::printable,
     name::{is_label, is_version},
     resource::{
-        Backend, FailoverPolicySpec, FailoverTier, LOCAL, Metadata, Resource, ResourceKey, RouteMatch, SAME, Sticky,
-        TopologySpec, TrafficSplitSpec,
+        Backend, BackendPolicySpec, FailoverPolicySpec, FailoverTier, LOCAL, Metadata, Resource, ResourceKey,
+        RouteMatch, SAME, Sticky, StreamLimits, TopologySpec, TrafficSplitSpec,
     },
 };
 
@@ -95,6 +95,7 @@ pub(super) fn resource(resource: &Resource, out: &mut Vec<Complaint>) {
         Resource::ServiceExport(export) => rules.names("spec.clusters", &export.spec.clusters),
         Resource::TrafficSplit(split) => rules.traffic_split(&split.spec),
         Resource::FailoverPolicy(policy) => rules.failover_policy(&policy.spec),
+        Resource::BackendPolicy(policy) => rules.backend_policy(&policy.spec),
     }
 }
 
@@ -252,6 +253,31 @@ impl Rules<'_> {
             self.names("spec.residency.clusters", &residency.clusters);
         }
         self.names("spec.avoid", &spec.avoid);
+    }
+
+    fn backend_policy(&mut self, spec: &BackendPolicySpec) {
+        self.label("spec.service", &spec.service);
+        let limits = &spec.limits;
+        if limits.is_empty() {
+            self.wrong(
+                "spec.limits",
+                "needs at least one limit: without any, nothing would be other than without this policy",
+            );
+        }
+        for (name, time) in limits.times() {
+            if !time.is_zero() && time < StreamLimits::TIME_MIN {
+                let message = "expected `none` or at least 1s: networks that work pause for longer than that";
+                self.wrong(format!("spec.limits.{name}"), message);
+            }
+        }
+        if limits.upload_grace.is_some_and(|grace| grace < StreamLimits::TIME_MIN) {
+            let message = "a rate is measured over at least 1s; `uploadMinRate: 0` asks for none";
+            self.wrong("spec.limits.uploadGrace", message);
+        }
+        if limits.upload_min_rate.is_some_and(|rate| rate > StreamLimits::RATE_MAX) {
+            let message = format!("expected a whole number from 0 to {}", StreamLimits::RATE_MAX);
+            self.wrong("spec.limits.uploadMinRate", message);
+        }
     }
 
     fn topology(&mut self, spec: &TopologySpec) {

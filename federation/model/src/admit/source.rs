@@ -260,6 +260,7 @@ impl Content {
             Kind::ServiceExport => Resource::ServiceExport(Object { metadata, spec: frame.spec(out)? }),
             Kind::TrafficSplit => Resource::TrafficSplit(Object { metadata, spec: frame.spec(out)? }),
             Kind::FailoverPolicy => Resource::FailoverPolicy(Object { metadata, spec: frame.spec(out)? }),
+            Kind::BackendPolicy => Resource::BackendPolicy(Object { metadata, spec: frame.spec(out)? }),
         }))
     }
 }

@@ -9,7 +9,8 @@ use crate::{
     document::{suggest, tree::shorten},
     export,
     resource::{
-        Cluster, FailoverPolicySpec, FailoverTier, LOCAL, Resource, ResourceKey, ServiceExportSpec, TrafficSplitSpec,
+        BackendPolicySpec, Cluster, FailoverPolicySpec, FailoverTier, LOCAL, Resource, ResourceKey, ServiceExportSpec,
+        TrafficSplitSpec,
     },
 };
 
@@ -32,6 +33,7 @@ pub fn warnings(written: &[Resource], resources: &Resources, reports: &Reports) 
             Resource::ServiceExport(export) => service_export(&key, &export.spec, &fleet, &mut notes),
             Resource::TrafficSplit(split) => traffic_split(&key, &split.spec, &fleet, &mut notes),
             Resource::FailoverPolicy(policy) => failover_policy(&key, &policy.spec, &fleet, &mut notes),
+            Resource::BackendPolicy(policy) => backend_policy(&key, &policy.spec, &fleet, &mut notes),
         }
     }
     out.truncate(PROBLEMS_MAX);
@@ -64,7 +66,7 @@ impl<'f> Fleet<'f> {
                     let service = (key.namespace.as_str(), policy.spec.service.as_str());
                     fleet.policies.entry(service).or_insert((key, &policy.spec));
                 }
-                Resource::ServiceExport(_) | Resource::TrafficSplit(_) => {}
+                Resource::ServiceExport(_) | Resource::TrafficSplit(_) | Resource::BackendPolicy(_) => {}
             }
         }
         for (cluster, reports) in reports {
@@ -112,6 +114,25 @@ impl Notes<'_> {
         if self.out.len() <= PROBLEMS_MAX && self.said.insert(message.clone()) {
             self.out.push(Finding { key: self.key.clone(), path: path.into(), message });
         }
+    }
+}
+
+fn backend_policy(key: &ResourceKey, spec: &BackendPolicySpec, fleet: &Fleet<'_>, notes: &mut Notes<'_>) {
+    let limits = &spec.limits;
+    if limits.upload_min_rate == Some(0) && limits.upload_grace.is_some() {
+        notes.add("spec.limits.uploadGrace", "nothing is measured over it: `uploadMinRate` is 0".to_owned());
+    }
+    if limits.upload_min_rate.is_some_and(|rate| rate > FAST) {
+        let message =
+            format!("clients of mobile networks often send less than {FAST} bytes a second: they will be refused");
+        notes.add("spec.limits.uploadMinRate", message);
+    }
+    let Some(runs) = fleet.runs((&key.namespace, &spec.service), "spec.service", notes) else { return };
+    let mut ports = runs.values().flat_map(|report| export::ports_of(report));
+    if ports.all(|port| port.protocol() == Protocol::Tcp) {
+        let (namespace, name) = (&key.namespace, shorten(&spec.service));
+        let message = format!("{namespace}/{name} is a TCP service: these limits are for requests of HTTP");
+        notes.add("spec.service", message);
     }
 }
 
@@ -202,3 +223,6 @@ fn absent(
         notes.add(path, format!("cluster `{}` {what}", shorten(cluster)));
     }
 }
+
+/// Bytes in a second.
+const FAST: u32 = 10_000;

@@ -8,7 +8,10 @@ use super::{FederationState, GatewayRecord};
 use crate::{
     export,
     id::{ClusterId, GatewayId, ServiceKey},
-    resource::{ClusterSpec, FailoverPolicySpec, Kind, Resource, ResourceKey, ServiceExportSpec, TrafficSplitSpec},
+    resource::{
+        BackendPolicySpec, ClusterSpec, FailoverPolicySpec, Kind, Resource, ResourceKey, ServiceExportSpec,
+        StreamLimits, TrafficSplitSpec,
+    },
 };
 
 /// What the compiler reads, by what it reads it for. Every setter says which results may differ from now on.
@@ -35,6 +38,8 @@ pub(super) struct Facts {
     pub(super) splits: BTreeMap<String, TrafficSplitSpec>,
     /// As `splits`.
     pub(super) policies: BTreeMap<String, FailoverPolicySpec>,
+    /// As `splits`.
+    pub(super) backends: BTreeMap<String, BackendPolicySpec>,
     pub(super) reports: BTreeMap<ClusterId, Report>,
     /// Port → offset; 0 stands for the first TCP port.
     pub(super) tcp_offsets: BTreeMap<u32, u32>,
@@ -174,6 +179,11 @@ impl Index {
                 self.edit(&service, |facts| drop(facts.policies.insert(key.name.clone(), policy.spec.clone())));
                 service
             }
+            Some(Resource::BackendPolicy(policy)) => {
+                let service = service(&policy.spec.service);
+                self.edit(&service, |facts| drop(facts.backends.insert(key.name.clone(), policy.spec.clone())));
+                service
+            }
         };
         self.about.insert(key.clone(), service.clone());
         changed.services.insert(service);
@@ -257,6 +267,10 @@ impl Facts {
         self.policies.values().next()
     }
 
+    pub(super) fn limits(&self) -> Option<&StreamLimits> {
+        self.backends.values().next().map(|policy| &policy.limits)
+    }
+
     /// Whether the service is exported from `cluster`: an operator's export says for all clusters or for those that it
     /// names and no others; without one, the cluster itself says it.
     pub(super) fn exports(&self, cluster: &ClusterId, report: &Report) -> bool {
@@ -272,6 +286,7 @@ impl Facts {
             Kind::ServiceExport => self.export = None,
             Kind::TrafficSplit => drop(self.splits.remove(&key.name)),
             Kind::FailoverPolicy => drop(self.policies.remove(&key.name)),
+            Kind::BackendPolicy => drop(self.backends.remove(&key.name)),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! One service: who offers it, and the rules by which a gateway chooses a cluster.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use archipelago_proto::v1::{
-    self as proto, ExportType, Exporter, FailoverChain, HttpListener, Match, NamedMatch, PathMatch, Protocol,
-    ReportedPort, RouteRule, ServiceConfig, ServicePort, TcpListener, r#match::On, named_match, path_match,
+    self as proto, BackendSettings, ExportType, Exporter, FailoverChain, HttpListener, Match, NamedMatch, PathMatch,
+    Protocol, ReportedPort, RouteRule, ServiceConfig, ServicePort, TcpListener, r#match::On, named_match, path_match,
     service_port::Listener, sticky,
 };
 
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     export::{self, MergedPort, Transport},
     id::{ClusterId, ServiceKey},
-    resource::{Backend, Failback, FailbackMode, Route, RouteMatch, Sticky},
+    resource::{Backend, Failback, FailbackMode, Route, RouteMatch, Sticky, StreamLimits},
     selector::ClusterSelectors,
 };
 
@@ -166,7 +166,7 @@ pub(super) fn compile(index: &Index, cluster: &ClusterId, key: &ServiceKey) -> O
         residency_clusters,
         exporters: offer.exporters.keys().map(ToString::to_string).collect(),
         avoid_clusters,
-        backend_settings: None,
+        backend_settings: facts.limits().map(backend_settings),
     })
 }
 
@@ -244,6 +244,20 @@ fn sticky_key(sticky: &Sticky) -> proto::Sticky {
         Sticky::Cookie(name) => sticky::Key::Cookie(name.clone()),
     };
     proto::Sticky { key: Some(key) }
+}
+
+fn backend_settings(limits: &StreamLimits) -> BackendSettings {
+    // None is longer than a week.
+    let ms = |time: Option<Duration>| time.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+    let limits = proto::StreamLimits {
+        upload_idle_ms: ms(limits.upload_idle),
+        upload_rate_min: limits.upload_min_rate,
+        upload_grace_ms: ms(limits.upload_grace),
+        download_idle_ms: ms(limits.download_idle),
+        endpoint_idle_ms: ms(limits.endpoint_idle),
+        stream_idle_ms: ms(limits.stream_idle),
+    };
+    BackendSettings { limits: Some(limits), ..BackendSettings::default() }
 }
 
 fn failback(failback: Failback) -> proto::Failback {

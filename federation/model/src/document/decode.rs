@@ -143,8 +143,17 @@ impl<'n> Cursor<'n> {
 
     /// A duration such as `500ms`, `2s`, `10m`, `1h`.
     pub(crate) fn duration(&self, out: &mut Mistakes) -> Duration {
+        self.time(out, duration::parse)
+    }
+
+    /// The same, or `none`, which is zero.
+    pub(crate) fn limit(&self, out: &mut Mistakes) -> Duration {
+        self.time(out, |text| duration::limit::read(text).map_err(|message| format!("{message}; `none` for no limit")))
+    }
+
+    fn time(&self, out: &mut Mistakes, parse: impl FnOnce(&str) -> Result<Duration, String>) -> Duration {
         match &self.node.value {
-            Value::Text(text) => match duration::parse(text) {
+            Value::Text(text) => match parse(text) {
                 Ok(value) => return value,
                 Err(message) => self.wrong(out, message),
             },

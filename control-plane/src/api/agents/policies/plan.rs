@@ -181,6 +181,7 @@ fn about(resource: &Resource) -> Option<&str> {
     match resource {
         Resource::TrafficSplit(split) => Some(&split.spec.service),
         Resource::FailoverPolicy(policy) => Some(&policy.spec.service),
+        Resource::BackendPolicy(policy) => Some(&policy.spec.service),
         Resource::Cluster(_) | Resource::ServiceExport(_) => None,
     }
 }
@@ -191,7 +192,7 @@ fn key_of(policy: &ClusterPolicy) -> Result<ResourceKey, String> {
         Ok(kind @ (Kind::TrafficSplit | Kind::FailoverPolicy)) => {
             Ok(ResourceKey { kind, namespace: policy.namespace.clone(), name: policy.name.clone() })
         }
-        Ok(Kind::Cluster | Kind::ServiceExport) | Err(_) => {
+        Ok(Kind::Cluster | Kind::ServiceExport | Kind::BackendPolicy) | Err(_) => {
             Err("kind: a cluster writes TrafficSplit and FailoverPolicy, and nothing else".to_owned())
         }
     }
