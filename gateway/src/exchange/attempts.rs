@@ -56,28 +56,15 @@ pub async fn run(call: Call, mut books: Books) -> Result<(Response, Books), (Fai
         books.record().keeper = call.live().map(|live| Rc::clone(live.keeper()));
     }
     let mut sending = Sending { call, books: Some(books) };
-    let outcome = sending.run().await;
-    match (outcome, sending.finish()) {
-        (Ok(response), Some(books)) => Ok((response, books)),
-        (Err(failure), Some(books)) => Err((failure, books)),
-        (_, None) => unreachable!("books are taken here only"),
-    }
-}
-
-/// A call that is being sent. However that ends, by its sender going away as well, its books get its head.
-struct Sending {
-    call: Call,
-    books: Option<Books>,
-}
-
-impl Sending {
-    async fn run(&mut self) -> Result<Response, Failure> {
-        let Self { call, books: Some(books) } = self else { unreachable!("books are there until it ends") };
+    // All of it here: a future that is made elsewhere is handed over by copying, and this one is kilobytes.
+    let outcome = {
+        let Sending { call, books: Some(books) } = &mut sending else { unreachable!("books are there until it ends") };
         let started = Instant::now();
         let timer = call.worker.timers.timer();
         let mut late = call.due(started, started);
         timer.set(late.map(|(due, _)| due));
         let course = Course::new(call, started);
+        let call = &*call;
         let mut answered = pin!(attempts(call, books, course, None));
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = answered.as_mut().poll(cx) {
@@ -100,8 +87,21 @@ impl Sending {
             }
         })
         .await
+    };
+    match (outcome, sending.finish()) {
+        (Ok(response), Some(books)) => Ok((response, books)),
+        (Err(failure), Some(books)) => Err((failure, books)),
+        (_, None) => unreachable!("books are taken here only"),
     }
+}
 
+/// A call that is being sent. However that ends, by its sender going away as well, its books get its head.
+struct Sending {
+    call: Call,
+    books: Option<Books>,
+}
+
+impl Sending {
     fn finish(&mut self) -> Option<Books> {
         let mut books = self.books.take()?;
         books.is_sent(self.call.head.hand_over());

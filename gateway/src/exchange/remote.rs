@@ -67,7 +67,7 @@ pub async fn send(
         Some(failure) if call.is_grpc => return Err(Failed::new(failure, Ending::Final, "far_side")),
         _ => {}
     }
-    let far = head.fields.get(Known::MeshLedger).and_then(Far::decode);
+    let far = head.fields.get(Known::MeshLedger).and_then(Far::decode).map(Box::new);
     head.fields.strip_hop_by_hop();
     head.fields.strip_mesh();
     head.fields.push(Known::MeshServedBy, remote.served_by.as_bytes());

@@ -35,7 +35,7 @@ pub struct Trail {
 }
 
 /// What one attempt that was answered stamped.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Stamps {
     /// When it was begun.
     pub began: Instant,
@@ -45,8 +45,8 @@ pub struct Stamps {
     pub waited: u32,
     /// For a connection, in microseconds.
     pub connected: u32,
-    /// What the gateway behind the tunnel says of its part.
-    pub far: Option<Far>,
+    /// What the gateway behind the tunnel says of its part; in a box, since stamps are handed on by value.
+    pub far: Option<Box<Far>>,
 }
 
 /// What one attempt waits for before it can send anything, in microseconds.
@@ -127,7 +127,7 @@ impl Trail {
 
     /// When the head of the response was there.
     pub fn head_at(&self) -> Option<Instant> {
-        self.stamps.map(|stamps| stamps.answered)
+        self.stamps.as_ref().map(|stamps| stamps.answered)
     }
 
     /// Who answered, or was last tried.
@@ -142,7 +142,7 @@ impl Trail {
 
     /// What the gateway behind the tunnel said of its part.
     pub fn far(&self) -> Option<Far> {
-        self.stamps.and_then(|stamps| stamps.far)
+        self.stamps.as_ref()?.far.as_deref().copied()
     }
 
     /// The parts from the head of the request to `until`, when there was an answer or nobody waited any more.
