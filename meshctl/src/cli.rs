@@ -209,6 +209,17 @@ Examples:
   meshctl explain --from paris --to shop/checkout
   meshctl explain --from paris/gw-1 --to shop/checkout --path /cart --header x-preview=pr-42")]
     Explain(ExplainArgs),
+    /// Where the time of a service's slowest requests goes, over all gateways
+    #[command(after_help = "\
+Gateways keep the ten slowest requests of each minute and sixteen at random, for a quarter of an hour. The slowest are held against
+the others: the part of their time, and the place, that most of them have in common is named.
+
+Examples:
+  meshctl slow shop/checkout
+  meshctl slow shop/checkout --since 5m
+  meshctl slow shop/checkout --p99             the slowest hundredth, instead of the hundred slowest
+  meshctl slow shop/checkout -o json")]
+    Slow(SlowArgs),
     /// Print a completion script
     #[command(
         after_help = "Examples:\n  source <(meshctl completion bash)\n  mkdir -p ~/.config/fish/completions && meshctl completion fish > ~/.config/fish/completions/meshctl.fish"

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use archipelago_identity::tls::Expect;
 use archipelago_identity::{Credential, CredentialDir, LiveCredential, SpiffeId};
-use archipelago_proto::v1;
+use archipelago_proto::v1::{self, question};
 use archipelago_rpc::{enrol, grpc};
 use rand::seq::SliceRandom as _;
 use serde::Deserialize;
@@ -326,6 +326,26 @@ impl Client {
         .await
     }
 
+    /// What each gateway answers to a question, or why it does not.
+    pub(crate) async fn ask(&self, question: question::Body) -> Outcome<Vec<v1::GatewayAnswer>> {
+        let question = v1::Question { id: 0, body: Some(question) };
+        let request = v1::AskRequest { clusters: Vec::new(), question: Some(question) };
+        self.call(|channel| {
+            let request = request.clone();
+            async move {
+                let client = v1::telemetry_client::TelemetryClient::new(channel);
+                let mut client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
+                let mut stream = client.ask(request).await?.into_inner();
+                let mut answers = Vec::new();
+                while let Some(answer) = stream.message().await? {
+                    answers.push(answer);
+                }
+                Ok(tonic::Response::new(answers))
+            }
+        })
+        .await
+    }
+
     /// Follows the acknowledgement of a revision; `progress` sees every message. Returns the last one.
     ///
     /// A member that goes away in the middle is replaced by another one. The time allowed is counted
@@ -455,6 +475,8 @@ pub(crate) fn request_id() -> String {
 /// One member's chance before the next is asked: above an election, so that a follower that is
 /// looking for the leader can still answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(3);
+/// What a gateway may answer, and its name.
+const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024 + 4096;
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Beyond the deadline given to the server, for its last message to arrive.

@@ -13,6 +13,7 @@ mod exit;
 mod names;
 mod ordered;
 mod output;
+mod slow;
 mod up;
 mod views;
 

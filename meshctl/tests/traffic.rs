@@ -7,7 +7,7 @@ mod harness;
 use data_encoding::HEXLOWER;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use archipelago_chaos::load::{self, Protocol, Report};
 use aws_lc_rs::digest;
@@ -18,6 +18,7 @@ use harness::suite::{self, shared};
 use harness::{Connection, Federation, PATIENCE, Reply, check, eventually, is_within_five_sigma, proc, saw};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         http2_carries_trailers_and_echoes_as_it_goes,
         names_resolve_at_every_gateway,
         metrics_speak_the_meshs_language,
+        a_backend_that_becomes_slow_is_named,
     ])
 }
 
@@ -65,6 +67,39 @@ async fn a_request_is_served_and_says_by_whom(federation: &Federation) {
         Connection::http1(&federation.gateway("paris/gw-1").http).await.get("checkout.shop", "/headers", &lie).await;
     let text = reply.json().to_string();
     assert!(text.contains("cluster/paris/gateway/gw-1") && !text.contains("cluster/tokyo/gateway"), "{text}");
+}
+
+/// The backend of tokyo answers 400 ms later than before: whoever asks is told which it is, and that it is the backend.
+async fn a_backend_that_becomes_slow_is_named(federation: &Federation) {
+    let mut client = Connection::http1(&federation.gateway("frankfurt/gw-1").http).await;
+    federation.ok("split set shop/web tokyo=1").await;
+    let made = client.send("POST", "web.shop", "/slower/400", &[], empty()).await.unwrap();
+    assert_eq!(Reply::read(made).await.json()["slowerMs"], 400);
+    federation.ok("split set shop/web paris=9 tokyo=1").await;
+    let started = Instant::now();
+    let mut found = Value::Null;
+    eventually("the slow backend is named", PATIENCE, async || {
+        for _ in 0..20 {
+            assert_eq!(client.get("web.shop", "/", &[]).await.status, 200);
+        }
+        found = federation.json("slow shop/web --since 1m").await;
+        let is_named = found["verdict"]["hop"] == "first-byte" && found["verdict"]["cluster"] == "tokyo";
+        if is_named { Ok(()) } else { Err(found["verdict"].to_string()) }
+    })
+    .await;
+    let verdict = &found["verdict"];
+    saw!("after {:.1?}: {}", started.elapsed(), verdict["text"]);
+    assert!(verdict["timeMs"].as_f64().unwrap() >= 400.0, "{found:#}");
+    assert_eq!((&found["gateways"]["answered"], &found["gateways"]["missing"]), (&6.into(), &Value::Array(vec![])));
+    let endpoint = verdict["endpoint"].as_str().unwrap();
+    let text = federation.ok("slow shop/web").await.stdout;
+    assert!(text.contains(&format!("until the endpoint begins to answer, at {endpoint} in tokyo")), "{text}");
+    let mut backend = Connection::http1(&format!("http://{endpoint}")).await;
+    let made = backend.send("POST", "web.shop", "/slower/0", &[], empty()).await.unwrap();
+    assert_eq!(Reply::read(made).await.json()["slowerMs"], 0);
+    let asked = backend.get("web.shop", "/", &[]).await;
+    assert_eq!((asked.field("service").as_str(), asked.field("cluster").as_str()), ("shop/web", "tokyo"), "{found:#}");
+    federation.meshctl(["slow", "shop/nothing"]).await.expect(1);
 }
 
 async fn a_split_holds_over_http1_and_http2(federation: &Federation) {

@@ -569,6 +569,18 @@ pub(crate) struct ExplainArgs {
     pub(crate) headers: Vec<(String, String)>,
 }
 
+#[derive(Args)]
+pub(crate) struct SlowArgs {
+    /// namespace/name
+    pub(crate) service: ServiceName,
+    /// How far back, in whole minutes upwards; 15m is all that is kept
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
+    pub(crate) since: Duration,
+    /// Look at the slowest hundredth of the requests, instead of the hundred slowest
+    #[arg(long)]
+    pub(crate) p99: bool,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum Role {
     /// Control-plane member

@@ -15,6 +15,7 @@ mod operator;
 mod raft;
 mod resources;
 mod show;
+mod slow;
 mod split;
 mod token;
 mod validate;
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Install(args) => kubernetes::install::run(&context, &args),
         Command::Uninstall(args) => kubernetes::uninstall::run(&args),
         Command::Explain(args) => block_on(explain::run(&context, args)),
+        Command::Slow(args) => block_on(slow::run(&context, args)),
         Command::Completion { shell } => complete::run(shell),
         Command::Role(role) => run_role(role),
     }

@@ -7,6 +7,7 @@
 //! | `POST /digest` | JSON `{"bytes","sha256"}` of the body, hashed as it arrives |
 //! | `POST /echo` | the body, and its trailers, back as they arrive |
 //! | `/delay/MS` | as `/`, after MS milliseconds (at most ten minutes) |
+//! | `POST /slower/MS` | JSON `{"slowerMs":MS}`: from now on this backend answers everything else MS milliseconds later; 0 ends it |
 //! | `/status/CODE` | as `/`, with that status (200 to 599) |
 //! | `/headers` | JSON `{"method","path","authority","headers":[[name,value],…]}` as they arrived, duplicates kept |
 //! | `/trailers` | a text, then the trailers `x-demo-bytes` and `x-demo-sha256` over it |
@@ -17,7 +18,13 @@
 //! `mesh-source` header or null, `caller` the `URI` in its `x-forwarded-client-cert` or null. Paths without a method take every method but CONNECT and TRACE, and
 //! read and drop a request body; HEAD has the head of GET. A refusal is JSON `{"error"}`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
@@ -38,11 +45,12 @@ use crate::{
 pub(crate) struct Backend {
     identity: Arc<Identity>,
     cancelled: Cancelled,
+    slower_ms: AtomicU64,
 }
 
 impl Backend {
     pub(crate) fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, cancelled: Cancelled::default() }
+        Self { identity, cancelled: Cancelled::default(), slower_ms: AtomicU64::new(0) }
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -84,6 +92,19 @@ impl Backend {
         }
         let path = request.uri.path();
         let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+        if let ["slower", millis] = segments[..] {
+            if *method != Method::POST {
+                return Err(Refusal::Method("POST"));
+            }
+            let millis = number(millis, 0..=DELAY_MAX_MS)?;
+            discard(body).await?;
+            self.slower_ms.store(millis, Ordering::Relaxed);
+            return Ok(json(&serde_json::json!({ "slowerMs": millis })));
+        }
+        match self.slower_ms.load(Ordering::Relaxed) {
+            0 => {}
+            millis => sleep(Duration::from_millis(millis)).await,
+        }
         match segments[..] {
             ["digest"] if *method == Method::POST => digest_of(body).await,
             ["echo"] if *method == Method::POST => Ok(echo(request, body)),

@@ -111,6 +111,19 @@ async fn delays_and_answers() {
 }
 
 #[tokio::test]
+async fn becomes_slower_and_is_as_before() {
+    for client in both().await {
+        let slower = async |ms: u64| read_json(post(&client, &format!("/slower/{ms}"), empty()).await).await;
+        assert_eq!(slower(30).await["slowerMs"], 30);
+        let started = std::time::Instant::now();
+        assert_eq!(client.get_json("/").await["cluster"], "paris");
+        assert!(started.elapsed() >= Duration::from_millis(30));
+        assert_eq!(slower(0).await["slowerMs"], 0);
+        assert_eq!(client.get("/slower/30").await.status(), 405, "looking at it does not change it");
+    }
+}
+
+#[tokio::test]
 async fn answers_with_the_status_asked_for() {
     for client in both().await {
         for code in [200, 201, 404, 429, 503, 599] {
