@@ -1,0 +1,22 @@
+//! How long requests took, from the gateway that counted them to whoever judges by it. No I/O, no clock of its own.
+//!
+//! | module | takes | gives |
+//! | --- | --- | --- |
+//! | [`counts`] | microseconds | an HdrHistogram that holds only what is in it |
+//! | [`store`] | what workers counted, questions | a gateway's answers: counts since it began |
+//! | [`window`] | answers of many gateways, time | what happened between two moments, and whom that leaves out |
+//! | [`rows`] | what happened | requests, success and percentiles by service, cluster and version |
+//!
+//! A gateway counts from its start on and never forgets; who asks keeps what it was told and subtracts. So any number may ask, each over
+//! a time of its own, an answer that is lost loses nothing, and a gateway that begins again is seen by its number (`incarnation`).
+
+pub mod counts;
+pub mod key;
+pub mod rows;
+pub mod store;
+pub mod window;
+
+pub use counts::{Counts, Tally};
+pub use key::{Key, Outcome, Reporter};
+pub use store::Store;
+pub use window::{Snapshot, Window};
