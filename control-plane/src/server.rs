@@ -194,6 +194,7 @@ impl Starting {
             recovery_grace: args.recovery_grace,
             clocks: api::identity::Clocks::default(),
             inquiries: Arc::new(Semaphore::new(api::telemetry::INQUIRIES_MAX)),
+            looks: Arc::new(Semaphore::new(api::telemetry::LOOKS_MAX)),
             stopping: draining.clone(),
             consensus: Arc::clone(&consensus),
         });

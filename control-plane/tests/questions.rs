@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use archipelago_model::feature;
 use archipelago_proto::v1::{
     Answer, AskRequest, GatewayAddresses, GatewayDirective, GatewayHello, GatewayMessage, JoinRole, LatencyAnswer,
-    LatencyQuestion, LatencySeries, NoAnswerReason, Question, answer, gateway_answer::Outcome,
+    LatencyQuestion, LatencySeries, NoAnswerReason, Question, TopRequest, answer, gateway_answer::Outcome,
     gateway_control_client::GatewayControlClient, gateway_directive, gateway_message::Body, question,
     telemetry_client::TelemetryClient,
 };
+use archipelago_telemetry::{self as telemetry, Counts, Key, Reporter, Tally};
 use common::{ControlPlane, PATIENCE, cluster, eventually};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -107,14 +108,26 @@ async fn every_gateway_answers_or_is_named_with_the_reason() {
         }
     };
     let as_a_gateway_should = tokio::spawn(async move {
+        let mut requests = Tally::default();
         loop {
             let asked = answers.question().await;
-            let Some(question::Body::Latency(LatencyQuestion { since: 7, .. })) = asked.body else {
-                panic!("{asked:?}")
-            };
+            let Some(question::Body::Latency(LatencyQuestion { .. })) = asked.body else { panic!("{asked:?}") };
+            // Ten more whenever somebody looks.
+            (0..10).for_each(|_| requests.record(5_000));
             // Nobody waits for this one; the next counts all the same.
             answers.answer(Answer { id: asked.id + 1_000, ..Answer::default() }).await;
-            let said = answer::Body::Latency(LatencyAnswer { incarnation: 3, as_of: 9, ..LatencyAnswer::default() });
+            let key = Key {
+                service: "shop/web".into(),
+                version: "".into(),
+                source: "paris".into(),
+                destination: "tokyo".into(),
+                reporter: Reporter::Source,
+                outcome: telemetry::Outcome::Status2xx,
+                overflow: false,
+            };
+            let series = vec![key.to_wire(&requests.clone().counted())];
+            let said = LatencyAnswer { incarnation: 3, as_of: 9, series, ..LatencyAnswer::default() };
+            let said = answer::Body::Latency(said);
             answers.answer(Answer { id: asked.id, body: Some(said), ..Answer::default() }).await;
         }
     });
@@ -156,6 +169,59 @@ async fn every_gateway_answers_or_is_named_with_the_reason() {
             }
             _ => Err(format!("{told:?}").chars().take(2_000).collect()),
         }
+    })
+    .await;
+    // The same, again and again: what is not known is said, and nothing is made up for it.
+    let mut telemetry = TelemetryClient::new(control_plane.channel(3).await.unwrap());
+    let request = TopRequest { interval_ms: 250, with_counts: true, ..TopRequest::default() };
+    let mut looks = telemetry.top(request.clone()).await.unwrap().into_inner();
+    let mut next = async || timeout(PATIENCE, looks.message()).await.expect("figures in time").unwrap().unwrap();
+    let first = next().await;
+    assert!(first.begins && first.rows.is_empty(), "{first:?}");
+    // A busy machine may have one answer too late; then the next brings both.
+    let (mut counted, mut reported) = (0, 0);
+    while reported < 3 {
+        let look = next().await;
+        assert_eq!(look.gateways_reported as usize + look.missing.len(), 6, "{look:?}");
+        let missing = |name: &str| look.missing.iter().find(|missing| missing.gateway == name);
+        for name in ["boasts", "fails", "silent", "old", "gone"] {
+            let why =
+                missing(name).and_then(|missing| missing.why.clone()).unwrap_or_else(|| panic!("{name}: {look:?}"));
+            assert!(!why.detail.is_empty());
+        }
+        if missing("answers").is_none() {
+            let row = &look.rows[0];
+            assert_eq!((&*row.service, row.failed, look.rows.len()), ("shop/web", 0, 1));
+            assert_eq!((&*row.sources, &*row.destinations), (&["paris".to_owned()][..], &["tokyo".to_owned()][..]));
+            assert_eq!(row.p99_micros, Some(5_023));
+            assert_eq!(Counts::decode(&row.counts).unwrap().total(), row.succeeded);
+            assert!(row.succeeded > 0 && row.succeeded % 10 == 0 && row.requests_per_second > 0.0, "{row:?}");
+            counted += row.succeeded;
+            reported += 1;
+        }
+    }
+    assert!(counted >= 30);
+    for (request, why) in [
+        (TopRequest { interval_ms: 1, ..TopRequest::default() }, "an interval is between 250ms and 3600s"),
+        (
+            TopRequest { services: vec!["web".into()], ..TopRequest::default() },
+            "\"web\" is not a service: give namespace/name",
+        ),
+        (TopRequest { by: 99, ..TopRequest::default() }, "this member cannot tell apart by that: upgrade it"),
+    ] {
+        let status = telemetry.top(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, why));
+    }
+    // There are so many who look, and whoever goes away makes room.
+    let mut others = Vec::new();
+    for _ in 0..7 {
+        others.push(telemetry.top(request.clone()).await.unwrap());
+    }
+    assert_eq!(telemetry.top(request.clone()).await.unwrap_err().code(), Code::ResourceExhausted);
+    others.clear();
+    eventually("there is room", || async {
+        let mut telemetry = TelemetryClient::new(control_plane.channel(3).await.map_err(|status| status.to_string())?);
+        telemetry.top(request.clone()).await.map(drop).map_err(|status| status.to_string())
     })
     .await;
     for gateway in [as_a_gateway_should, too_much, not_at_all] {

@@ -81,6 +81,15 @@ impl Workers {
         reports
     }
 
+    /// Every worker hands over how long requests took; how many of them do not answer in time.
+    pub async fn flush_latencies(&self) -> usize {
+        let asked = self.0.iter().map(|worker| {
+            let asked = ask(worker, Command::FlushLatencies);
+            async { tokio::time::timeout(FLUSH_TIMEOUT, asked).await.ok().flatten() }
+        });
+        join_all(asked).await.into_iter().filter(Option::is_none).count()
+    }
+
     /// Cuts on every worker.
     pub async fn cut(&self, cut: &Cut) {
         for worker in self.0.iter() {
@@ -130,6 +139,8 @@ async fn ask<T>(worker: &mpsc::Sender<Command>, command: impl FnOnce(Reply<T>) -
 }
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Whoever looks at a gateway waits for it, and a worker that hangs has told all but its last quarter of a second.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Round trips drift; states are told at once.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);

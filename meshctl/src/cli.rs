@@ -99,6 +99,20 @@ Examples:
     /// Tunnels between gateways, with their state and round-trip time
     #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -o json")]
     Tunnels,
+    /// Requests per second, success and percentiles of latency, live
+    #[command(after_help = "\
+Each request is counted once, at the gateway where it entered, from its first byte to the last of its response. Percentiles are of
+all gateways together, at most 0.8 % above the true ones; beyond 60 s they say 60 s. A request succeeds with a status below 500; those
+that their clients gave up count neither way. A gateway that does not report is named, and nothing is made up for it.
+On a terminal the figures follow each other until Ctrl-C; elsewhere one set is printed.
+
+Examples:
+  meshctl top
+  meshctl top shop/checkout --by source           from which cluster to which
+  meshctl top shop/checkout --by version          v1 beside v2
+  meshctl top --once --interval 10s
+  meshctl top -n 60 --interval 1s -o json         one JSON value per second, for a minute")]
+    Top(TopArgs),
     /// Gateways, their addresses and the revision they run
     #[command(after_help = "Examples:\n  meshctl gateways\n  meshctl gateways -o yaml")]
     Gateways,

@@ -346,6 +346,15 @@ impl Client {
         .await
     }
 
+    /// What happens at the gateways, again and again, as one member sees it.
+    pub(crate) async fn top(&self, request: v1::TopRequest) -> Outcome<tonic::Streaming<v1::TopSnapshot>> {
+        self.call(|channel| {
+            let request = request.clone();
+            async move { v1::telemetry_client::TelemetryClient::new(channel).top(request).await }
+        })
+        .await
+    }
+
     /// Follows the acknowledgement of a revision; `progress` sees every message. Returns the last one.
     ///
     /// A member that goes away in the middle is replaced by another one. The time allowed is counted

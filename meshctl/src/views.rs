@@ -5,6 +5,7 @@
 
 mod events;
 mod services;
+mod top;
 mod writes;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::events::{EventView, EventsView, SourceView};
 pub(crate) use self::services::{ServiceClusterView, ServiceView, service_text};
+pub(crate) use self::top::TopView;
 pub(crate) use self::writes::{ChangeView, WriteView};
 use crate::duration;
 use crate::output::{Cell, Table, Text};

@@ -75,6 +75,8 @@ pub(crate) struct Context {
     pub(crate) clocks: identity::Clocks,
     /// Questions under way to many gateways.
     pub(crate) inquiries: Arc<Semaphore>,
+    /// Operators who look at what gateways measure, again and again.
+    pub(crate) looks: Arc<Semaphore>,
     /// Cancelled when this member shuts down: streams end so that their clients go elsewhere.
     pub(crate) stopping: CancellationToken,
 }

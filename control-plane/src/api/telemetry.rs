@@ -3,6 +3,8 @@
 //! Each gateway is asked through its stream by the member that serves it; this member asks those members, all at once, and passes
 //! answers on as they come. A gateway of which there is no answer is named with the reason: nothing is made up for it.
 
+mod top;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -12,7 +14,7 @@ use std::{
 
 use archipelago_proto::v1::{
     Answer, AskLocalRequest, AskRequest, GatewayAnswer, GatewayQuestion, NoAnswer, NoAnswerReason as Reason, Question,
-    gateway_answer::Outcome, question, telemetry_server::Telemetry,
+    TopRequest, TopSnapshot, gateway_answer::Outcome, question, telemetry_server::Telemetry,
 };
 use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::{
@@ -38,11 +40,25 @@ impl Telemetry for TelemetryService {
         let body = body.ok_or_else(|| Status::invalid_argument("no question that this member knows"))?;
         let clusters: BTreeSet<String> = clusters.into_iter().collect();
         let (answers, receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
-        let inquiry = self.0.inquire(&clusters, |_, _| body.clone())?;
+        let is_asked = |cluster: &str| clusters.is_empty() || clusters.contains(cluster);
+        let inquiry = self.0.inquire(|cluster, _| is_asked(cluster).then(|| body.clone()))?;
         tokio::spawn(inquiry.run(move |answer| {
             let answers = answers.clone();
             async move { answers.send(Ok(answer)).await }
         }));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type TopStream = ReceiverStream<Result<TopSnapshot, Status>>;
+
+    async fn top(&self, request: Request<TopRequest>) -> Result<Response<Self::TopStream>, Status> {
+        operator(&request)?;
+        let look = top::Look::new(request.into_inner())?;
+        let permit = Arc::clone(&self.0.looks).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{LOOKS_MAX} others look already: end one, or ask another member"))
+        })?;
+        let (snapshots, receiver) = mpsc::channel(1);
+        tokio::spawn(look.run(Arc::clone(&self.0), snapshots, permit));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -65,31 +81,30 @@ pub(super) struct Inquiry {
 }
 
 impl Context {
-    /// Prepares to ask every gateway of `clusters` (of all, if none is named) what `body` gives for it: cluster, then name.
+    /// Prepares to ask every gateway what `question` gives for its cluster and name, if anything.
     ///
     /// # Errors
     /// Too many inquiries are under way.
     pub(super) fn inquire(
         self: &Arc<Self>,
-        clusters: &BTreeSet<String>,
-        body: impl Fn(&str, &str) -> question::Body,
+        mut question: impl FnMut(&str, &str) -> Option<question::Body>,
     ) -> Result<Inquiry, Status> {
         let permit = Arc::clone(&self.inquiries).try_acquire_owned().map_err(|_| {
             Status::resource_exhausted("this member asks gateways as much as it may: try again, or ask another member")
         })?;
-        let is_asked = |cluster: &str| clusters.is_empty() || clusters.contains(cluster);
         let connected = self.sessions.gateways();
         let mut questions: BTreeMap<u64, Vec<Addressed>> = BTreeMap::new();
-        for view in connected.values().filter(|view| is_asked(&view.session.cluster)) {
+        for view in connected.values() {
             let (cluster, gateway) = (view.session.cluster.clone(), view.session.gateway.clone());
-            let body = body(&cluster, &gateway);
-            questions.entry(view.member).or_default().push(Addressed { cluster, gateway, body });
+            if let Some(body) = question(&cluster, &gateway) {
+                questions.entry(view.member).or_default().push(Addressed { cluster, gateway, body });
+            }
         }
         let missing = self.consensus.read(|state| {
-            let absent = state.gateways().keys().filter(|(cluster, gateway)| {
-                is_asked(cluster) && !connected.contains_key(&gateway_key(cluster, gateway))
-            });
-            absent
+            let known = state.gateways().keys();
+            let absent = known.filter(|(cluster, gateway)| !connected.contains_key(&gateway_key(cluster, gateway)));
+            let asked = absent.filter(|(cluster, gateway)| question(cluster, gateway).is_some());
+            asked
                 .map(|(cluster, gateway)| no_answer(cluster, gateway, Reason::NotConnected, "is not connected"))
                 .collect()
         });
@@ -217,6 +232,8 @@ fn printable(text: &str) -> String {
 pub(crate) const INQUIRIES_MAX: usize = 16;
 /// A thousand gateways in 16 round trips; 128 MiB of answers if all of them say as much as they may.
 const ASKED_AT_ONCE_MAX: usize = 64;
+/// Each holds what it knows of all gateways: 64 MiB at most, a few in a small federation.
+pub(crate) const LOOKS_MAX: usize = 8;
 const ANSWERS_QUEUED_MAX: usize = 4;
 /// For all gateways of one member, of which one that does not answer takes 2 s.
 const GATEWAYS_TIME_MAX: Duration = Duration::from_secs(4);

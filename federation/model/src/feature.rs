@@ -63,6 +63,7 @@ pub const ALL: &[&str] = &[
     STICKY_COOKIE,
     STICKY_HEADER,
     STREAM_LIMITS,
+    TELEMETRY_LATENCY,
     TELEMETRY_SLOW,
 ];
 

@@ -7,8 +7,6 @@
 //! A histogram of all 2,533 buckets takes 20 KB for each series, and a gateway has thousands of which most are narrow; so the buckets
 //! that hold something are listed, eight bytes each. Tests hold this against the `hdrhistogram` crate.
 
-use std::cmp::Ordering;
-
 /// Durations by bucket, ascending.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts(Vec<Filled>);
@@ -111,11 +109,9 @@ impl Counts {
         None
     }
 
-    /// How many durations lie in the buckets from that of `from` to that of `to`, both in microseconds and both included.
-    #[must_use]
-    pub fn between(&self, from: u64, to: u64) -> u64 {
-        let range = bucket(from)..=bucket(to);
-        self.0.iter().filter(|filled| range.contains(&filled.index())).map(|filled| filled.count()).sum()
+    /// Buckets that are not empty, ascending: the shortest and the longest of its durations in microseconds, and how many there are.
+    pub fn filled(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        self.0.iter().map(|filled| (lowest(filled.index()), highest(filled.index()), filled.count()))
     }
 
     /// As `LatencySeries.counts`.

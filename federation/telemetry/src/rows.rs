@@ -109,7 +109,10 @@ mod tests {
     use crate::key::Outcome;
     use crate::window::Measured;
 
-    fn snapshot(series: &[(&str, &str, &str, &str, Reporter, Outcome, &[u64])]) -> Snapshot {
+    /// Service, version, source, destination, who reports, how it ended, how long they took.
+    type Series<'a> = (&'a str, &'a str, &'a str, &'a str, Reporter, Outcome, &'a [u64]);
+
+    fn snapshot(series: &[Series<'_>]) -> Snapshot {
         let measured = series.iter().map(|(service, version, source, destination, reporter, outcome, micros)| {
             let key = Key {
                 service: (*service).into(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, btree_map};
 use std::time::Duration;
 
-use archipelago_proto::v1::{LatencyAnswer, LatencyQuestion};
+use archipelago_proto::v1::{LatencyAnswer, LatencyQuestion, NoAnswer, NoAnswerReason};
 
 use crate::counts::Counts;
 use crate::key::{Key, Refused};
@@ -18,7 +18,7 @@ pub struct Window {
     services: Vec<String>,
     gateways: BTreeMap<Gateway, Seen>,
     measured: BTreeMap<Key, Measured>,
-    missing: BTreeMap<Gateway, String>,
+    missing: BTreeMap<Gateway, NoAnswer>,
     restarted: BTreeMap<Gateway, u32>,
     silent_workers: u32,
     began: Duration,
@@ -58,7 +58,7 @@ pub struct Snapshot {
     /// Gateways whose figures are in it.
     pub reported: usize,
     /// Gateways whose figures are not in it, or not all of them, and why.
-    pub missing: BTreeMap<Gateway, String>,
+    pub missing: BTreeMap<Gateway, NoAnswer>,
     /// Gateways that began again in it, and how often: of each, what it counted after its last answer is lost.
     pub restarted: BTreeMap<Gateway, u32>,
     /// Workers whose latest requests are not in it yet.
@@ -133,13 +133,14 @@ impl Window {
         let taken = self.take_in(gateway, answer, now);
         if let Err(error) = &taken {
             self.forget(gateway);
-            self.missing.insert(gateway.clone(), error.to_string());
+            let why = NoAnswer { reason: NoAnswerReason::Failed.into(), detail: error.to_string() };
+            self.missing.insert(gateway.clone(), why);
         }
         taken
     }
 
     /// There is no answer of this gateway, because of this.
-    pub fn missing(&mut self, gateway: Gateway, why: String) {
+    pub fn missing(&mut self, gateway: Gateway, why: NoAnswer) {
         if let Some(seen) = self.gateways.get_mut(&gateway) {
             seen.is_complete = false;
         }
@@ -259,8 +260,8 @@ impl Window {
         if seen.is_complete {
             self.missing.remove(gateway);
         } else {
-            self.missing
-                .insert(gateway.clone(), "is looked at for the first time: it is in the next figures".to_owned());
+            let detail = "is looked at for the first time: its figures begin here".to_owned();
+            self.missing.insert(gateway.clone(), NoAnswer { reason: NoAnswerReason::First.into(), detail });
         }
         self.silent_workers = self.silent_workers.saturating_add(answer.silent_workers.min(SILENT_MAX));
         Ok(Next::Done)

@@ -2,23 +2,27 @@
 
 use std::sync::Arc;
 
-use archipelago_proto::v1::{Answer, GatewayMessage, Question, answer, gateway_message, question};
+use archipelago_proto::v1::{
+    Answer, GatewayMessage, LatencyAnswer, LatencyQuestion, Question, answer, gateway_message, question,
+};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::stream::send;
+use crate::telemetry::Latencies;
 use crate::workers::Workers;
 
 /// Who answers; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Questions {
-    permits: Arc<Semaphore>,
     workers: Workers,
+    latencies: Arc<Latencies>,
+    permits: Arc<Semaphore>,
 }
 
 impl Questions {
-    /// Asks the workers.
-    pub fn new(workers: Workers) -> Self {
-        Self { permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)), workers }
+    /// Answers out of what these measure.
+    pub fn new(workers: Workers, latencies: Arc<Latencies>) -> Self {
+        Self { workers, latencies, permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) }
     }
 
     /// Answers a question to `out`, in its own time.
@@ -41,9 +45,20 @@ impl Questions {
                 let body = answer::Body::Slow(self.workers.slow(&question).await);
                 Answer { body: Some(body), ..Answer::default() }
             }
+            Some(question::Body::Latency(asked)) => self.latency(asked).await,
             // Not asked of this build: its hello names no feature for it.
-            Some(question::Body::Latency(_)) | None => failure("this gateway does not know the question".to_owned()),
+            None => failure("this gateway does not know the question".to_owned()),
         }
+    }
+
+    async fn latency(&self, asked: LatencyQuestion) -> Answer {
+        let silent = self.workers.flush_latencies().await;
+        let latencies = Arc::clone(&self.latencies);
+        // Thousands of series are work for a while.
+        let told = tokio::task::spawn_blocking(move || latencies.answer(&asked, ANSWER_BYTES_MAX)).await;
+        let Ok(told) = told else { return failure("is stopping".to_owned()) };
+        let told = LatencyAnswer { silent_workers: u32::try_from(silent).unwrap_or(u32::MAX), ..told };
+        Answer { body: Some(answer::Body::Latency(told)), ..Answer::default() }
     }
 }
 
@@ -53,3 +68,5 @@ fn failure(why: String) -> Answer {
 
 /// Operators that look at once, each at one member; a question lasts as long as the slowest worker.
 const ANSWERED_AT_ONCE_MAX: usize = 16;
+/// Well below what a member takes of one answer (2 MiB); the rest is asked for.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;

@@ -145,7 +145,9 @@ async fn attempts(
             return last(call, books, &course, behind, Failure::Broken).await;
         };
         let destination = course.view.cluster_name(decision.cluster).unwrap_or(&worker.cluster).clone();
+        let version = course.version_of(call, &decision.target);
         books.record().destination_cluster = Some(destination.clone());
+        books.record().version.clone_from(&version);
         books.names(&decision.target, rule);
         books.record().trail.begins(&decision.target, course.chosen);
         let attempt = Attempt { history: course.history, has_timeout: course.has_timeout };
@@ -202,8 +204,8 @@ async fn attempts(
                             books.record().hedge = Some(Hedge::None);
                         }
                         worker.metrics.replay(purpose, reason);
-                        let left =
-                            Behind { sent: sent.as_mut(), target: decision.target.clone(), destination, is_hedged };
+                        let (sent, target) = (sent.as_mut(), decision.target.clone());
+                        let left = Behind { sent, target, destination, version, is_hedged };
                         return Box::pin(attempts(call, books, *next, Some(left))).await;
                     }
                 }
@@ -254,6 +256,8 @@ struct Behind<'a> {
     sent: Pin<&'a mut (dyn Future<Output = Result<Sent, Failed>> + 'a)>,
     target: Target,
     destination: Name,
+    /// Of its endpoint, if that is here.
+    version: Option<Name>,
     /// Both may answer.
     is_hedged: bool,
 }
@@ -263,6 +267,7 @@ impl Behind<'_> {
         books.enter(in_flight);
         books.record().trail.answered(&self.target, stamps);
         books.record().destination_cluster = Some(self.destination);
+        books.record().version = self.version;
         if self.is_hedged {
             books.record().hedge = Some(Hedge::First);
         }
@@ -486,6 +491,12 @@ impl Course {
         let (now, tried) = (Instant::now(), &self.tried);
         let query = RouteQuery { service: call.service, rule, key, tried, random: 0, now };
         self.view.hope(&query, call.worker.limits.away_timeout)
+    }
+
+    /// The version of an endpoint here.
+    fn version_of(&self, call: &Call, target: &Target) -> Option<Name> {
+        let Target::Local(endpoint) = target else { return None };
+        self.view.service(call.service)?.version_of(endpoint).cloned()
     }
 
     /// Takes what is known now of peers and endpoints, as long as its policy is the same.

@@ -73,6 +73,8 @@ pub struct Record {
     pub source_cluster: Name,
     /// Cluster that served it, or was last tried.
     pub destination_cluster: Option<Name>,
+    /// Version of the endpoint here that served it, or was last tried; `None`: it was sent elsewhere, or has none.
+    pub version: Option<Name>,
     /// [`Service::key`](crate::config::Service::key).
     pub service: Option<Name>,
     /// Revision of the policy under which it was served, all of it.
@@ -130,6 +132,7 @@ impl Record {
             reporter,
             source_cluster,
             destination_cluster: None,
+            version: None,
             service: None,
             revision: 0,
             code: 0,

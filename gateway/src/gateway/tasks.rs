@@ -105,6 +105,7 @@ impl ControlTasks {
             Arc::clone(&reports),
         ));
         tasks.spawn(self.journal.clone().run(self.credential.clone(), self.drain.clone()));
+        tasks.spawn(Arc::clone(&self.metrics.latencies).settle_on(SETTLE_INTERVAL));
         if let Some(agent) = agent {
             let (connected, away) = watch::channel(false);
             let callers = self.callers;
@@ -130,7 +131,7 @@ impl ControlTasks {
                 state: self.state,
                 published: self.published,
                 updates: self.updates,
-                questions: Questions::new(self.workers.clone()),
+                questions: Questions::new(self.workers.clone(), Arc::clone(&self.metrics.latencies)),
                 workers: self.workers,
                 metrics: self.metrics,
                 tcp_ports,
@@ -154,5 +155,7 @@ impl ControlTasks {
     }
 }
 
+/// Of what four flushes of each worker hold.
+const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Of a gateway that stops; a drain has its own.
 const LAST_WRITE_TIME: Duration = Duration::from_secs(5);

@@ -23,6 +23,7 @@ use crate::exchange::books::{Done, Reporter};
 use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
+use crate::telemetry::latency::{Latencies, WorkerLatencies};
 use crate::visitors::Full;
 use archipelago_http::h1::Refusal as RefusedHead;
 
@@ -31,6 +32,8 @@ use archipelago_http::h1::Refusal as RefusedHead;
 pub struct GatewayMetrics {
     requests: Arc<Requests>,
     events: Arc<Events>,
+    /// How long requests took, for whoever asks.
+    pub latencies: Arc<Latencies>,
     tunnels: Arc<Tunnels>,
     refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
     accepted_tunnels: Counter,
@@ -58,6 +61,7 @@ impl GatewayMetrics {
         let this = Self {
             requests: Arc::default(),
             events: Arc::default(),
+            latencies: Arc::new(Latencies::new(rand::random())),
             tunnels: Arc::default(),
             refused_tunnels: Family::default(),
             accepted_tunnels: Counter::default(),
@@ -153,6 +157,7 @@ pub struct WorkerMetrics {
     shared: GatewayMetrics,
     requests: RefCell<HashMap<Key, Series, foldhash::fast::RandomState>>,
     events: Arc<Counts>,
+    latencies: WorkerLatencies,
     http_connections: Gauge,
     tcp_open: Gauge,
     /// What this worker has added to the gauge of all.
@@ -166,6 +171,7 @@ impl WorkerMetrics {
         Self {
             requests: RefCell::default(),
             events: shared.events.of_worker(),
+            latencies: WorkerLatencies::new(&shared.latencies),
             http_connections: open("http"),
             tcp_open: open("tcp"),
             unreachable_endpoints: Cell::default(),
@@ -175,6 +181,7 @@ impl WorkerMetrics {
 
     /// Counts a finished request.
     pub fn request(&self, done: &Done<'_>) {
+        self.latencies.record(done);
         let record = &done.record;
         if let Some(hedge) = record.hedge {
             self.events.add(Event::Hedge, [hedge.label(), ""], 1);
@@ -194,6 +201,7 @@ impl WorkerMetrics {
 
     /// Adds what was counted since the last time to what the scraper sees.
     pub fn flush(&self) {
+        self.latencies.flush();
         let mut local = self.requests.borrow_mut();
         if local.is_empty() {
             return;
@@ -205,6 +213,11 @@ impl WorkerMetrics {
                 shared.entry(labels).or_default().add(&series);
             }
         }
+    }
+
+    /// Hands over how long requests took, for whoever asks now.
+    pub fn flush_latencies(&self) {
+        self.latencies.flush();
     }
 
     /// An attempt beyond the first.

@@ -2,9 +2,11 @@
 
 pub mod access_log;
 mod events;
+mod latency;
 pub mod metrics;
 mod name;
 
 pub use access_log::AccessLog;
+pub use latency::Latencies;
 pub use metrics::{GatewayMetrics, WorkerMetrics};
 pub use name::{Name, Names};

@@ -19,6 +19,8 @@ pub enum Command {
     Explain(Box<ExplainQuery>, Reply<ExplainResponse>),
     /// What comes back through every tunnel?
     Probe(Reply<Vec<TunnelProbe>>),
+    /// Hand over how long requests took.
+    FlushLatencies(Reply<()>),
     /// How are the tunnels, and what is being carried?
     Report(Reply<Report>),
     /// Which requests of this service, or of all, took long within this time, and on what?
@@ -97,6 +99,10 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             Command::Probe(reply) => {
                 let worker = Rc::clone(&worker);
                 drop(tokio::task::spawn_local(async move { drop(reply.send(probe::all(worker).await)) }));
+            }
+            Command::FlushLatencies(reply) => {
+                worker.metrics.flush_latencies();
+                let _ = reply.send(());
             }
             Command::Report(reply) => drop(reply.send(report(&worker))),
             Command::Slow(service, since, reply) => drop(reply.send(report::of_worker(&worker, &service, since))),

@@ -86,6 +86,8 @@ pub struct EndpointView {
     pub endpoint: Rc<Endpoint>,
     /// Its version.
     pub version: Arc<str>,
+    /// The same, as this worker counts it; `None`: it has none.
+    pub counted_as: Option<Name>,
     /// Its name for people.
     pub instance: Arc<str>,
     /// The agent's verdict.
@@ -383,6 +385,11 @@ impl<P> ServiceView<P> {
     /// Those in this cluster.
     pub fn endpoints(&self) -> &[EndpointView] {
         &self.endpoints
+    }
+
+    /// The version of one of them, as this worker counts it.
+    pub fn version_of(&self, endpoint: &Rc<Endpoint>) -> Option<&Name> {
+        self.endpoints.iter().find(|view| Rc::ptr_eq(&view.endpoint, endpoint))?.counted_as.as_ref()
     }
 
     /// The next draw for a request without a sticky key.

@@ -581,6 +581,42 @@ pub(crate) struct SlowArgs {
     pub(crate) p99: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct TopArgs {
+    /// Services to look at, such as shop/checkout; none: all
+    #[arg(value_name = "SERVICE")]
+    pub(crate) services: Vec<ServiceName>,
+    /// How long to count for one set of figures
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    pub(crate) interval: Duration,
+    /// Print one set of figures and end, also on a terminal
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) once: bool,
+    /// Print so many sets of figures and end
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+    /// What to tell apart beside services
+    #[arg(long, value_enum)]
+    pub(crate) by: Option<TopBy>,
+    /// Show at most so many rows, the busiest [default: 20 on a terminal, else 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rows: Option<u32>,
+    /// With -o json or yaml: the whole histogram of every row
+    #[arg(long)]
+    pub(crate) histogram: bool,
+}
+
+/// `top --by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopBy {
+    /// Clusters that serve
+    Cluster,
+    /// Versions that serve, as the gateways beside their endpoints see it: without the tunnel
+    Version,
+    /// Clusters at which requests enter, and which serve
+    Source,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum Role {
     /// Control-plane member

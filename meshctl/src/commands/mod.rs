@@ -18,6 +18,7 @@ mod show;
 mod slow;
 mod split;
 mod token;
+mod top;
 mod validate;
 mod write;
 
@@ -43,6 +44,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Check(args) => block_on(check::run(&context, &args)),
         Command::Services => block_on(show::services(&context)),
         Command::Tunnels => block_on(show::tunnels(&context)),
+        Command::Top(args) => block_on(top::run(&context, args)),
         Command::Gateways => block_on(show::gateways(&context)),
         Command::Events(args) => block_on(events::run(&context, args)),
         Command::Validate(args) => block_on(validate::validate(&context, &args)),

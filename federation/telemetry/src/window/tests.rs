@@ -65,7 +65,7 @@ fn a_window_holds_what_came_since_the_one_before() {
     assert_eq!((second.reported, second.missing.len(), second.elapsed), (1, 0, Duration::from_secs(2)));
     // One answer is lost: the next brings both, over the time of both.
     paris.add([(key("shop/web"), tally(&[5; 4]))]);
-    window.missing(gateway("gw-1"), "was silent".to_owned());
+    window.missing(gateway("gw-1"), NoAnswer::default());
     let third = window.close(Duration::from_secs(3));
     assert_eq!((totals(&third), third.reported, third.missing.len()), (vec![], 0, 1));
     ask(&mut window, "gw-1", &paris, 4);
@@ -142,7 +142,7 @@ fn a_gateway_that_makes_things_up_is_left_out_and_named() {
         window.close(Duration::ZERO);
         window.take(&gateway("gw-1"), &answer, Duration::from_secs(1)).unwrap_err();
         let snapshot = window.close(Duration::from_secs(1));
-        assert!(snapshot.missing[&gateway("gw-1")].contains(why), "{snapshot:?}");
+        assert!(snapshot.missing[&gateway("gw-1")].detail.contains(why), "{snapshot:?}");
         assert!(snapshot.measured.is_empty());
         // It begins anew.
         ask(&mut window, "gw-1", &known, 2);
@@ -219,8 +219,8 @@ proptest! {
         let mut untold: Vec<Vec<(Key, u64)>> = vec![vec![]; GATEWAYS];
         let (mut expected, mut found) = (BTreeMap::<Key, Counts>::new(), BTreeMap::<Key, Counts>::new());
         let name = |gateway: usize| format!("gw-{gateway}");
-        for gateway in 0..GATEWAYS {
-            ask(&mut window, &name(gateway), &stores[gateway], 0);
+        for (gateway, store) in stores.iter().enumerate() {
+            ask(&mut window, &name(gateway), store, 0);
         }
         let mut collect = |window: &mut Window| {
             // Each is named in every window, as the one who asks does.

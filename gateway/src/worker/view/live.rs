@@ -268,6 +268,7 @@ impl<P: PeerFacts> LiveState<P> {
         (name, memory): (Name, Rc<Memory>),
         now: Instant,
     ) -> ServiceView<P> {
+        let mut versions: Vec<(&str, Name)> = Vec::new();
         let endpoints = config.local.iter().map(|local| {
             let known = self.endpoints.entry(local.address).or_insert_with(|| {
                 let endpoint = Rc::new(Endpoint::new(local.address, now));
@@ -279,6 +280,7 @@ impl<P: PeerFacts> LiveState<P> {
             EndpointView {
                 endpoint: Rc::clone(&known.endpoint),
                 version: Arc::clone(&local.version),
+                counted_as: counted_as(&mut versions, &local.version),
                 instance: Arc::clone(&local.instance),
                 readiness: local.readiness,
                 preferred: local.preferred,
@@ -431,6 +433,18 @@ fn set<P>(view: &mut View<P>, index: usize, service: Option<Rc<ServiceView<P>>>)
         view.services.push_back(None);
     }
     view.services.set(index, service);
+}
+
+/// One name per version, however many endpoints have it.
+fn counted_as<'a>(known: &mut Vec<(&'a str, Name)>, version: &'a str) -> Option<Name> {
+    if version.is_empty() {
+        return None;
+    }
+    if let Some((_, name)) = known.iter().find(|(text, _)| *text == version) {
+        return Some(name.clone());
+    }
+    known.push((version, Name::from(version)));
+    known.last().map(|(_, name)| name.clone())
 }
 
 fn cluster_of(snapshot: &Snapshot, name: &str) -> Option<usize> {

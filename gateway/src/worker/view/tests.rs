@@ -14,6 +14,7 @@ fn service(endpoints: &[&str], now: Instant) -> ServiceView {
         EndpointView {
             endpoint: Rc::new(endpoint),
             version: if words.contains(&"v2") { "v2" } else { "v1" }.into(),
+            counted_as: None,
             instance: "".into(),
             readiness: match words[0] {
                 "ready" => Readiness::Ready,
