@@ -74,19 +74,18 @@ pub struct Response {
     pub body: ResponseBody,
 }
 
-/// Serves one request of a client.
+/// Serves one request of a client, which began at `now`.
 pub async fn serve_client(
     worker: Rc<Worker>,
     entrance: &Entrance,
     mut head: Pooled<RequestHead>,
-    body: Incoming,
+    body: Replayable,
     interim: Interim,
+    now: Instant,
 ) -> Response {
-    let now = Instant::now();
     let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
     let mut record = Record::new(Reporter::Source, worker.cluster.clone(), now);
     record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), None)));
-    let body = Replayable::new(body, now);
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::link::Link;
 use super::{push_chunk, push_last_chunk};
-use crate::exchange::body::{BoxError, Incoming, ResponseBody};
+use crate::exchange::body::{BoxError, Incoming, Replayable, ResponseBody};
 use crate::exchange::client::Entrance;
 use crate::exchange::failure::Cut;
 use crate::exchange::interim::Interim;
@@ -51,11 +51,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entran
         };
         let message = Message { method: head.method.clone(), version: head.version };
         conn.begin(&info);
-        let body = Incoming::http1(UploadBody::of(&conn), info.framing);
+        let now = Instant::now();
+        let body = Replayable::new(Incoming::http1(UploadBody::of(&conn), info.framing), now);
         let interim =
             if message.version == Version::HTTP_11 { Interim::Http1(Rc::clone(&conn)) } else { Interim::None };
         // In a box: an idle connection does not carry the room of a request.
-        let answered = Box::pin(exchange::serve_client(Rc::clone(&worker), &entrance, head, body, interim));
+        let answered = Box::pin(exchange::serve_client(Rc::clone(&worker), &entrance, head, body, interim, now));
         let response = tokio::select! {
             biased;
             response = answered => response,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::download::Download;
 use super::open::{Open, OpenStream};
-use crate::exchange::body::{Incoming, ResponseBody};
+use crate::exchange::body::{Incoming, Replayable, ResponseBody};
 use crate::exchange::client::Entrance;
 use crate::exchange::interim::Interim;
 use crate::exchange::serve_client;
@@ -110,8 +110,9 @@ async fn answer(
         Ok(head) => head,
         Err(error) => return refusal(&worker, StatusCode::BAD_REQUEST, &error, stream),
     };
-    let body = Incoming::http2(body, stream.part());
-    let response = serve_client(Rc::clone(&worker), entrance, head.into(), body, Interim::None).await;
+    let now = Instant::now();
+    let body = Replayable::new(Incoming::http2(body, stream.part()), now);
+    let response = serve_client(Rc::clone(&worker), entrance, head.into(), body, Interim::None, now).await;
     match response.head.to_http() {
         Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body, stream)),
         Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error, stream),
