@@ -8,8 +8,8 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
     registry::Registry,
 };
 use tonic::Code;
@@ -87,6 +87,20 @@ impl Metrics {
         registry.register("config_acks", "Verdicts of gateways on updates, by result", metrics.acks.clone());
         registry.register("raft_messages_dropped", "Raft messages not sent, by reason", metrics.raft_dropped.clone());
         registry.register("raft_snapshots_sent", "Snapshots sent to peers, by result", metrics.snapshots.clone());
+        // Present from the start: the first of its kind must be seen as an increase.
+        for (family, results) in [
+            (&metrics.commits, &COMMIT_RESULTS[..]),
+            (&metrics.joins, &JOIN_RESULTS),
+            (&metrics.acks, &["applied", "rejected"]),
+            (&metrics.snapshots, &["delivered", "failed"]),
+        ] {
+            for result in results {
+                drop(family.get_or_create(&ResultLabel { result }));
+            }
+        }
+        for reason in DROPPED {
+            drop(metrics.raft_dropped.get_or_create(&ReasonLabel { reason }));
+        }
         Arc::new(metrics)
     }
 
@@ -177,6 +191,7 @@ impl Collector for Scraped {
             ("raft_is_leader", "1 while this member leads", u64::from(leads)),
             ("raft_has_leader", "1 while this member knows a leader", u64::from(status.leader.is_some())),
             ("raft_commit_index", "Highest log index known to be committed", status.commit),
+            ("raft_last_index", "End of the log here", status.last_index),
             ("raft_applied_index", "Highest log index applied here", status.applied_index),
             (
                 "raft_disk_full",
@@ -203,10 +218,20 @@ impl Collector for Scraped {
             let name = format!("{PREFIX}_{name}");
             gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
         }
+        let writes = context.consensus.raft.log_writes();
+        let name = format!("{PREFIX}_raft_log_write_seconds");
+        let help = "Time to make a group of log entries durable, with one fsync";
+        let mut histogram = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
+        let count = writes.buckets.iter().map(|(_, count)| count).sum();
+        histogram.encode_histogram::<NoLabelSet>(writes.seconds, count, &writes.buckets, None)?;
         Ok(())
     }
 }
 
+const COMMIT_RESULTS: [&str; 7] =
+    ["committed", "refused", "no_leader", "overloaded", "disk_full", "too_fast", "failed"];
+const DROPPED: [&str; 3] = ["unknown_peer", "queue_full", "unreachable"];
+const JOIN_RESULTS: [&str; 5] = ["joined", "unknown_token", "refused", "bad_request", "failed"];
 const PREFIX: &str = "mesh_control_plane";
 /// From a commit on a fast disk to more than one failed election.
 const COMMIT_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -234,10 +259,20 @@ mod tests {
             .filter_map(|line| line.split(' ').next())
             .collect();
         let expected = [
+            "mesh_control_plane_commits_total{result=\"committed\"}",
+            "mesh_control_plane_commits_total{result=\"refused\"}",
+            "mesh_control_plane_commits_total{result=\"no_leader\"}",
+            "mesh_control_plane_commits_total{result=\"overloaded\"}",
+            "mesh_control_plane_commits_total{result=\"disk_full\"}",
+            "mesh_control_plane_commits_total{result=\"too_fast\"}",
             "mesh_control_plane_commits_total{result=\"failed\"}",
             "mesh_control_plane_commit_seconds_sum",
             "mesh_control_plane_commit_seconds_count",
             "mesh_control_plane_joins_total{result=\"joined\"}",
+            "mesh_control_plane_joins_total{result=\"unknown_token\"}",
+            "mesh_control_plane_joins_total{result=\"refused\"}",
+            "mesh_control_plane_joins_total{result=\"bad_request\"}",
+            "mesh_control_plane_joins_total{result=\"failed\"}",
             "mesh_control_plane_svids_issued_total",
             "mesh_control_plane_audit_records_dropped_total",
             "mesh_control_plane_config_updates_total",
@@ -245,7 +280,10 @@ mod tests {
             "mesh_control_plane_config_acks_total{result=\"applied\"}",
             "mesh_control_plane_config_acks_total{result=\"rejected\"}",
             "mesh_control_plane_raft_messages_dropped_total{reason=\"queue_full\"}",
+            "mesh_control_plane_raft_messages_dropped_total{reason=\"unknown_peer\"}",
+            "mesh_control_plane_raft_messages_dropped_total{reason=\"unreachable\"}",
             "mesh_control_plane_raft_snapshots_sent_total{result=\"delivered\"}",
+            "mesh_control_plane_raft_snapshots_sent_total{result=\"failed\"}",
         ];
         let mut sorted = samples.clone();
         sorted.sort_unstable();

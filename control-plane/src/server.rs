@@ -13,7 +13,7 @@ use archipelago_base::error::chain;
 use archipelago_base::{
     durable::DirLock,
     metrics::{self as metrics_port, Registry},
-    open_files,
+    open_files, process,
     shutdown::Shutdown,
 };
 use archipelago_identity::{CredentialDir, LiveCredential, TrustDomain, tls::ClientAuth};
@@ -158,6 +158,9 @@ impl Starting {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let scraped = Scraped::register(&mut registry);
+        process::register(&mut registry, "control-plane");
+        let live = credential.clone();
+        process::register_expiries(&mut registry, move || live.current().expiries());
 
         let late: LateHandle = Arc::new(OnceLock::new());
         let network = Network {

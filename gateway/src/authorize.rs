@@ -138,8 +138,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every one.
-    #[cfg(test)]
-    const ALL: [Self; 14] = [
+    pub const ALL: [Self; 14] = [
         Self::NoConfiguration,
         Self::OwnCluster,
         Self::UnreadableRevocations,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use archipelago_base::metrics::Registry;
+use archipelago_base::process;
 use archipelago_identity::LiveCredential;
 use archipelago_proto::v1::GatewayAddresses;
 use tokio::sync::{Notify, mpsc, watch};
@@ -122,6 +123,11 @@ impl Gateway {
         );
         let mut registry = Registry::default();
         let metrics = GatewayMetrics::register(&mut registry);
+        process::register(&mut registry, "gateway");
+        let live = credential.clone();
+        process::register_expiries(&mut registry, move || live.current().expiries());
+        metrics.set_cluster(&settings.cluster);
+        metrics.vitals.limits(&settings.limits, settings.workers.max(1));
         let access_log = AccessLog::start(&settings.access_log, metrics.access_log_dropped.clone())
             .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
 

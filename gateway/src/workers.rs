@@ -114,7 +114,9 @@ impl Workers {
 pub async fn watch_tunnels(workers: Workers, metrics: GatewayMetrics, changed: Arc<Notify>, reports: Arc<Notify>) {
     let states = |tunnels: &[TunnelStatus]| tunnels.iter().map(|t| (t.to.clone(), t.state.clone())).collect::<Vec<_>>();
     loop {
-        let tunnels = workers.tunnels().await;
+        let given = workers.reports().await;
+        metrics.vitals.observe(&given);
+        let tunnels = command::merge(given.into_iter().map(|report| report.tunnels));
         let moved = states(&tunnels) != states(&metrics.tunnels());
         metrics.set_tunnels(tunnels);
         if moved {
@@ -124,6 +126,18 @@ pub async fn watch_tunnels(workers: Workers, metrics: GatewayMetrics, changed: A
             () = changed.notified() => tokio::time::sleep(DEBOUNCE).await,
             () = tokio::time::sleep(REFRESH_INTERVAL) => {}
         }
+    }
+}
+
+/// Keeps what metrics say of services fresh. Workers differ by a moment only: one of them is asked.
+pub async fn watch_serving(workers: Workers, metrics: GatewayMetrics) {
+    loop {
+        if let Some(worker) = workers.0.first()
+            && let Some(serving) = ask(worker, Command::Serving).await
+        {
+            metrics.set_serving(serving);
+        }
+        tokio::time::sleep(SERVING_INTERVAL).await;
     }
 }
 
@@ -144,3 +158,5 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Round trips drift; states are told at once.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// Of thousands of services it is a part of a millisecond.
+const SERVING_INTERVAL: Duration = Duration::from_secs(2);

@@ -36,7 +36,7 @@ mod store;
 pub use config::{Config, Limits, Timing};
 pub use core::{MembershipChange, Role, Status};
 pub use digest::{Digest, Divergence, StateDigest};
-pub use driver::{NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
+pub use driver::{LogWrites, NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
 pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
 pub use machine::{CannotApply, Encode, StateMachine, Transport};
 pub use store::{StoreError, refuse_lost};

@@ -30,7 +30,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, open_files, shutdown::Shutdown};
+use archipelago_base::{durable::DirLock, logging, metrics as metrics_port, open_files, process, shutdown::Shutdown};
 use archipelago_identity::{CredentialDir, LiveCredential};
 use archipelago_rpc::enrol::{self, Joining};
 use clap::Args as ClapArgs;
@@ -230,7 +230,11 @@ async fn serve(config: Config, provider: impl Provider, state: State, shutdown: 
             false => Err("the services have not been read and checked yet".to_owned()),
         })
     };
-    let registry = Arc::new(Mutex::new(metrics.registry()));
+    let mut registry = metrics.registry();
+    process::register(&mut registry, "agent");
+    let credential = config.credential.clone();
+    process::register_expiries(&mut registry, move || credential.current().expiries());
+    let registry = Arc::new(Mutex::new(registry));
     let port = tokio::spawn(metrics_port::serve(config.metrics_listener, registry, ready));
 
     let address = config.listener.local_addr().context("the listener has no address")?;

@@ -21,7 +21,7 @@ use crate::pem;
 use crate::{
     SpiffeId,
     revocation::RevocationList,
-    tls::{IdentityError, PeerCertificate, peer_certificate, provider},
+    tls::{IdentityError, PeerCertificate, at, peer_certificate, provider},
 };
 
 /// An X.509-SVID (SPIFFE X509-SVID §4): certificate chain, private key, and the trust bundle of its trust domain.
@@ -85,6 +85,19 @@ impl Credential {
         let key = PrivateKeyDer::from_pem_slice(own).map_err(|error| malformed(format!("no private key ({error})")))?;
         let (chain, bundle) = (certificates(own).map_err(malformed)?, certificates(bundle).map_err(malformed)?);
         Self::new(chain, key, bundle).map_err(|source| CredentialError::Identity { path: place.to_owned(), source })
+    }
+
+    /// When its certificates run out, by what they are: "svid" is its own, "issuer" the first of those between it and a root to do so,
+    /// "root" the first of the bundle.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<(&'static str, SystemTime)> {
+        let first = |certificates: &[CertificateDer<'_>]| {
+            let read = certificates.iter().filter_map(|der| x509_parser::parse_x509_certificate(der).ok());
+            read.map(|(_, certificate)| at(certificate.validity().not_after)).min()
+        };
+        let issuer = self.chain.get(1..).and_then(first).map(|time| ("issuer", time));
+        let root = first(&self.bundle).map(|time| ("root", time));
+        [("svid", self.not_after)].into_iter().chain(issuer).chain(root).collect()
     }
 
     pub(crate) fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {

@@ -183,11 +183,13 @@ pub fn peer_certificate(certificates: &[CertificateDer<'_>]) -> Result<PeerCerti
         [uri] => uri.parse()?,
         _ => return Err(IdentityError::UriCount(uris.len())),
     };
-    let at = |time: x509_parser::time::ASN1Time| {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
-    };
     let validity = certificate.validity();
     Ok(PeerCertificate { spiffe_id, not_before: at(validity.not_before), not_after: at(validity.not_after) })
+}
+
+/// A time in a certificate.
+pub(crate) fn at(time: x509_parser::time::ASN1Time) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }
 
 /// The SPIFFE id in the leaf of `certificates`.

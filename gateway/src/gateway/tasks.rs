@@ -23,7 +23,7 @@ use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::handover::{Phase, Turn};
 use crate::journal::Journal;
-use crate::telemetry::GatewayMetrics;
+use crate::telemetry::{GatewayMetrics, Vitals};
 use crate::workers::{self, Workers};
 
 /// Everything beside the data path but DNS.
@@ -106,6 +106,8 @@ impl ControlTasks {
         ));
         tasks.spawn(self.journal.clone().run(self.credential.clone(), self.drain.clone()));
         tasks.spawn(Arc::clone(&self.metrics.latencies).settle_on(SETTLE_INTERVAL));
+        tasks.spawn(workers::watch_serving(self.workers.clone(), self.metrics.clone()));
+        tasks.spawn(follow_status(self.status.subscribe(), self.metrics.vitals.clone()));
         if let Some(agent) = agent {
             let (connected, away) = watch::channel(false);
             let callers = self.callers;
@@ -157,5 +159,19 @@ impl ControlTasks {
 
 /// Of what four flushes of each worker hold.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Shows what is known of the stream to the control plane, until nobody says anything of it any more.
+async fn follow_status(mut status: watch::Receiver<ControlStatus>, vitals: Vitals) {
+    loop {
+        {
+            let status = status.borrow_and_update();
+            vitals.connected.set(status.connected.into());
+            vitals.unusable.set(i64::try_from(status.rejections.len()).unwrap_or(i64::MAX));
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Of a gateway that stops; a drain has its own.
 const LAST_WRITE_TIME: Duration = Duration::from_secs(5);

@@ -96,9 +96,65 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Series that are there from the start, so that the first of a kind is seen as an increase: those that can be listed.
+    fn expected(self) -> &'static [[&'static str; 2]] {
+        match self {
+            Self::Failure => &FAILURES,
+            Self::Hedge => &[["first", ""], ["second", ""], ["none", ""]],
+            Self::RefusedClient => &[["connection", ""], ["request", ""]],
+            Self::Stalled => &[["http1", ""], ["http2", ""]],
+            Self::Verdict => &[["up", ""], ["draining", ""], ["dialing", ""], ["suspect", ""], ["dead", ""]],
+            Self::TcpOpened => &[["source", ""], ["destination", ""]],
+            Self::TcpBytes => &[["sent", ""], ["received", ""]],
+            Self::Replay | Self::RefusedHead | Self::RefusedStream | Self::Cut => &[],
+        }
+    }
+
+    const ALL: [Self; 11] = [
+        Self::Replay,
+        Self::Failure,
+        Self::Hedge,
+        Self::RefusedHead,
+        Self::RefusedClient,
+        Self::Stalled,
+        Self::Cut,
+        Self::Verdict,
+        Self::RefusedStream,
+        Self::TcpOpened,
+        Self::TcpBytes,
+    ];
+}
+
+/// As `Failure::reason` says them.
+const FAILURES: [[&str; 2]; 19] = [
+    ["malformed", ""],
+    ["request-broken", ""],
+    ["request-idle", ""],
+    ["request-slow", ""],
+    ["unknown-host", ""],
+    ["unknown-port", ""],
+    ["not-http", ""],
+    ["unsupported", ""],
+    ["overloaded", ""],
+    ["client-limit", ""],
+    ["service-closed", ""],
+    ["no-healthy-upstream", ""],
+    ["timeout", ""],
+    ["upstream-broken", ""],
+    ["upstream-stalled", ""],
+    ["bad-response", ""],
+    ["request-head-too-large", ""],
+    ["loop", ""],
+    ["forbidden", ""],
+];
+
 impl Collector for Events {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut sums: BTreeMap<Event, BTreeMap<[&'static str; 2], u64>> = BTreeMap::new();
+        for event in Event::ALL {
+            sums.insert(event, event.expected().iter().map(|labels| (*labels, 0)).collect());
+        }
         for worker in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for ((event, labels), count) in worker.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 *sums.entry(*event).or_default().entry(*labels).or_default() += count;
@@ -124,20 +180,21 @@ mod tests {
     fn workers_are_added_up() {
         let events = Arc::<Events>::default();
         let (one, other) = (events.of_worker(), events.of_worker());
-        one.add(Event::Failure, ["timeout", ""], 1);
+        one.add(Event::Failure, [crate::exchange::failure::Failure::Timeout.reason(), ""], 1);
         other.add(Event::Failure, ["timeout", ""], 2);
-        other.add(Event::Failure, ["no-healthy", ""], 1);
+        other.add(Event::Failure, ["no-healthy-upstream", ""], 1);
         other.add(Event::Replay, ["retry", "endpoint_broken"], 1);
         let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(Arc::clone(&events)));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0")).collect();
+        assert!(text.contains("mesh_tcp_bytes_total{direction=\"sent\"} 0\n"), "from the start:\n{text}");
         assert_eq!(
             series,
             [
                 r#"mesh_gateway_replays_total{purpose="retry",reason="endpoint_broken"} 1"#,
-                r#"mesh_gateway_failures_total{reason="no-healthy"} 1"#,
+                r#"mesh_gateway_failures_total{reason="no-healthy-upstream"} 1"#,
                 r#"mesh_gateway_failures_total{reason="timeout"} 3"#,
             ]
         );

@@ -4,11 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicI64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use archipelago_proto::v1::TunnelStatus;
 use archipelago_tunnel::TunnelStats;
+use http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -24,6 +25,9 @@ use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
 use crate::telemetry::latency::{Latencies, WorkerLatencies};
+use crate::telemetry::serving::{Serving, ServingShown};
+use crate::telemetry::tunnels::{TrafficShown, Tunnels};
+use crate::telemetry::vitals::Vitals;
 use crate::visitors::Full;
 use archipelago_http::h1::Refusal as RefusedHead;
 
@@ -35,6 +39,10 @@ pub struct GatewayMetrics {
     /// How long requests took, for whoever asks.
     pub latencies: Arc<Latencies>,
     tunnels: Arc<Tunnels>,
+    traffic: Arc<TrafficShown>,
+    serving: Arc<ServingShown>,
+    /// What is under way, and how much may be.
+    pub vitals: Vitals,
     refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
     accepted_tunnels: Counter,
     failed_dials: Counter,
@@ -63,6 +71,9 @@ impl GatewayMetrics {
             events: Arc::default(),
             latencies: Arc::new(Latencies::new(rand::random())),
             tunnels: Arc::default(),
+            traffic: Arc::default(),
+            serving: Arc::default(),
+            vitals: Vitals::register(registry),
             refused_tunnels: Family::default(),
             accepted_tunnels: Counter::default(),
             failed_dials: Counter::default(),
@@ -77,9 +88,14 @@ impl GatewayMetrics {
             config_rejected: Counter::default(),
             access_log_dropped: Counter::default(),
         };
+        for refusal in Refusal::ALL {
+            drop(this.refused_tunnels.get_or_create(&[("reason", refusal.reason())]));
+        }
         registry.register_collector(Box::new(Arc::clone(&this.requests)));
         registry.register_collector(Box::new(Arc::clone(&this.events)));
         registry.register_collector(Box::new(Arc::clone(&this.tunnels)));
+        registry.register_collector(Box::new(Arc::clone(&this.traffic)));
+        registry.register_collector(Box::new(Arc::clone(&this.serving)));
         registry.register(
             "mesh_gateway_tunnel_refused",
             "Handshakes refused and tunnels closed",
@@ -142,12 +158,22 @@ impl GatewayMetrics {
 
     /// Replaces the state of the tunnels.
     pub fn set_tunnels(&self, tunnels: Vec<TunnelStatus>) {
-        *self.tunnels.0.lock().unwrap_or_else(PoisonError::into_inner) = tunnels;
+        self.tunnels.set(tunnels);
     }
 
     /// The state of the tunnels as last collected.
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
-        self.tunnels.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tunnels.get()
+    }
+
+    /// Says to which cluster the gateway belongs.
+    pub fn set_cluster(&self, cluster: &str) {
+        self.traffic.set_cluster(cluster);
+    }
+
+    /// Replaces what is known of services.
+    pub fn set_serving(&self, serving: Vec<Serving>) {
+        self.serving.set(serving);
     }
 }
 
@@ -191,12 +217,10 @@ impl WorkerMetrics {
             source: record.source_cluster.clone(),
             destination: record.destination_cluster.clone(),
             service: record.service.clone(),
-            code: record.code,
+            code: folded(record.code),
+            flags: record.flags,
         };
-        let mut requests = self.requests.borrow_mut();
-        if requests.len() < SERIES_MAX || requests.contains_key(&key) {
-            requests.entry(key).or_default().observe(done.duration);
-        }
+        self.requests.borrow_mut().entry(key).or_default().observe(done.duration);
     }
 
     /// Adds what was counted since the last time to what the scraper sees.
@@ -206,12 +230,18 @@ impl WorkerMetrics {
         if local.is_empty() {
             return;
         }
-        let mut shared = self.shared.requests.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = match self.shared.requests.0.try_lock() {
+            Ok(shared) => shared,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // A scrape copies it, or another worker is at it: next time, since clients must not wait for either.
+            Err(TryLockError::WouldBlock) => return,
+        };
         for (key, series) in local.drain() {
-            let labels = Labels::of(&key);
-            if shared.len() < SERIES_MAX || shared.contains_key(&labels) {
-                shared.entry(labels).or_default().add(&series);
+            let mut labels = Labels::of(&key);
+            if shared.len() >= SERIES_MAX && !shared.contains_key(&labels) {
+                labels = labels.nameless();
             }
+            shared.entry(labels).or_default().add(&series);
         }
     }
 
@@ -253,6 +283,7 @@ impl WorkerMetrics {
         self.shared.accepted_tunnels.inc_by(now.accepted.saturating_sub(before.accepted));
         self.shared.failed_dials.inc_by(now.failed_dials.saturating_sub(before.failed_dials));
         self.shared.rejected_requests.inc_by(now.rejected_requests.saturating_sub(before.rejected_requests));
+        self.shared.traffic.add(before, now);
     }
 
     /// A peer changed its state.
@@ -337,6 +368,7 @@ struct Key {
     destination: Option<Name>,
     service: Option<Name>,
     code: u16,
+    flags: &'static str,
 }
 
 /// The same as text, equal for all workers.
@@ -347,6 +379,7 @@ struct Labels {
     destination: Box<str>,
     service: Box<str>,
     code: u16,
+    flags: &'static str,
 }
 
 impl Labels {
@@ -358,7 +391,13 @@ impl Labels {
             destination: or_unknown(&key.destination),
             service: or_unknown(&key.service),
             code: key.code,
+            flags: key.flags,
         }
+    }
+
+    /// Without names: for what there is no room for, so that sums stay true.
+    fn nameless(self) -> Self {
+        Self { source: OTHER.into(), destination: OTHER.into(), service: OTHER.into(), ..self }
     }
 
     fn encoded(&self) -> Vec<(&'static str, String)> {
@@ -367,8 +406,27 @@ impl Labels {
             ("source_cluster", self.source.to_string()),
             ("destination_cluster", self.destination.to_string()),
             ("destination_service", self.service.to_string()),
-            ("response_code", self.code.to_string()),
+            ("response_code", code_text(self.code)),
+            ("response_flags", if self.flags.is_empty() { "-" } else { self.flags }.to_owned()),
         ]
+    }
+}
+
+/// A status that has a name (RFC 9110 and IANA's registry) as it is; of any other only its class: services may answer with any of
+/// 900 codes, and some would. 0: there was none.
+fn folded(code: u16) -> u16 {
+    match StatusCode::from_u16(code) {
+        Ok(status) if status.canonical_reason().is_none() => (code / 100).min(UNKNOWN_CLASS),
+        _ => code,
+    }
+}
+
+/// The label's value for what [`folded`] gives.
+fn code_text(code: u16) -> String {
+    match code {
+        1..UNKNOWN_CLASS => format!("{code}xx"),
+        UNKNOWN_CLASS => OTHER.to_owned(),
+        _ => code.to_string(),
     }
 }
 
@@ -404,9 +462,9 @@ struct Requests(Mutex<HashMap<Labels, Series, foldhash::fast::RandomState>>);
 impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let series = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if series.is_empty() {
-            return Ok(());
-        }
+        let help = "Label sets of mesh_requests_total here; beyond 20,000, names become \"other\"";
+        let many = encoder.encode_descriptor("mesh_gateway_request_series", help, None, MetricType::Gauge)?;
+        ConstGauge::new(series.len() as u64).encode(many)?;
         let mut counts = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
         for (key, series) in &series {
             ConstCounter::new(series.count).encode(counts.encode_family(&key.encoded())?)?;
@@ -438,42 +496,14 @@ impl Collector for Requests {
     }
 }
 
-#[derive(Debug, Default)]
-struct Tunnels(Mutex<Vec<TunnelStatus>>);
-
-impl Collector for Tunnels {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let tunnels = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if tunnels.is_empty() {
-            return Ok(());
-        }
-        let labels = |t: &TunnelStatus| vec![("destination_cluster", t.to_cluster.clone()), ("peer", t.to.clone())];
-        let mut states = encoder.encode_descriptor(
-            "mesh_tunnel_state",
-            "1 for the state that a tunnel is in",
-            None,
-            MetricType::Gauge,
-        )?;
-        for tunnel in &tunnels {
-            let mut with_state = labels(tunnel);
-            with_state.push(("state", tunnel.state.clone()));
-            ConstGauge::new(1_i64).encode(states.encode_family(&with_state)?)?;
-        }
-        let mut rtt =
-            encoder.encode_descriptor("mesh_tunnel_rtt_seconds", "Smoothed round trip", None, MetricType::Gauge)?;
-        for tunnel in &tunnels {
-            #[allow(clippy::cast_precision_loss, reason = "microseconds of a round trip fit 52 bits")]
-            ConstGauge::new(tunnel.rtt_micros as f64 / 1e6).encode(rtt.encode_family(&labels(tunnel))?)?;
-        }
-        Ok(())
-    }
-}
-
 /// OpenTelemetry's list, finer below 5 ms: a gateway hop is a fraction of a millisecond.
 const BUCKETS: [f64; 17] =
     [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
 /// 1,000 services × a few clusters × a few codes.
 const SERIES_MAX: usize = 20_000;
+/// Classes 1xx to 5xx are known.
+const UNKNOWN_CLASS: u16 = 6;
+const OTHER: &str = "other";
 
 #[cfg(test)]
 mod tests {
@@ -500,26 +530,47 @@ mod tests {
         }
         worker.flush();
         worker.flush();
-        shared.set_tunnels(vec![TunnelStatus {
-            to: "tokyo/gw-1".into(),
-            to_cluster: "tokyo".into(),
-            state: "up".into(),
-            rtt_micros: 1500,
-            ..Default::default()
-        }]);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let labels = r#"reporter="source",source_cluster="paris",destination_cluster="tokyo",destination_service="shop/checkout",response_code="200""#;
+        let labels = r#"reporter="source",source_cluster="paris",destination_cluster="tokyo",destination_service="shop/checkout",response_code="200",response_flags="-""#;
         for line in [
             format!("mesh_requests_total{{{labels}}} 3"),
             format!("mesh_request_duration_seconds_count{{{labels}}} 3"),
             format!("mesh_request_duration_seconds_bucket{{le=\"0.001\",{labels}}} 1"),
             format!("mesh_request_duration_seconds_bucket{{le=\"0.05\",{labels}}} 2"),
             format!("mesh_request_duration_seconds_bucket{{le=\"+Inf\",{labels}}} 3"),
-            r#"mesh_tunnel_state{destination_cluster="tokyo",peer="tokyo/gw-1",state="up"} 1"#.to_owned(),
-            r#"mesh_tunnel_rtt_seconds{destination_cluster="tokyo",peer="tokyo/gw-1"} 0.0015"#.to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn codes_without_a_name_are_counted_by_class() {
+        let texts: std::collections::BTreeSet<_> =
+            [0].into_iter().chain(100..=999).map(|code| code_text(folded(code))).collect();
+        assert!(texts.len() < 80, "{texts:?}");
+        for (code, text) in
+            [(0, "0"), (200, "200"), (299, "2xx"), (429, "429"), (499, "4xx"), (600, "other"), (999, "other")]
+        {
+            assert_eq!(code_text(folded(code)), text);
+        }
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted_without_names() {
+        let mut registry = Registry::default();
+        let shared = GatewayMetrics::register(&mut registry);
+        let worker = WorkerMetrics::new(&shared);
+        let extra = 50;
+        for number in 0..SERIES_MAX + extra {
+            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+            (record.service, record.code) = (Some(format!("shop/s{number}").as_str().into()), 200);
+            worker.request(&Done { record: &record, duration: Duration::ZERO, bytes_received: 0, bytes_sent: 0 });
+        }
+        worker.flush();
+        let requests = shared.requests.0.lock().unwrap();
+        assert_eq!(requests.len(), SERIES_MAX + 1);
+        let other = requests.iter().find(|(labels, _)| *labels.service == *OTHER).unwrap();
+        assert_eq!(other.1.count, extra as u64);
     }
 }

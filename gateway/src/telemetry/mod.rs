@@ -5,8 +5,13 @@ mod events;
 mod latency;
 pub mod metrics;
 mod name;
+mod serving;
+mod tunnels;
+mod vitals;
 
 pub use access_log::AccessLog;
 pub use latency::Latencies;
 pub use metrics::{GatewayMetrics, WorkerMetrics};
 pub use name::{Name, Names};
+pub use serving::Serving;
+pub use vitals::Vitals;

@@ -29,7 +29,7 @@ impl<P> View<P> {
 }
 
 impl<P> ServiceView<P> {
-    fn health(&self, now: Instant) -> Vec<(String, u32)> {
+    pub(super) fn health(&self, now: Instant) -> Vec<(String, u32)> {
         let mut versions: Vec<(String, u32)> = Vec::new();
         let endpoints = self.endpoints();
         let any_ready = endpoints.iter().any(|endpoint| endpoint.readiness == Readiness::Ready);

@@ -248,7 +248,8 @@ impl<P: PeerFacts> View<P> {
         })
     }
 
-    fn availability(
+    /// Whether a backend may take requests now.
+    pub(super) fn availability(
         &self,
         config: &Service,
         live: &ServiceView<P>,
@@ -380,6 +381,11 @@ impl<P> ServiceView<P> {
     /// [`Service::key`], as this worker counts it.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// Those of other clusters, by the indices of the snapshot.
+    pub fn clusters(&self) -> &[Rc<[PeerView<P>]>] {
+        &self.clusters
     }
 
     /// Those in this cluster.

@@ -263,6 +263,7 @@ impl Conn {
         let mut guard = self.detector();
         let Some(detector) = guard.as_mut() else { return };
         let Output { beats, changed } = detector.handle(event, now);
+        self.core.beats_sent(beats.into());
         for _ in 0..beats {
             // Fails when the connection closed, which the reader of datagrams reports.
             let _ = self.quinn.send_datagram(detector.next_beat(now).encode());
@@ -293,8 +294,12 @@ impl Conn {
 
     /// The connection is over: everybody who waits for it learns so.
     fn end(&self, cause: ConnectionError) {
-        if self.closed.set(cause).is_err() {
-            return;
+        {
+            let mut ended = self.core.ended();
+            if self.closed.set(cause).is_err() {
+                return;
+            }
+            ended.add(&self.peer, self.quinn.stats());
         }
         self.verdict.send_replace(Verdict::Dead);
         self.idle.notify_waiters();
@@ -385,6 +390,7 @@ impl Conn {
             match self.quinn.read_datagram().await {
                 Ok(datagram) => {
                     if let Some(beat) = Beat::decode(&datagram) {
+                        self.core.beat_received();
                         self.handle(Event::Beat(beat), now());
                     }
                 }

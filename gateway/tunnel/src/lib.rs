@@ -9,6 +9,7 @@
 //! | `health` | what is ready behind a gateway, as changes | none |
 //! | `lobby` | whose handshake waits, and whose makes room | none |
 //! | `credit`, `stops` | windows and stream credit that grow with use; who waits for a stop | none |
+//! | `traffic` | what went over connections, by cluster | none |
 //! | `tunnels`, `peer`, `accept`, `conn` | connections on quinn: dialling, accepting, beats, health, renewal, drain | UDP |
 //! | `server`, `request`, `exchange`, `body`, `pump`, `connect` | one stream: requests, bodies, CONNECT tunnels | UDP |
 //!
@@ -45,6 +46,7 @@ mod socket;
 mod stops;
 mod stream;
 mod ticker;
+mod traffic;
 mod tunnels;
 
 pub use accept::Gate;
@@ -60,4 +62,5 @@ pub use peer::PeerState;
 pub use request::{Opening, PeerHandle};
 pub use server::{Incoming, IncomingRequest, Responder};
 pub use socket::Cut;
+pub use traffic::Traffic;
 pub use tunnels::{TunnelStats, Tunnels};

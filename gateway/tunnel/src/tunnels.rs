@@ -15,6 +15,7 @@ use crate::{
     server::{Incoming, IncomingRequest},
     socket::{Cut, CutSet},
     ticker::Ticker,
+    traffic::{Ended, Traffic},
     transport::{self, varint},
 };
 use arc_swap::ArcSwap;
@@ -201,6 +202,9 @@ impl Tunnels {
             rejected_requests: counters.rejected.load(Ordering::Relaxed),
             suspicions: counters.suspicions.load(Ordering::Relaxed),
             deaths: counters.deaths.load(Ordering::Relaxed),
+            beats_sent: counters.beats_sent.load(Ordering::Relaxed),
+            beats_received: counters.beats_received.load(Ordering::Relaxed),
+            traffic: self.0.traffic(),
         }
     }
 
@@ -240,6 +244,12 @@ pub struct TunnelStats {
     pub suspicions: u64,
     /// Times a peer was found dead.
     pub deaths: u64,
+    /// Beats sent.
+    pub beats_sent: u64,
+    /// Beats that came.
+    pub beats_received: u64,
+    /// What went over connections with each cluster, whoever dialled them, those that ended included.
+    pub traffic: BTreeMap<String, Traffic>,
 }
 
 /// Which peers tunnels are kept to, out of those that there are.
@@ -281,6 +291,9 @@ struct Counters {
     rejected: AtomicU64,
     suspicions: AtomicU64,
     deaths: AtomicU64,
+    beats_sent: AtomicU64,
+    beats_received: AtomicU64,
+    ended: Mutex<Ended>,
 }
 
 impl Core {
@@ -413,6 +426,30 @@ impl Core {
             list.retain(|conn| conn.strong_count() > 0);
         }
         list.push(Arc::downgrade(conn));
+    }
+
+    /// Beats went out.
+    pub(crate) fn beats_sent(&self, count: u64) {
+        self.counters.beats_sent.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// A beat came.
+    pub(crate) fn beat_received(&self) {
+        self.counters.beats_received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Totals of what ended; whoever ends a connection holds it, so that none is counted twice or not at all.
+    pub(crate) fn ended(&self) -> MutexGuard<'_, Ended> {
+        self.counters.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn traffic(&self) -> BTreeMap<String, Traffic> {
+        let ended = self.ended();
+        let mut totals = ended.clone();
+        for conn in self.live() {
+            totals.add(conn.peer(), conn.quinn().stats());
+        }
+        totals.0
     }
 
     /// A gateway connected to us: its tunnel, if we keep one, need not wait to be dialled.

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Notice, Request,
+    latency::{LogWrites, WriteTimes},
     mailbox::{Mailbox, Refused},
 };
 use crate::{
@@ -94,6 +95,11 @@ impl<M: StateMachine> RaftHandle<M> {
     /// Role, term, leader and progress as of the last step.
     pub fn status(&self) -> Status {
         self.shared.status.borrow().clone()
+    }
+
+    /// How long the disk of the log took, since the start.
+    pub fn log_writes(&self) -> LogWrites {
+        self.shared.log_writes.read()
     }
 
     /// Reads the state machine. Applying waits meanwhile, so keep `read` short; it must not call this handle.
@@ -214,4 +220,5 @@ pub(super) struct Shared<M> {
     pub(super) status: watch::Sender<Status>,
     pub(super) ended: watch::Sender<Option<Stopped>>,
     pub(super) command_bytes_max: usize,
+    pub(super) log_writes: WriteTimes,
 }

@@ -11,6 +11,7 @@
 //! fsync; under load many writes share both. Checkpoints cost one more fsync per thousand entries, off that path.
 
 mod handle;
+mod latency;
 mod mailbox;
 mod node;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod worker;
 use std::{
     sync::{Arc, RwLock},
     thread,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -28,6 +30,7 @@ use slog::Drain as _;
 use tokio::sync::{oneshot, watch};
 
 pub use handle::{NodeStopped, Proposed, RaftHandle};
+pub use latency::LogWrites;
 
 use self::{handle::Shared, mailbox::Mailbox, node::Node, worker::Worker};
 use crate::{
@@ -102,13 +105,18 @@ impl Raft {
             status: watch::Sender::new(replica.status()),
             ended: watch::Sender::new(None),
             command_bytes_max: limits.command_bytes_max,
+            log_writes: latency::WriteTimes::default(),
         });
         let guard = Arc::new(guard);
         let log_worker = {
             let (shared, state, guard) = (Arc::clone(&shared), Arc::clone(&state), Arc::clone(&guard));
             Worker::spawn("raft-log", move |writes| {
+                let began = Instant::now();
                 let notice = match store::persist(&mut log, state.as_ref(), writes) {
-                    Ok(persisted) => Notice::Persisted(persisted),
+                    Ok(persisted) => {
+                        shared.log_writes.observe(began.elapsed());
+                        Notice::Persisted(persisted)
+                    }
                     Err(error) => Notice::failed(error, &guard),
                 };
                 shared.mailbox.notice(notice);
