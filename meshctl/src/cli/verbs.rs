@@ -26,6 +26,9 @@ pub(crate) struct UpArgs {
     /// Let the gateways write access logs, below logs/; they grow with every request
     #[arg(long)]
     pub(crate) access_log: bool,
+    /// Start Prometheus too, if this machine has it, and write provisioning for Grafana
+    #[arg(long)]
+    pub(crate) observe: bool,
     /// Found it as the version before this one would: for tests of upgrades
     #[arg(long, env = "ARCHIPELAGO_COMPATIBILITY", value_enum, default_value_t = Compatibility::Current, hide = true)]
     pub(crate) compatibility: Compatibility,

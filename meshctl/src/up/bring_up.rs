@@ -6,6 +6,7 @@ use archipelago_model::resource::{Kind, Resource, ServiceExport, TopologySpec};
 use archipelago_proto::v1;
 
 use super::guide;
+use super::observe::Observe;
 use super::plan::{Plan, Role};
 use super::report::{self, Reporter};
 use super::state::{Record, Stage, StateDir};
@@ -26,6 +27,8 @@ pub(crate) struct BringUp {
     pub(crate) resources: Vec<Resource>,
     /// Its processes.
     pub(crate) plan: std::sync::Arc<Plan>,
+    /// What watches it.
+    pub(crate) observe: Option<Observe>,
     /// Who is told.
     pub(crate) reporter: Reporter,
     /// The supervisor.
@@ -50,14 +53,18 @@ impl BringUp {
             self.record.stage = Stage::Applied;
             self.state.write_record(&self.record)?;
         }
-        self.start("agents, gateways and demo backends", |role| role != Role::ControlPlane).await;
+        let is_meshs = |role| !matches!(role, Role::ControlPlane | Role::Prometheus);
+        self.start("agents, gateways and demo backends", is_meshs).await;
         let gateways = async || Ok(gateways(&client.status().await?, &self.topology));
         self.wait(deadline, "the gateways", gateways).await?;
         let exported = self.exported(&client).await?;
         let endpoints = async || Ok(endpoints(&client.services().await?, &exported));
         self.wait(deadline, "the endpoints", endpoints).await?;
         self.wait(deadline, "the tunnels", async || Ok(tunnels(&client.tunnels().await?, &self.topology))).await?;
-        let text = guide::text(&self.state, &self.topology, &self.plan, &client.services().await?, began.elapsed());
+        self.start(PROMETHEUS, |role| role == Role::Prometheus).await;
+        let observe = self.observe.as_ref().map(Observe::guide).unwrap_or_default();
+        let services = client.services().await?;
+        let text = guide::text(&self.state, &self.topology, &self.plan, &services, began.elapsed(), &observe);
         if let Some(text) = self.reporter.ready(text) {
             output::write_stdout(&text)?;
         }
@@ -73,7 +80,11 @@ impl BringUp {
             .filter(|(_, process)| wanted(process.role))
             .map(|(index, _)| index)
             .collect();
-        self.reporter.say(format!("starting {} {what}", indexes.len()));
+        match indexes.len() {
+            0 => return,
+            1 if what == PROMETHEUS => self.reporter.say(format!("starting {what}")),
+            count => self.reporter.say(format!("starting {count} {what}")),
+        }
         self.handle.start(indexes).await;
     }
 
@@ -250,6 +261,7 @@ fn tunnels(tunnels: &[v1::TunnelStatus], topology: &TopologySpec) -> Progress {
 /// A condition is asked this often: a tenth of a second is not felt, and costs the control plane nothing.
 const POLL: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+const PROMETHEUS: &str = "Prometheus";
 /// One death can be bad luck (a port in use for a moment); three are a reason.
 const RESTARTS_MAX: u64 = 3;
 

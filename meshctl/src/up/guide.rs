@@ -11,13 +11,14 @@ use archipelago_proto::v1;
 use super::plan::{Plan, Role, gateway_http};
 use super::state::StateDir;
 
-/// The guide for this federation.
+/// The guide for this federation; `observe` is what is said of what watches it.
 pub(crate) fn text(
     state: &StateDir,
     topology: &TopologySpec,
     plan: &Plan,
     services: &[v1::ServiceStatus],
     took: Duration,
+    observe: &str,
 ) -> String {
     let count = |role: Role| plan.processes.iter().filter(|process| process.role == role).count();
     let mut text = String::new();
@@ -69,6 +70,7 @@ pub(crate) fn text(
                 writeln!(text, "{namespace}/{name} speaks TCP: connect to {} (enters at {})", tcp.address, tcp.cluster);
         }
     }
+    text.push_str(observe);
     let meshctl = command(state.root());
     let _ = writeln!(text, "\nThree things to try:");
     let mut tries = vec![format!("{meshctl} status")];

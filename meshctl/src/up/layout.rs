@@ -7,6 +7,7 @@
 //! | 0 + i | control-plane member i+1: operators, agents, gateways |
 //! | 10 + i | … Raft |
 //! | 20 + i | … metrics and health |
+//! | 90 | Prometheus, with `--observe`, unless somebody else has it |
 //! | 100 + c·B | block of cluster c; inside it: |
 //! | +0, +1 | agent: gateways; metrics |
 //! | +10 + g·G | gateway g+1: +0 HTTP, +1 DNS, +2 health, +3 metrics, +4… tunnel of worker 0…7, +12… TCP services |
@@ -131,6 +132,11 @@ impl Layout {
         }
     }
 
+    /// Where Prometheus would listen.
+    pub(crate) fn observer(&self) -> SocketAddr {
+        self.at(OBSERVER)
+    }
+
     /// Addresses of the agent of cluster `cluster`, from 0.
     pub(crate) fn agent(&self, cluster: u16) -> AgentPorts {
         let block = self.block(cluster);
@@ -227,6 +233,7 @@ pub(crate) const WORKERS_MAX: u16 = TCP_SERVICES - TUNNELS;
 const PORT_MIN: u16 = 1024;
 const MEMBER_PEER: u16 = 10;
 const MEMBER_METRICS: u16 = 20;
+const OBSERVER: u16 = 90;
 const CLUSTERS: u16 = 100;
 const GATEWAYS: u16 = 10;
 const TUNNELS: u16 = 4;

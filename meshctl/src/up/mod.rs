@@ -14,6 +14,7 @@ pub(crate) mod state;
 mod admin;
 mod bring_up;
 mod drill;
+mod observe;
 mod owner;
 mod plan;
 mod prepare;
@@ -123,7 +124,8 @@ fn supervise(state: &StateDir, wish: Wish, ready_timeout: Duration, audience: Au
     let reporter = Reporter::new(state, audience)
         .map_err(|error| Failure::refused(format!("cannot write to {}: {error}", state.log(SUPERVISOR).display())))?;
     let outcome = commands::block_on(async {
-        let Prepared { lock, record, topology, resources, plan } = prepare::prepare(state, wish, &reporter).await?;
+        let Prepared { lock, record, topology, resources, plan, observe } =
+            prepare::prepare(state, wish, &reporter).await?;
         let supervisor = Supervisor::new(state, &plan, reporter.clone())?;
         let bring_up = bring_up::BringUp {
             state: state.clone(),
@@ -131,6 +133,7 @@ fn supervise(state: &StateDir, wish: Wish, ready_timeout: Duration, audience: Au
             topology,
             resources,
             plan: plan.into(),
+            observe,
             reporter: reporter.clone(),
             handle: supervisor.handle(),
             ready_timeout,
@@ -173,8 +176,10 @@ fn detached(state: &StateDir, args: &UpArgs) -> Outcome<String> {
             command.args([flag, &value.to_string()]);
         }
     }
-    if args.access_log {
-        command.arg("--access-log");
+    for (flag, is_given) in [("--access-log", args.access_log), ("--observe", args.observe)] {
+        if is_given {
+            command.arg(flag);
+        }
     }
     command.args(["--ready-timeout", &crate::duration::display(args.ready_timeout)]);
     let mut child = command

@@ -36,12 +36,14 @@ pub(crate) struct Process {
     pub(crate) role: Role,
     /// Absent for the control plane.
     pub(crate) cluster: Option<String>,
-    /// Arguments after `role ROLE`.
+    /// Arguments, after `role ROLE` if the program is this one.
     pub(crate) args: Vec<String>,
     /// What it joins with, for agents and gateways.
     pub(crate) join: Option<Join>,
     /// Admin socket, below the state directory's `run/`, for gateways.
     pub(crate) admin_socket: Option<String>,
+    /// Another program than this one.
+    pub(crate) program: Option<PathBuf>,
 }
 
 /// The role of a process.
@@ -55,6 +57,8 @@ pub(crate) enum Role {
     Gateway,
     /// Demo backend.
     Demo,
+    /// Scrapes all of them.
+    Prometheus,
 }
 
 /// How an agent or gateway gets its identity.
@@ -80,6 +84,7 @@ impl Role {
             Self::Agent => "agent",
             Self::Gateway => "gateway",
             Self::Demo => "demo",
+            Self::Prometheus => "prometheus",
         }
     }
 }
@@ -197,6 +202,7 @@ impl Builder<'_> {
                 args,
                 join: None,
                 admin_socket: None,
+                program: None,
             });
         }
     }
@@ -310,6 +316,7 @@ impl Builder<'_> {
             args,
             join,
             admin_socket: None,
+            program: None,
         });
     }
 }

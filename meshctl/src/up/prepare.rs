@@ -11,6 +11,7 @@ use archipelago_model::document::Document;
 use archipelago_model::resource::{Resource, TopologySpec};
 
 use super::layout::{BASE_PORT_DEFAULT, WORKERS_MAX};
+use super::observe::Observe;
 use super::plan::{Knobs, Plan};
 use super::report::Reporter;
 use super::state::{Record, Stage, StateDir};
@@ -25,6 +26,7 @@ pub(crate) struct Wish {
     base_port: Option<u16>,
     workers: Option<u16>,
     access_log: bool,
+    observe: bool,
     compatibility: Compatibility,
 }
 
@@ -40,6 +42,8 @@ pub(crate) struct Prepared {
     pub(crate) resources: Vec<Resource>,
     /// How it runs.
     pub(crate) plan: Plan,
+    /// What watches it, if that was asked for.
+    pub(crate) observe: Option<Observe>,
 }
 
 impl Wish {
@@ -65,6 +69,7 @@ impl Wish {
             base_port: args.base_port,
             workers: args.workers,
             access_log: args.access_log,
+            observe: args.observe,
             compatibility: args.compatibility,
         })
     }
@@ -121,7 +126,7 @@ pub(crate) fn check(state: &StateDir, wish: &Wish) -> Outcome {
 /// Takes the directory, ends what an earlier supervisor left, checks the ports, and makes the credentials.
 pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -> Outcome<Prepared> {
     let lock = lock(state)?;
-    let (access_log, compatibility) = (wish.access_log, wish.compatibility);
+    let (access_log, observes, compatibility) = (wish.access_log, wish.observe, wish.compatibility);
     let (record, resumed) = match state.record()? {
         Some(record) => (wish.resume(record, state)?, true),
         None => (wish.record(), false),
@@ -129,7 +134,7 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
     let Federation { topology, resources } = federation(&record.topology_file, &record.topology)?;
     let topology = topology.spec;
     let knobs = Knobs { base_port: record.base_port, workers: record.workers, access_log };
-    let plan = Plan::new(&topology, state, knobs).map_err(Failure::refused)?;
+    let mut plan = Plan::new(&topology, state, knobs).map_err(Failure::refused)?;
     let orphans = process::marked(state.root()).map_err(anyhow::Error::from)?;
     if !orphans.is_empty() {
         reporter.say(format!("ending {} processes that an earlier supervisor left behind", orphans.len()));
@@ -153,10 +158,11 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
         if record.stage < Stage::Founded { found(state, record, &topology, &plan, compatibility)? } else { record };
     state.write_record(&record)?;
     write_service_files(state, &plan)?;
+    let observe = observes.then(|| Observe::prepare(state, &mut plan)).transpose()?;
     if resumed {
         reporter.say(format!("resuming the federation in {}", state.root().display()));
     }
-    Ok(Prepared { lock, record, topology, resources, plan })
+    Ok(Prepared { lock, record, topology, resources, plan, observe })
 }
 
 fn lock(state: &StateDir) -> Outcome<DirLock> {

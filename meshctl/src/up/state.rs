@@ -8,6 +8,7 @@
 //! STATE/member-N/        data of control-plane member N
 //! STATE/clusters/C/…     services/, agent/, gw-N/ of cluster C, and their join tokens
 //! STATE/run/C.gw-N.sock  admin sockets of the gateways
+//! STATE/observe/         what `--observe` writes, and what Prometheus gathers
 //! STATE/logs/            one file per process
 //! ```
 
@@ -144,6 +145,11 @@ impl StateDir {
         self.root.join(SEAL_KEYS)
     }
 
+    /// Directory of Prometheus and for Grafana.
+    pub(crate) fn observe(&self) -> PathBuf {
+        self.root.join("observe")
+    }
+
     /// Log of a process; the `/` in its name is a directory.
     pub(crate) fn log(&self, process: &str) -> PathBuf {
         self.root.join("logs").join(format!("{process}.log"))
@@ -221,7 +227,7 @@ const SEAL_KEYS: &str = "seal-keys";
 const RECORD: &str = "up.json";
 /// The supervisor's socket.
 pub(crate) const SOCKET: &str = "up.sock";
-const OURS: [&str; 8] = [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs", SEAL_KEYS];
+const OURS: [&str; 9] = [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs", "observe", SEAL_KEYS];
 
 #[cfg(test)]
 mod tests {

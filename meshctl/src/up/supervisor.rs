@@ -240,8 +240,15 @@ impl Supervisor {
         let log = self.state.open_log(&process.name)?;
         // A rebuilt binary leaves the path pointing nowhere; what runs now is still behind /proc/self/exe.
         let program = if self.executable.exists() { self.executable.clone() } else { "/proc/self/exe".into() };
-        let mut child = Spawn::new(program)
-            .args(["role", process.role.word()])
+        let mut command = match &process.program {
+            Some(other) => Spawn::new(other),
+            None => {
+                let mut command = Spawn::new(program);
+                command.args(["role", process.role.word()]);
+                command
+            }
+        };
+        let mut child = command
             .args(&process.args)
             .env(MARK, self.state.root())
             .current_dir(self.state.root())
@@ -424,6 +431,7 @@ impl Supervisor {
             (&[Role::Gateway][..], "gateways"),
             (&[Role::Agent, Role::Demo][..], "agents and demo backends"),
             (&[Role::ControlPlane][..], "control-plane members"),
+            (&[Role::Prometheus][..], "Prometheus"),
         ] {
             let indexes: Vec<usize> = self
                 .processes
@@ -435,7 +443,10 @@ impl Supervisor {
             if indexes.is_empty() {
                 continue;
             }
-            let line = format!("stopping {} {what}", indexes.len());
+            let line = match roles {
+                [Role::Prometheus] => format!("stopping {what}"),
+                _ => format!("stopping {} {what}", indexes.len()),
+            };
             self.reporter.say(&line);
             if let Some(told) = told {
                 let _ = told.try_send(Reply::Progress { line });

@@ -24,6 +24,8 @@ pub(crate) struct Federation {
     gateways: BTreeMap<String, Gateway>,
     environment: Vec<(&'static str, &'static str)>,
     guardian: Option<Child>,
+    /// What `up` printed.
+    guide: String,
     is_down: bool,
 }
 
@@ -35,10 +37,17 @@ impl Federation {
 
     /// Starts what was planned and waits until it is ready.
     pub(crate) async fn begin(self) -> Self {
+        self.begin_with(&[]).await
+    }
+
+    /// The same with more arguments to `up`.
+    pub(crate) async fn begin_with(self, more: &[&str]) -> Self {
         let mut federation = self;
         for attempt in 1.. {
-            let ran = federation.start(&["up", "--detach", "--base-port", &federation.base_port.to_string()]).await;
+            let port = federation.base_port.to_string();
+            let ran = federation.start(&[&["up", "--detach", "--base-port", &port], more].concat()).await;
             if ran.code == 0 {
+                federation.guide = ran.stdout;
                 break;
             }
             let taken = ran.stderr.contains("ports are not free") && attempt < PORT_ATTEMPTS_MAX;
@@ -73,6 +82,7 @@ impl Federation {
             gateways: BTreeMap::new(),
             environment: Vec::new(),
             guardian,
+            guide: String::new(),
             is_down: false,
         }
     }
@@ -91,6 +101,11 @@ impl Federation {
             all.push(topology.as_os_str());
         }
         self.meshctl(all).await
+    }
+
+    /// What `up` printed when everything was ready.
+    pub(crate) fn started(&self) -> &str {
+        &self.guide
     }
 
     /// A directory for files of a test.

@@ -264,6 +264,8 @@ mod tests {
             ("{{ or .Values.empty .Values.name }}", "a b"),
             ("{{ join \",\" .Values.list }}", "x,y"),
             ("{{ $x := .Values.number }}{{ $x }}", "7"),
+            ("{{ `{\"a\": {\"b\": {}}} {{c}}` }}!", "{\"a\": {\"b\": {}}} {{c}}!"),
+            ("{{ \"}} \\\"}}\" }}{{- /* }} */ -}} x", "}} \"}}x"),
             ("{{ toJson .Values.map }}", "{\"a\":1,\"b\":2}"),
         ] {
             assert_eq!(render(template).as_deref(), Ok(text), "{template}");
@@ -284,6 +286,7 @@ mod tests {
             ("{{ include \"nobody\" . }}", "nobody"),
             ("{{ $y }}", "$y is not set"),
             ("{{ \"open }}", "quote"),
+            ("{{ `open }}", "quote"),
             ("{{ .a", "}}"),
         ] {
             let error = render(template).unwrap_err();

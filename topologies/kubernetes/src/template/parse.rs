@@ -87,8 +87,8 @@ fn pieces(mut rest: &str) -> Result<Vec<Piece>, String> {
             None => after,
         };
         pieces.push(Piece::Text(text.to_owned()));
-        let (action, left) = after.split_once("}}").ok_or("an action without }}")?;
-        rest = left;
+        let (action, left) = after.split_at_checked(action_end(after)?).ok_or(NO_END)?;
+        rest = left.strip_prefix("}}").unwrap_or(left);
         let trimmed = action.strip_suffix('-').filter(|action| action.ends_with(char::is_whitespace));
         trim_next = trimmed.is_some();
         let action = trimmed.unwrap_or(action).trim();
@@ -97,6 +97,39 @@ fn pieces(mut rest: &str) -> Result<Vec<Piece>, String> {
         }
     }
 }
+
+/// Where the `}}` of an action is; one within quotes or a comment ends nothing.
+fn action_end(action: &str) -> Result<usize, String> {
+    let is_comment = action.trim_start().starts_with("/*");
+    let mut from = if is_comment { action.find("*/").ok_or("an open comment")? } else { 0 };
+    loop {
+        let rest = action.get(from..).unwrap_or_default();
+        let at = rest.find(['"', '`', '}']).ok_or(NO_END)?;
+        let (found, behind) = (rest.get(at..).unwrap_or_default(), rest.get(at + 1..).unwrap_or_default());
+        if found.starts_with("}}") {
+            return Ok(from + at);
+        }
+        let quoted = match found.chars().next() {
+            Some('`') => behind.find('`').map(Some),
+            Some('"') => quoted(behind).map(Some),
+            _ => Some(None),
+        };
+        // Past the quotes, or past a single brace.
+        from += at + 1 + quoted.ok_or_else(|| format!("{action:?}: an open quote"))?.map_or(0, |length| length + 1);
+    }
+}
+
+/// Where the quote is that ends a text which began just before.
+fn quoted(text: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    text.char_indices().find_map(|(at, character)| {
+        let ends = character == '"' && !is_escaped;
+        is_escaped = character == '\\' && !is_escaped;
+        ends.then_some(at)
+    })
+}
+
+const NO_END: &str = "an action without }}";
 
 struct Parser {
     pieces: std::vec::IntoIter<Piece>,
