@@ -34,7 +34,7 @@ fn checkout() -> proto::ServiceConfig {
 /// A service that this gateway cannot run.
 fn newer() -> proto::ServiceConfig {
     let mut newer = service("newer", Protocol::Http1, &["tokyo"], &[]);
-    newer.backend_settings = Some(proto::BackendSettings::default());
+    newer.backend_settings = Some(proto::BackendSettings { requests_max: Some(1), ..Default::default() });
     newer
 }
 
