@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mixed traffic through two gateways for a long time, while endpoints are killed: does anything leak, does anything fail?
 
-    docs/bench/soak.py MESHCTL [--minutes 30] [--seed 1] [--base-port 36400] [--out FILE]
+    docs/bench/soak.py MESHCTL [--minutes 30] [--seed 1] [--base-port 24400]
 
 `meshctl up` starts two clusters with one gateway each. Clients of paris use HTTP/1.1, HTTP/2 (curl), gRPC streams (grpcio, where it is
 installed) and TCP services that only tokyo has, in two instances each: small requests, uploads and downloads whose bytes are

@@ -94,7 +94,8 @@ async def status(client):
 async def deadlines(client):
     """Each hop knows what is left; whoever waits too long hears it, and the server stops."""
     left = float(await client.echo(b"deadline", timeout=30))
-    assert 5 < left <= 30, left
+    # grpcio rounds what it sends up to three digits: 30.1 s when it wrote a moment later than it thought.
+    assert 5 < left <= 30.5, left
     before = (await client.report())["cancelled"]
     began = time.monotonic()
     try:
