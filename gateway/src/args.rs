@@ -139,6 +139,15 @@ impl Args {
             requests_max: half(self.client_requests_max, limits.requests_max.saturating_mul(workers)),
             all_connections_max,
         };
+        let (mut otlp, warnings) = archipelago_otlp::Config::from_env();
+        for (name, variable) in [("k8s.pod.name", "POD_NAME"), ("k8s.node.name", "NODE_NAME")] {
+            if let (Some(otlp), Ok(value)) = (&mut otlp, std::env::var(variable)) {
+                otlp.resource.push((name.to_owned(), value));
+            }
+        }
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(Settings {
             cluster: self.cluster.clone(),
             name: self.name.clone(),
@@ -159,6 +168,7 @@ impl Args {
             peers_per_cluster: usize::from(self.peers_per_cluster),
             workers,
             access_log: self.access_log.clone(),
+            otlp,
             limits,
             share,
             unbounded_clients: self.unbounded_clients.clone(),

@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use archipelago_base::metrics::Registry;
 use archipelago_base::process;
 use archipelago_identity::LiveCredential;
+use archipelago_otlp::Exporter;
 use archipelago_proto::v1::GatewayAddresses;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::journal::Journal;
 use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::trace::Tracer;
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
 use crate::worker::ports::TcpPorts;
@@ -78,6 +80,8 @@ pub struct Settings {
     pub workers: usize,
     /// Path, "-" or "off".
     pub access_log: String,
+    /// Where spans go; `None`: no request is recorded.
+    pub otlp: Option<archipelago_otlp::Config>,
     /// Bounds of each worker.
     pub limits: Limits,
     /// What one client may have of all workers.
@@ -102,6 +106,7 @@ pub struct Gateway {
     /// True once the cluster's agent, if there is one, has said what it knows.
     heard: watch::Receiver<bool>,
     threads: Vec<JoinHandle<()>>,
+    exporter: Option<Exporter>,
 }
 
 impl Gateway {
@@ -130,6 +135,10 @@ impl Gateway {
         metrics.vitals.limits(&settings.limits, settings.workers.max(1));
         let access_log = AccessLog::start(&settings.access_log, metrics.access_log_dropped.clone())
             .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
+
+        let exporter = export(&settings, &identity, &mut registry).context("cannot start the export of spans")?;
+        let tracer = settings.otlp.as_ref().zip(exporter.as_ref());
+        let tracer = tracer.map(|(config, exporter)| Tracer::new(config.sampler, exporter.spans()));
 
         let store = Store::new(&settings.state_dir, &settings.cluster, &settings.name);
         let place = Place { node: settings.name.as_str().into(), zone: settings.zone.as_str().into() };
@@ -171,6 +180,7 @@ impl Gateway {
             published: Arc::clone(&published),
             metrics: metrics.clone(),
             access_log,
+            tracer,
             tcp_ports: Arc::clone(&tcp_ports),
             clients: Arc::clone(&callers),
             captures: (Arc::clone(&capture_ports), settings.capture_from),
@@ -285,6 +295,7 @@ impl Gateway {
             sockets,
             heard,
             threads: vec![dns_thread, control_thread],
+            exporter,
         })
     }
 
@@ -360,7 +371,26 @@ impl Gateway {
                 tracing::error!("a thread beside the data path panicked");
             }
         }
+        // Whatever is under way has ended, and its spans are there.
+        if let Some(exporter) = self.exporter {
+            exporter.close();
+        }
     }
+}
+
+/// Exports spans, if there is a collector.
+fn export(settings: &Settings, identity: &Identity, registry: &mut Registry) -> std::io::Result<Option<Exporter>> {
+    let counts = archipelago_otlp::Counts::register(registry, "gateway");
+    let Some(config) = &settings.otlp else { return Ok(None) };
+    let instance = format!("{}/{}", identity.cluster, identity.gateway);
+    let resource = config.resource(&[
+        ("service.name", "archipelago-gateway"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", &instance),
+        ("mesh.cluster", &identity.cluster),
+        ("mesh.gateway", &identity.gateway),
+    ]);
+    Exporter::start(config.clone(), resource, "archipelago-gateway", counts).map(Some)
 }
 
 /// The last good state and its snapshot; empty, with a warning, when it cannot be used.

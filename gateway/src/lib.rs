@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`authorize`], [`source`], [`route`], [`balance`], [`pace`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`ledger`] | where the time of requests went: parts, which are kept; pure but for stamps | no |
+//! | [`trace`] | distributed traces: which requests are recorded, and their spans | no |
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
 //! | [`handover`] | one process of a gateway follows another | yes |
@@ -36,6 +37,7 @@ mod route;
 mod source;
 mod tcp;
 mod telemetry;
+mod trace;
 mod visitors;
 mod worker;
 mod workers;

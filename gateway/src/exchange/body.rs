@@ -484,7 +484,7 @@ impl ResponseBody {
         self.books.as_ref().map(Books::limits)
     }
 
-    /// What there is of it is not sent, and that is right: an answer to HEAD.
+    /// What there still is of it is not sent, and that is right: an answer to HEAD, or nothing but its end.
     pub fn skipped(&mut self) {
         if let Some(books) = &mut self.books {
             books.clean();

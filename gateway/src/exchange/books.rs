@@ -16,6 +16,7 @@ use super::upstream::InFlight;
 use crate::ledger::{Keeper, Trail, report};
 use crate::pace::Limits;
 use crate::telemetry::Name;
+use crate::trace::Traced;
 use crate::visitors::Asking;
 use crate::worker::Worker;
 use crate::worker::view::Target;
@@ -91,6 +92,8 @@ pub struct Record {
     pub trail: Trail,
     /// Who keeps the slowest of its service; only where it entered.
     pub keeper: Option<Rc<Keeper>>,
+    /// What its spans are made of, if it is recorded.
+    pub trace: Option<Rc<Traced>>,
     /// Text of the access log.
     pub text: Option<Box<Text>>,
 }
@@ -114,7 +117,7 @@ pub struct Text {
     pub upstream_host: String,
     /// Id given by the client.
     pub request_id: String,
-    /// From `traceparent`.
+    /// Of the trace that it belongs to.
     pub trace_id: String,
     /// SPIFFE id of the workload that sent it, as far as that is known.
     pub source: String,
@@ -141,6 +144,7 @@ impl Record {
             hedge: None,
             trail: Trail::default(),
             keeper: None,
+            trace: None,
             text: None,
         }
     }
@@ -262,6 +266,9 @@ impl Books {
 
     /// It is sent to `target`, by this rule.
     pub fn names(&mut self, target: &Target, rule: Option<&str>) {
+        if let Some(trace) = &self.inner.record.trace {
+            rule.unwrap_or_default().clone_into(&mut trace.rule.borrow_mut());
+        }
         if let Some(text) = self.text() {
             text.rule = rule.unwrap_or_default().to_owned();
             text.upstream_host = target.to_string();
@@ -317,9 +324,17 @@ impl Books {
         }
     }
 
+    /// It went wrong here: a word of a closed set.
+    pub fn fails(&self, reason: &'static str) {
+        if let Some(trace) = &self.inner.record.trace {
+            trace.failure.set(Some(reason));
+        }
+    }
+
     /// Somebody was too slow with it.
     pub fn cut(&mut self, cut: Cut) {
         self.inner.worker.metrics.cut(cut);
+        self.fails(cut.label());
         self.inner.record.flags = cut.flags();
         if let Some(text) = self.text() {
             cut.line().clone_into(&mut text.failure);
@@ -348,7 +363,7 @@ impl Drop for Inner {
             bytes_sent: self.sent,
             record: &self.record,
         };
-        self.worker.finished(&done);
+        self.worker.finished(&done, end);
         report::finished(&self.worker, &self.record, self.head.as_deref(), end);
     }
 }

@@ -13,6 +13,7 @@ use crate::authorize::Authorized;
 use crate::config::{Rule, Service};
 use crate::pace::Limits;
 use crate::source::Workload;
+use crate::trace::Traced;
 use crate::worker::view::{ServiceView, View};
 use crate::worker::{Caller, Worker};
 
@@ -31,6 +32,8 @@ pub struct Call {
     pub origin: Origin,
     /// The workload that it is from, if that is known.
     pub source: Option<Rc<Workload>>,
+    /// What its spans are made of, if it is recorded.
+    pub trace: Option<Rc<Traced>>,
     /// A gRPC caller, who understands a failure only in his own words.
     pub is_grpc: bool,
     /// The policy that holds for all of it, and what was known when it began.

@@ -104,6 +104,29 @@ impl Failure {
         }
     }
 
+    /// One for each reason.
+    pub const EACH: [Self; 19] = [
+        Self::Malformed(Malformed::Host),
+        Self::BrokenRequest,
+        Self::SlowRequest(TooSlow::Idle),
+        Self::SlowRequest(TooSlow::Rate),
+        Self::UnknownHost,
+        Self::UnknownPort,
+        Self::NotHttp,
+        Self::Unsupported,
+        Self::Overloaded,
+        Self::ClientLimit,
+        Self::Closed,
+        Self::NoHealthy,
+        Self::Timeout,
+        Self::Stalled,
+        Self::Broken,
+        Self::BadResponse(BadResponse::Elsewhere),
+        Self::RequestHead,
+        Self::Refused(Refusal::Hops),
+        Self::Refused(Refusal::Kind),
+    ];
+
     /// The failure that another gateway gives this reason for, as far as one can be told from it.
     pub fn by_reason(reason: &[u8]) -> Option<Self> {
         Some(match reason {
@@ -264,3 +287,21 @@ const GRPC_RESOURCE_EXHAUSTED: u8 = 8;
 const GRPC_UNIMPLEMENTED: u8 = 12;
 const GRPC_INTERNAL: u8 = 13;
 const GRPC_UNAVAILABLE: u8 = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_reason_is_listed_once() {
+        let listed: BTreeSet<_> = Failure::EACH.map(Failure::reason).into();
+        assert_eq!(listed.len(), Failure::EACH.len());
+        for reason in &listed {
+            let read = Failure::by_reason(reason.as_bytes());
+            assert!(read.is_none_or(|read| read.reason() == *reason), "{reason}");
+        }
+        assert!(Refusal::ALL.into_iter().all(|refusal| listed.contains(Failure::Refused(refusal).reason())));
+        assert!(listed.contains(Failure::NoEndpointHere.reason()) && listed.contains(Failure::BrokenAfter(1).reason()));
+    }
+}

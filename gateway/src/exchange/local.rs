@@ -23,6 +23,7 @@ use crate::authorize::INGRESS_HOP;
 use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
 use crate::ledger::{Stamps, Waits};
+use crate::trace::traced::Outcome;
 
 /// Sends the call to `endpoint`.
 pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: RequestBody) -> Result<Sent, Failed> {
@@ -31,6 +32,10 @@ pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: 
     let in_flight = endpoint.enter();
     let (began, stamped) = (Instant::now(), Waits::default());
     let waits = endpoint.wait(began);
+    let number = attempt.history.attempts;
+    if let Some(trace) = &call.trace {
+        trace.asks_endpoint(number, endpoint, began);
+    }
     let sent = match protocol {
         Protocol::Http1 | Protocol::Tcp => minded(call, endpoint, http1(call, endpoint, &said, body, &stamped)).await,
         Protocol::H2c => minded(call, endpoint, http2(call, endpoint, &said, body, &stamped)).await,
@@ -49,12 +54,19 @@ pub async fn send(call: &Call, endpoint: &Rc<Endpoint>, attempt: Attempt, body: 
                 head.fields.push(Known::MeshServedBy, call.worker.identity.served_by.as_bytes());
             }
             let (waited, connected) = (stamped.stream.get(), stamped.connection.get());
+            if let Some(trace) = &call.trace {
+                trace.ended(number, Outcome::Answered { status: head.status.as_u16(), waited, connected }, now);
+            }
             let stamps = Stamps { began, answered: now, waited, connected, far: None };
             Ok((Response { head, body }, Some(in_flight), stamps))
         }
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "attempt at an endpoint failed");
-            Err(Failed { connecting: stamped.connection.get(), ..failed(&error) })
+            let failed = Failed { connecting: stamped.connection.get(), ..failed(&error) };
+            if let Some(trace) = &call.trace {
+                trace.ended(number, Outcome::Failed(failed.reason), now);
+            }
+            Err(failed)
         }
     }
 }
@@ -199,8 +211,16 @@ fn said(call: &Call, attempt: Attempt) -> Pooled<Fields> {
     said.push(Known::MeshCluster, cluster.as_bytes());
     said.push(Known::MeshHop, hop.as_bytes());
     said.push_number(Known::MeshAttempt, number.into());
+    push_trace(call, attempt, &mut said);
     push_deadline(call, attempt, &mut said);
     said
+}
+
+/// Whose child is what comes of it, if the request is recorded.
+pub fn push_trace(call: &Call, attempt: Attempt, said: &mut Fields) {
+    if let Some(trace) = &call.trace {
+        said.push(Known::Traceparent, &trace.parent_of(attempt.history.attempts));
+    }
 }
 
 /// How long there is for a response to begin.

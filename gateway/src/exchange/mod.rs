@@ -57,6 +57,7 @@ use archipelago_tunnel::{IncomingRequest, Responder};
 use http::{Method, StatusCode};
 
 use crate::source::Workload;
+use crate::trace;
 use crate::worker::{Caller, Worker};
 use body::{Incoming, Replayable, ResponseBody};
 use books::{Books, Record, Reporter, Text};
@@ -85,7 +86,14 @@ pub async fn serve_client(
 ) -> Response {
     let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
     let mut record = Record::new(Reporter::Source, worker.cluster.clone(), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), None)));
+    if let Some(tracer) = &worker.tracer {
+        record.trace = tracer.record(&mut head, Reporter::Source, now);
+    }
+    let trace = record.trace.clone();
+    if let (Some(trace), Some(source)) = (&trace, &source) {
+        source.as_str().clone_into(&mut trace.source.borrow_mut());
+    }
+    record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), None, trace.as_deref())));
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;
@@ -103,6 +111,7 @@ pub async fn serve_client(
         interim,
         origin: Origin::Client,
         source,
+        trace,
         is_grpc,
         view,
         service: routed.service,
@@ -131,7 +140,18 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     head.fields.join_cookies();
     let source = vouched(&caller, &head.fields);
     let mut record = Record::new(Reporter::Destination, caller.cluster.clone(), now);
-    record.text = worker.access_log.is_some().then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id))));
+    if let Some(tracer) = &worker.tracer {
+        record.trace = tracer.record(&mut head, Reporter::Destination, now);
+    }
+    let trace = record.trace.clone();
+    if let Some(trace) = &trace {
+        *trace.peer.borrow_mut() = peer.spiffe_id.to_string();
+        source.as_deref().map(Workload::as_str).unwrap_or_default().clone_into(&mut trace.source.borrow_mut());
+    }
+    record.text = worker
+        .access_log
+        .is_some()
+        .then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id), trace.as_deref())));
     let body = Replayable::new(Incoming::tunnel(body), now);
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
@@ -148,6 +168,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 interim: Interim::Peer(Rc::clone(&informed)),
                 origin: Origin::Peer(arrival, authorized),
                 source,
+                trace,
                 is_grpc: routed.is_grpc,
                 view,
                 service: routed.service,
@@ -173,6 +194,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 worker.metrics.refused_stream(refusal);
             }
             (books.record().code, books.record().flags) = (failure.status().as_u16(), failure.flags());
+            books.fails(failure.reason());
             responder.reject();
         }
         Err((failure, books)) => {
@@ -241,6 +263,7 @@ impl Response {
 fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool, is_head: bool) -> Response {
     worker.metrics.failure(failure);
     books.record().flags = failure.flags();
+    books.fails(failure.reason());
     if let Some(text) = books.text() {
         text.failure = failure.line();
     }
@@ -288,7 +311,7 @@ pub fn vouched(caller: &Caller, fields: &Fields) -> Option<Rc<Workload>> {
     workload.map(Rc::new)
 }
 
-fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>) -> Text {
+fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>, trace: Option<&trace::Traced>) -> Text {
     let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let field = |name| lossy(head.fields.get(name).unwrap_or_default());
     let path = head.path();
@@ -301,8 +324,7 @@ fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>) 
         protocol: format!("{:?}", head.version),
         authority: lossy(head.authority().unwrap_or_default()),
         request_id: field(Known::XRequestId),
-        // traceparent = version-trace_id-parent_id-flags (W3C Trace Context §3.2)
-        trace_id: field(Known::Traceparent).split('-').nth(1).unwrap_or("").to_owned(),
+        trace_id: trace::id(trace, Some(&head.fields)),
         source: source.map(|workload| workload.as_str().to_owned()).unwrap_or_default(),
         peer_spiffe_id: peer.map(ToString::to_string).unwrap_or_default(),
         upstream_host: String::new(),

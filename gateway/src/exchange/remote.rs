@@ -15,10 +15,11 @@ use super::body::{RequestBody, ResponseBody};
 use super::call::Call;
 use super::failure::Failure;
 use super::headers::Malformed;
-use super::local::push_deadline;
+use super::local::{push_deadline, push_trace};
 use super::replay::Ending;
 use crate::authorize::INGRESS_HOP;
 use crate::ledger::{Far, Stamps, Waits};
+use crate::trace::traced::Outcome;
 use crate::worker::view::{Decision, Remote};
 
 /// Sends the call through the tunnel to `remote`.
@@ -31,6 +32,16 @@ pub async fn send(
     idempotent: bool,
 ) -> Result<Sent, Failed> {
     let (started, waits) = (Instant::now(), Waits::default());
+    let number = attempt.history.attempts;
+    if let Some(trace) = &call.trace {
+        trace.asks_gateway(number, remote, started);
+    }
+    let failed = |failed: Failed| {
+        if let Some(trace) = &call.trace {
+            trace.ended(number, Outcome::Failed(failed.reason), Instant::now());
+        }
+        failed
+    };
     let response = exchange(call, decision, remote, attempt, body, &waits).await;
     let now = Instant::now();
     let response = response.map_err(|error| {
@@ -48,7 +59,7 @@ pub async fn send(
         } else {
             (Failure::Broken, Ending::Broken { acted: 1 })
         };
-        Failed::new(failure, ending, error.reason())
+        failed(Failed::new(failure, ending, error.reason()))
     })?;
     remote.observe(now.saturating_duration_since(started), now);
     let (mut head, body) = response;
@@ -58,13 +69,13 @@ pub async fn send(
         Some(Failure::Broken) => {
             let acted = head.fields.get(Known::MeshSends).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
             let acted = acted.unwrap_or(1);
-            return Err(Failed::new(Failure::Broken, Ending::Broken { acted }, "far_side_broken"));
+            return Err(failed(Failed::new(Failure::Broken, Ending::Broken { acted }, "far_side_broken")));
         }
         Some(Failure::NoHealthy) if idempotent => {
-            return Err(Failed::new(Failure::NoHealthy, Ending::Lost, "far_side_unhealthy"));
+            return Err(failed(Failed::new(Failure::NoHealthy, Ending::Lost, "far_side_unhealthy")));
         }
         // He understands it in his own words only.
-        Some(failure) if call.is_grpc => return Err(Failed::new(failure, Ending::Final, "far_side")),
+        Some(failure) if call.is_grpc => return Err(failed(Failed::new(failure, Ending::Final, "far_side"))),
         _ => {}
     }
     let far = head.fields.get(Known::MeshLedger).and_then(Far::decode).map(Box::new);
@@ -75,6 +86,9 @@ pub async fn send(
         head.fields.push(Known::MeshFailure, &reason);
     }
     let (waited, connected) = (waits.stream.get(), waits.connection.get());
+    if let Some(trace) = &call.trace {
+        trace.ended(number, Outcome::Answered { status: head.status.as_u16(), waited, connected }, now);
+    }
     let stamps = Stamps { began: started, answered: now, waited, connected, far };
     Ok((Response { head, body: ResponseBody::tunnel(body) }, None, stamps))
 }
@@ -121,6 +135,7 @@ fn said(call: &Call, decision: &Decision, attempt: Attempt) -> Pooled<Fields> {
     if attempt.history.acted > 0 {
         said.push_number(Known::MeshSends, attempt.history.acted.into());
     }
+    push_trace(call, attempt, &mut said);
     push_deadline(call, attempt, &mut said);
     said
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use archipelago_http::{Known, RequestHead};
+use archipelago_http::RequestHead;
 use archipelago_proto::v1::{SlowAnswer, SlowMinute, SlowRequest};
 use http::Method;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use super::micros;
 use super::minutes::Minute;
 use super::trail::endpoint_of;
 use crate::exchange::books::Record;
+use crate::trace;
 use crate::worker::Worker;
 use crate::worker::view::Target;
 
@@ -29,7 +30,6 @@ pub fn finished(worker: &Rc<Worker>, record: &Record, head: Option<&RequestHead>
 fn entry(record: &Record, head: Option<&RequestHead>, total: u32, end: Instant) -> SlowRequest {
     let trail = &record.trail;
     let (target, far) = (trail.target().or(trail.lost_at()), trail.far());
-    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let is_remote = matches!(target, Some(Target::Remote(_)));
     SlowRequest {
         total_us: total.into(),
@@ -37,11 +37,7 @@ fn entry(record: &Record, head: Option<&RequestHead>, total: u32, end: Instant) 
         flags: record.flags.to_owned(),
         method: head.map(|head| short(head.method.as_str())).unwrap_or_default(),
         path: head.map(path).unwrap_or_default(),
-        trace_id: head
-            .and_then(|head| head.fields.get(Known::Traceparent))
-            .map(trace_id)
-            .map(lossy)
-            .unwrap_or_default(),
+        trace_id: trace::id(record.trace.as_deref(), head.map(|head| &head.fields)),
         cluster: record.destination_cluster.as_deref().unwrap_or_default().to_owned(),
         gateway: match target {
             Some(Target::Remote(remote)) => remote.name.to_string(),
@@ -69,12 +65,6 @@ fn path(head: &RequestHead) -> String {
     let whole = head.path();
     let end = whole.iter().position(|byte| *byte == b'?').unwrap_or(whole.len());
     short(&String::from_utf8_lossy(whole.get(..end).unwrap_or_default()))
-}
-
-/// The id in a `traceparent`, if it looks like one (W3C Trace Context §3.2.2).
-fn trace_id(field: &[u8]) -> &[u8] {
-    let id = field.split(|byte| *byte == b'-').nth(1).unwrap_or_default();
-    if id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit) { id } else { b"" }
 }
 
 fn short(text: &str) -> String {

@@ -9,6 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use crate::exchange::books::{Hedge, Reporter};
+use crate::exchange::failure::Failure;
+
 /// What is counted, in the order in which it is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
@@ -98,16 +101,17 @@ impl Event {
 
 impl Event {
     /// Series that are there from the start, so that the first of a kind is seen as an increase: those that can be listed.
-    fn expected(self) -> &'static [[&'static str; 2]] {
+    fn expected(self) -> Vec<[&'static str; 2]> {
+        let first = |values: &[&'static str]| values.iter().map(|value| [*value, ""]).collect();
         match self {
-            Self::Failure => &FAILURES,
-            Self::Hedge => &[["first", ""], ["second", ""], ["none", ""]],
-            Self::RefusedClient => &[["connection", ""], ["request", ""]],
-            Self::Stalled => &[["http1", ""], ["http2", ""]],
-            Self::Verdict => &[["up", ""], ["draining", ""], ["dialing", ""], ["suspect", ""], ["dead", ""]],
-            Self::TcpOpened => &[["source", ""], ["destination", ""]],
-            Self::TcpBytes => &[["sent", ""], ["received", ""]],
-            Self::Replay | Self::RefusedHead | Self::RefusedStream | Self::Cut => &[],
+            Self::Failure => first(&Failure::EACH.map(Failure::reason)),
+            Self::Hedge => first(&[Hedge::First, Hedge::Second, Hedge::None].map(Hedge::label)),
+            Self::RefusedClient => first(&["connection", "request"]),
+            Self::Stalled => first(&["http1", "http2"]),
+            Self::Verdict => first(&["up", "draining", "dialing", "suspect", "dead"]),
+            Self::TcpOpened => first(&[Reporter::Source, Reporter::Destination].map(Reporter::label)),
+            Self::TcpBytes => first(&["sent", "received"]),
+            Self::Replay | Self::RefusedHead | Self::RefusedStream | Self::Cut => Vec::new(),
         }
     }
 
@@ -126,34 +130,11 @@ impl Event {
     ];
 }
 
-/// As `Failure::reason` says them.
-const FAILURES: [[&str; 2]; 19] = [
-    ["malformed", ""],
-    ["request-broken", ""],
-    ["request-idle", ""],
-    ["request-slow", ""],
-    ["unknown-host", ""],
-    ["unknown-port", ""],
-    ["not-http", ""],
-    ["unsupported", ""],
-    ["overloaded", ""],
-    ["client-limit", ""],
-    ["service-closed", ""],
-    ["no-healthy-upstream", ""],
-    ["timeout", ""],
-    ["upstream-broken", ""],
-    ["upstream-stalled", ""],
-    ["bad-response", ""],
-    ["request-head-too-large", ""],
-    ["loop", ""],
-    ["forbidden", ""],
-];
-
 impl Collector for Events {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut sums: BTreeMap<Event, BTreeMap<[&'static str; 2], u64>> = BTreeMap::new();
         for event in Event::ALL {
-            sums.insert(event, event.expected().iter().map(|labels| (*labels, 0)).collect());
+            sums.insert(event, event.expected().into_iter().map(|labels| (labels, 0)).collect());
         }
         for worker in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for ((event, labels), count) in worker.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -180,7 +161,7 @@ mod tests {
     fn workers_are_added_up() {
         let events = Arc::<Events>::default();
         let (one, other) = (events.of_worker(), events.of_worker());
-        one.add(Event::Failure, [crate::exchange::failure::Failure::Timeout.reason(), ""], 1);
+        one.add(Event::Failure, [Failure::Timeout.reason(), ""], 1);
         other.add(Event::Failure, ["timeout", ""], 2);
         other.add(Event::Failure, ["no-healthy-upstream", ""], 1);
         other.add(Event::Replay, ["retry", "endpoint_broken"], 1);

@@ -46,6 +46,7 @@ use crate::journal::Journal;
 use crate::pace;
 use crate::source::Source;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
+use crate::trace::Tracer;
 use crate::visitors::Visitors;
 use captures::CapturePorts;
 use ports::TcpPorts;
@@ -118,6 +119,8 @@ pub struct Shared {
     pub metrics: GatewayMetrics,
     /// Access log, if any.
     pub access_log: Option<AccessLog>,
+    /// Records traces, if there is a collector.
+    pub tracer: Option<Tracer>,
     /// Ports of TCP services.
     pub tcp_ports: Arc<TcpPorts>,
     /// Whose address is whose on our node.
@@ -152,6 +155,8 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     /// Access log, if any.
     pub access_log: Option<AccessLog>,
+    /// Records traces, if there is a collector.
+    pub tracer: Option<Tracer>,
     /// Whose address is whose on our node.
     pub clients: Arc<callers::Table>,
     /// Deadlines of everything that runs on it.
@@ -211,6 +216,7 @@ impl Worker {
             visitors: Arc::clone(&shared.visitors),
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
+            tracer: shared.tracer.clone(),
             clients: Arc::clone(&shared.clients),
             timers: Rc::default(),
             requests: Cell::new(0),
@@ -296,8 +302,11 @@ impl Worker {
     }
 
     /// Writes a finished request down.
-    pub fn finished(&self, done: &Done<'_>) {
+    pub fn finished(&self, done: &Done<'_>, end: Instant) {
         self.metrics.request(done);
+        if let (Some(tracer), Some(trace)) = (&self.tracer, &done.record.trace) {
+            tracer.finish(trace, done.record, [done.bytes_received, done.bytes_sent], end);
+        }
         if let Some(log) = &self.access_log {
             log.log(done);
         }

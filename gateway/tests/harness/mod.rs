@@ -39,6 +39,8 @@ pub(crate) struct Mesh {
     pub(crate) gateways: BTreeMap<String, Gateway>,
     tcp_bases: BTreeMap<String, u16>,
     limits: Limits,
+    /// Where the spans of gateways go that are started from then on.
+    pub(crate) otlp: Option<archipelago_otlp::Config>,
     revoked: Vec<proto::Revocation>,
     revision: u64,
     /// Gateways in other processes, by cluster, with their tunnels.
@@ -57,6 +59,15 @@ impl Mesh {
     }
 
     pub(crate) async fn start_with(clusters: &[&str], limits: Limits) -> Self {
+        Self::start_traced(clusters, limits, None).await
+    }
+
+    /// The same, with a collector for spans.
+    pub(crate) async fn start_traced(
+        clusters: &[&str],
+        limits: Limits,
+        otlp: Option<archipelago_otlp::Config>,
+    ) -> Self {
         static LOGS: std::sync::Once = std::sync::Once::new();
         if std::env::var_os("ARCHIPELAGO_LOG").is_some() {
             LOGS.call_once(|| archipelago_base::logging::init("test"));
@@ -67,6 +78,7 @@ impl Mesh {
             gateways: BTreeMap::new(),
             tcp_bases: BTreeMap::new(),
             limits,
+            otlp,
             revoked: vec![],
             revision: 0,
             elsewhere: BTreeMap::new(),
@@ -118,6 +130,7 @@ impl Mesh {
             capture_ports: 1..=u16::MAX,
             capture_from: archipelago_gateway::CaptureFrom::OwnNode,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
+            otlp: self.otlp.clone(),
             state_dir,
             peers_per_cluster: 4,
             workers: 2,

@@ -12,5 +12,6 @@ mod h2;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod limits;
+mod otlp;
 mod programs;
 mod tools;

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-/// Python with grpcio and hpack: `PEERS_PYTHON`, or what `gateway/tests/peers/tools` made.
+/// Python with grpcio, hpack and OpenTelemetry's messages: `PEERS_PYTHON`, or what `gateway/tests/peers/tools` made.
 pub(crate) fn python() -> Option<PathBuf> {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers-tools/venv/bin/python");
     let python = std::env::var_os("PEERS_PYTHON").map(PathBuf::from).unwrap_or(made);
@@ -15,6 +15,16 @@ pub(crate) fn python() -> Option<PathBuf> {
         return Some(python);
     }
     missing(&format!("no Python with grpcio and hpack at {}; gateway/tests/peers/tools makes one", python.display()))
+}
+
+/// The same, if it has `module` as well: one made for an earlier version of the tests may not.
+pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
+    let python = python()?;
+    let found = std::process::Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    missing(&format!("no module {module} for {}; gateway/tests/peers/tools makes one that has it", python.display()))
 }
 
 /// A program in the path; `package` of Debian has it.

@@ -396,6 +396,8 @@ impl Conn {
             self.break_off(framing).await;
             return Err(error);
         }
+        // Its client has all of it, whether or not whoever it is from has said yet that this was all.
+        body.skipped();
         drop(body);
         Ok(persistent && self.expectation.get() == Expectation::None)
     }
