@@ -1,0 +1,118 @@
+//! What those take by which operators look at a federation, and change nothing.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::duration;
+use crate::names::{self, ServiceName, Source};
+
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    /// Only what must hold before another cluster joins
+    #[arg(long)]
+    pub(crate) pre: bool,
+    /// Check again until everything works, for so long
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse)]
+    pub(crate) wait: Duration,
+}
+
+#[derive(Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens, until Ctrl-C
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what is about this service
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) service: Option<ServiceName>,
+    /// Only what is about this cluster, or said by its gateways
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// Only these kinds; may be repeated
+    #[arg(long = "kind", value_parser = clap::builder::PossibleValuesParser::new(archipelago_model::event::KINDS))]
+    pub(crate) kinds: Vec<String>,
+    /// Only what happened within this time
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) since: Option<Duration>,
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub(crate) limit: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct GetArgs {
+    /// Cluster, ServiceExport, TrafficSplit, FailoverPolicy or BackendPolicy, in any case; all kinds without it
+    pub(crate) kind: Option<String>,
+    /// Name
+    pub(crate) name: Option<String>,
+    /// Only this namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct ExplainArgs {
+    /// Where the request enters: CLUSTER or CLUSTER/GATEWAY
+    #[arg(long, value_name = "CLUSTER[/GATEWAY]")]
+    pub(crate) from: Source,
+    /// Service it is for
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) to: ServiceName,
+    /// Method
+    #[arg(long, default_value = "GET")]
+    pub(crate) method: String,
+    /// Path
+    #[arg(long, default_value = "/")]
+    pub(crate) path: String,
+    /// Header; may be repeated
+    #[arg(long = "header", value_name = "K=V", value_parser = names::pair)]
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct SlowArgs {
+    /// namespace/name
+    pub(crate) service: ServiceName,
+    /// How far back, in whole minutes upwards; 15m is all that is kept
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
+    pub(crate) since: Duration,
+    /// Look at the slowest hundredth of the requests, instead of the hundred slowest
+    #[arg(long)]
+    pub(crate) p99: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct TopArgs {
+    /// Services to look at, such as shop/checkout; none: all
+    #[arg(value_name = "SERVICE")]
+    pub(crate) services: Vec<ServiceName>,
+    /// How long to count for one set of figures
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    pub(crate) interval: Duration,
+    /// Print one set of figures and end, also on a terminal
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) once: bool,
+    /// Print so many sets of figures and end
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+    /// What to tell apart beside services
+    #[arg(long, value_enum)]
+    pub(crate) by: Option<TopBy>,
+    /// Show at most so many rows, the busiest [default: 20 on a terminal, else 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rows: Option<u32>,
+    /// With -o json or yaml: the whole histogram of every row
+    #[arg(long)]
+    pub(crate) histogram: bool,
+}
+
+/// `top --by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopBy {
+    /// Clusters that serve
+    Cluster,
+    /// Versions that serve, as the gateways beside their endpoints see it: without the tunnel
+    Version,
+    /// Clusters at which requests enter, and which serve
+    Source,
+}
