@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",
     "archipelago/v1/slow.proto",
+    "archipelago/v1/tap.proto",
     "archipelago/log/v1/log.proto",
 ];
 

@@ -31,6 +31,7 @@ use crate::control::status::ControlStatus;
 use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::journal::Journal;
+use crate::tap::Taps;
 use crate::telemetry::{AccessLog, GatewayMetrics};
 use crate::trace::Tracer;
 use crate::visitors::{Network, Share, Visitors};
@@ -171,6 +172,7 @@ impl Gateway {
         let unserved = metrics.unserved_captures.clone();
         let (ip, range) = (settings.http.ip(), settings.capture_ports.clone());
         let capture_ports = Arc::new(CapturePorts::new(ip, range, unserved, Arc::clone(&sockets)));
+        let taps = Arc::new(Taps::default());
         let shared = worker::Shared {
             identity: Arc::clone(&identity),
             limits: settings.limits,
@@ -181,6 +183,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access_log,
             tracer,
+            taps: Arc::clone(&taps),
             tcp_ports: Arc::clone(&tcp_ports),
             clients: Arc::clone(&callers),
             captures: (Arc::clone(&capture_ports), settings.capture_from),
@@ -263,6 +266,7 @@ impl Gateway {
             workers: workers.clone(),
             tunnels_changed,
             journal,
+            taps,
             callers,
             status,
             boot,

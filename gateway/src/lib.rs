@@ -35,6 +35,7 @@ mod ledger;
 mod pace;
 mod route;
 mod source;
+mod tap;
 mod tcp;
 mod telemetry;
 mod trace;

@@ -113,6 +113,20 @@ Examples:
   meshctl top --once --interval 10s
   meshctl top -n 60 --interval 1s -o json         one JSON value per second, for a minute")]
     Top(TopArgs),
+    /// Requests as they end, over all clusters: those that a filter takes
+    #[command(after_help = "\
+Each request is told once, by the gateway where it entered, when its response has ended; those that began before are not. Of a gateway there
+are so many a second at most: how many more there were is said on standard error. Paths come without their query, and there are no values of
+header fields. Nothing is kept, and nobody is told once nobody looks. A filter is made of comparisons, `and` (or a blank), `or`, `not` and
+parentheses; texts have =, !=, ^= (begins), $= (ends) and *= (contains), numbers =, !=, <, <=, > and >=. Its fields: docs/tap.md.
+
+Examples:
+  meshctl tap
+  meshctl tap --where 'service=shop/checkout status>=500'
+  meshctl tap --service shop/checkout --where 'duration>250ms or flags=UH' -o wide
+  meshctl tap --cluster tokyo --where 'not (method=GET or path^=/healthz)' --limit 100
+  meshctl tap --where 'status=5xx' --for 30s -o json           one JSON value per line")]
+    Tap(TapArgs),
     /// Gateways, their addresses and the revision they run
     #[command(after_help = "Examples:\n  meshctl gateways\n  meshctl gateways -o yaml")]
     Gateways,

@@ -355,6 +355,15 @@ impl Client {
         .await
     }
 
+    /// Requests as they end, as one member hears of them.
+    pub(crate) async fn tap(&self, request: v1::TapRequest) -> Outcome<tonic::Streaming<v1::TapSaid>> {
+        self.call(|channel| {
+            let request = request.clone();
+            async move { v1::telemetry_client::TelemetryClient::new(channel).tap(request).await }
+        })
+        .await
+    }
+
     /// Follows the acknowledgement of a revision; `progress` sees every message. Returns the last one.
     ///
     /// A member that goes away in the middle is replaced by another one. The time allowed is counted

@@ -5,6 +5,7 @@
 
 mod events;
 mod services;
+mod tap;
 mod top;
 mod writes;
 
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::events::{EventView, EventsView, SourceView};
 pub(crate) use self::services::{ServiceClusterView, ServiceView, service_text};
-pub(crate) use self::top::TopView;
+pub(crate) use self::tap::TapView;
+pub(crate) use self::top::{MissingView, TopView};
 pub(crate) use self::writes::{ChangeView, WriteView};
 use crate::duration;
 use crate::output::{Cell, Table, Text};

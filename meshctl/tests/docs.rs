@@ -70,6 +70,16 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
+fn the_page_lists_the_fields_of_filters() {
+    let text = std::fs::read_to_string(root().join("docs/tap.md")).unwrap();
+    let rows: String = archipelago_telemetry::filter::Field::ALL
+        .iter()
+        .map(|(_, name, what)| format!("| `{name}` | {what} |\n"))
+        .collect();
+    assert!(text.contains(&format!("| field | what |\n| --- | --- |\n{rows}\n")), "docs/tap.md should have\n{rows}");
+}
+
+#[test]
 fn every_row_of_failure_modes_is_held_by_a_test() {
     let text = std::fs::read_to_string(root().join("docs/failure-modes.md")).unwrap();
     let mut rows = 0;

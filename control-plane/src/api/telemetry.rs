@@ -3,6 +3,7 @@
 //! Each gateway is asked through its stream by the member that serves it; this member asks those members, all at once, and passes
 //! answers on as they come. A gateway of which there is no answer is named with the reason: nothing is made up for it.
 
+mod tap;
 mod top;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 
 use archipelago_proto::v1::{
     Answer, AskLocalRequest, AskRequest, GatewayAnswer, GatewayQuestion, NoAnswer, NoAnswerReason as Reason, Question,
-    TopRequest, TopSnapshot, gateway_answer::Outcome, question, telemetry_server::Telemetry,
+    TapRequest, TapSaid, TopRequest, TopSnapshot, gateway_answer::Outcome, question, telemetry_server::Telemetry,
 };
 use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::{
@@ -54,11 +55,20 @@ impl Telemetry for TelemetryService {
     async fn top(&self, request: Request<TopRequest>) -> Result<Response<Self::TopStream>, Status> {
         operator(&request)?;
         let look = top::Look::new(request.into_inner())?;
-        let permit = Arc::clone(&self.0.looks).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{LOOKS_MAX} others look already: end one, or ask another member"))
-        })?;
+        let permit = self.0.look()?;
         let (snapshots, receiver) = mpsc::channel(1);
         tokio::spawn(look.run(Arc::clone(&self.0), snapshots, permit));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type TapStream = ReceiverStream<Result<TapSaid, Status>>;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
+        operator(&request)?;
+        let look = tap::Look::new(request.into_inner())?;
+        let permit = self.0.look()?;
+        let (said, receiver) = mpsc::channel(ANSWERS_QUEUED_MAX);
+        tokio::spawn(look.run(Arc::clone(&self.0), said, permit));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -81,6 +91,13 @@ pub(super) struct Inquiry {
 }
 
 impl Context {
+    /// Lets one more look, again and again.
+    fn look(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.looks).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{LOOKS_MAX} others look already: end one, or ask another member"))
+        })
+    }
+
     /// Prepares to ask every gateway what `question` gives for its cluster and name, if anything.
     ///
     /// # Errors

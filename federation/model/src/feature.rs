@@ -38,6 +38,8 @@ pub const STICKY_COOKIE: &str = "sticky.cookie";
 pub const TELEMETRY_LATENCY: &str = "telemetry.latency";
 /// Answers where the time of slow requests went.
 pub const TELEMETRY_SLOW: &str = "telemetry.slow";
+/// Tells of requests as they end.
+pub const TELEMETRY_TAP: &str = "telemetry.tap";
 
 /// What this version supports, sorted.
 pub const ALL: &[&str] = &[
@@ -65,6 +67,7 @@ pub const ALL: &[&str] = &[
     STREAM_LIMITS,
     TELEMETRY_LATENCY,
     TELEMETRY_SLOW,
+    TELEMETRY_TAP,
 ];
 
 /// Whether this version supports `feature`.
@@ -94,6 +97,7 @@ pub const fn of_question(question: &question::Body) -> &'static str {
     match question {
         question::Body::Latency(_) => TELEMETRY_LATENCY,
         question::Body::Slow(_) => TELEMETRY_SLOW,
+        question::Body::Tap(_) => TELEMETRY_TAP,
     }
 }
 

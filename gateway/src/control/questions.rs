@@ -1,6 +1,7 @@
 //! What operators ask of this gateway, through the member that serves it. Answered beside everything else on the stream.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use archipelago_proto::v1::{
     Answer, GatewayMessage, LatencyAnswer, LatencyQuestion, Question, answer, gateway_message, question,
@@ -8,6 +9,7 @@ use archipelago_proto::v1::{
 use tokio::sync::{Semaphore, mpsc};
 
 use super::stream::send;
+use crate::tap::Taps;
 use crate::telemetry::Latencies;
 use crate::workers::Workers;
 
@@ -16,13 +18,14 @@ use crate::workers::Workers;
 pub struct Questions {
     workers: Workers,
     latencies: Arc<Latencies>,
+    taps: Arc<Taps>,
     permits: Arc<Semaphore>,
 }
 
 impl Questions {
     /// Answers out of what these measure.
-    pub fn new(workers: Workers, latencies: Arc<Latencies>) -> Self {
-        Self { workers, latencies, permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) }
+    pub fn new(workers: Workers, latencies: Arc<Latencies>, taps: Arc<Taps>) -> Self {
+        Self { workers, latencies, taps, permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) }
     }
 
     /// Answers a question to `out`, in its own time.
@@ -46,6 +49,12 @@ impl Questions {
                 Answer { body: Some(body), ..Answer::default() }
             }
             Some(question::Body::Latency(asked)) => self.latency(asked).await,
+            Some(question::Body::Tap(question)) => {
+                match self.taps.answer(&question, ANSWER_BYTES_MAX, Instant::now()) {
+                    Ok(told) => Answer { body: Some(answer::Body::Tap(told)), ..Answer::default() },
+                    Err(why) => failure(why),
+                }
+            }
             // Not asked of this build: its hello names no feature for it.
             None => failure("this gateway does not know the question".to_owned()),
         }

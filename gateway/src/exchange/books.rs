@@ -15,6 +15,7 @@ use super::failure::Cut;
 use super::upstream::InFlight;
 use crate::ledger::{Keeper, Trail, report};
 use crate::pace::Limits;
+use crate::tap;
 use crate::telemetry::Name;
 use crate::trace::Traced;
 use crate::visitors::Asking;
@@ -63,7 +64,7 @@ impl Hedge {
     }
 }
 
-/// Everything known about one request. Text for the access log is only filled in when there is one.
+/// Everything known about one request. Its text is only filled in when there is an access log, or somebody looks.
 #[derive(Debug, Clone)]
 pub struct Record {
     /// For durations.
@@ -94,11 +95,11 @@ pub struct Record {
     pub keeper: Option<Rc<Keeper>>,
     /// What its spans are made of, if it is recorded.
     pub trace: Option<Rc<Traced>>,
-    /// Text of the access log.
+    /// Text of the access log, and of who looks.
     pub text: Option<Box<Text>>,
 }
 
-/// The part of a record that only the access log needs.
+/// The part of a record that only the access log and who looks at requests need.
 #[derive(Debug, Clone)]
 pub struct Text {
     /// For people.
@@ -295,7 +296,7 @@ impl Books {
         &mut self.inner.record
     }
 
-    /// What the access log needs, if there is one.
+    /// What the access log needs, if there is one, or somebody looks.
     pub fn text(&mut self) -> Option<&mut Text> {
         self.inner.record.text.as_deref_mut()
     }
@@ -364,6 +365,7 @@ impl Drop for Inner {
             record: &self.record,
         };
         self.worker.finished(&done, end);
+        tap::finished(&self.worker, &done, self.head.as_deref(), end);
         report::finished(&self.worker, &self.record, self.head.as_deref(), end);
     }
 }

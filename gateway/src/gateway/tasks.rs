@@ -23,6 +23,7 @@ use crate::control::status::ControlStatus;
 use crate::control::stream::ControlStream;
 use crate::handover::{Phase, Turn};
 use crate::journal::Journal;
+use crate::tap::Taps;
 use crate::telemetry::{GatewayMetrics, Vitals};
 use crate::workers::{self, Workers};
 
@@ -39,6 +40,7 @@ pub(super) struct ControlTasks {
     pub(super) workers: Workers,
     pub(super) tunnels_changed: Arc<Notify>,
     pub(super) journal: Journal,
+    pub(super) taps: Arc<Taps>,
     pub(super) callers: Arc<callers::Table>,
     pub(super) status: watch::Sender<ControlStatus>,
     pub(super) boot: u64,
@@ -106,6 +108,7 @@ impl ControlTasks {
         ));
         tasks.spawn(self.journal.clone().run(self.credential.clone(), self.drain.clone()));
         tasks.spawn(Arc::clone(&self.metrics.latencies).settle_on(SETTLE_INTERVAL));
+        tasks.spawn(Arc::clone(&self.taps).expire_on(SETTLE_INTERVAL));
         tasks.spawn(workers::watch_serving(self.workers.clone(), self.metrics.clone()));
         tasks.spawn(follow_status(self.status.subscribe(), self.metrics.vitals.clone()));
         if let Some(agent) = agent {
@@ -133,7 +136,11 @@ impl ControlTasks {
                 state: self.state,
                 published: self.published,
                 updates: self.updates,
-                questions: Questions::new(self.workers.clone(), Arc::clone(&self.metrics.latencies)),
+                questions: Questions::new(
+                    self.workers.clone(),
+                    Arc::clone(&self.metrics.latencies),
+                    Arc::clone(&self.taps),
+                ),
                 workers: self.workers,
                 metrics: self.metrics,
                 tcp_ports,

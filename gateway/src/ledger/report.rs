@@ -22,17 +22,18 @@ pub fn finished(worker: &Rc<Worker>, record: &Record, head: Option<&RequestHead>
     let Some(keeper) = &record.keeper else { return };
     let total = micros(record.started, end);
     if keeper.wants(total, end) {
-        keeper.keep(total, end, entry(record, head, total, end), || worker.random());
+        keeper.keep(total, end, entry(record, head, end), || worker.random());
     }
 }
 
+/// The way of a request that ended at `end`.
 #[cold]
-fn entry(record: &Record, head: Option<&RequestHead>, total: u32, end: Instant) -> SlowRequest {
+pub fn entry(record: &Record, head: Option<&RequestHead>, end: Instant) -> SlowRequest {
     let trail = &record.trail;
     let (target, far) = (trail.target().or(trail.lost_at()), trail.far());
     let is_remote = matches!(target, Some(Target::Remote(_)));
     SlowRequest {
-        total_us: total.into(),
+        total_us: micros(record.started, end).into(),
         status: record.code.into(),
         flags: record.flags.to_owned(),
         method: head.map(|head| short(head.method.as_str())).unwrap_or_default(),
@@ -67,7 +68,8 @@ fn path(head: &RequestHead) -> String {
     short(&String::from_utf8_lossy(whole.get(..end).unwrap_or_default()))
 }
 
-fn short(text: &str) -> String {
+/// As much of a text as is kept.
+pub fn short(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 

@@ -45,6 +45,7 @@ use crate::handover::Turn;
 use crate::journal::Journal;
 use crate::pace;
 use crate::source::Source;
+use crate::tap::Taps;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
 use crate::trace::Tracer;
 use crate::visitors::Visitors;
@@ -121,6 +122,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Who looks at requests as they end.
+    pub taps: Arc<Taps>,
     /// Ports of TCP services.
     pub tcp_ports: Arc<TcpPorts>,
     /// Whose address is whose on our node.
@@ -157,6 +160,8 @@ pub struct Worker {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Who looks at requests as they end.
+    pub taps: Arc<Taps>,
     /// Whose address is whose on our node.
     pub clients: Arc<callers::Table>,
     /// Deadlines of everything that runs on it.
@@ -217,6 +222,7 @@ impl Worker {
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
             tracer: shared.tracer.clone(),
+            taps: Arc::clone(&shared.taps),
             clients: Arc::clone(&shared.clients),
             timers: Rc::default(),
             requests: Cell::new(0),

@@ -17,6 +17,7 @@ mod resources;
 mod show;
 mod slow;
 mod split;
+mod tap;
 mod token;
 mod top;
 mod validate;
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Services => block_on(show::services(&context)),
         Command::Tunnels => block_on(show::tunnels(&context)),
         Command::Top(args) => block_on(top::run(&context, args)),
+        Command::Tap(args) => block_on(tap::run(&context, args)),
         Command::Gateways => block_on(show::gateways(&context)),
         Command::Events(args) => block_on(events::run(&context, args)),
         Command::Validate(args) => block_on(validate::validate(&context, &args)),

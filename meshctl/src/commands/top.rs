@@ -94,7 +94,7 @@ async fn follow(
 }
 
 /// A name that nobody has is most likely a typing error.
-async fn exist(client: &Client, asked: &[ServiceName]) -> Outcome {
+pub(super) async fn exist(client: &Client, asked: &[ServiceName]) -> Outcome {
     if asked.is_empty() {
         return Ok(());
     }

@@ -165,7 +165,7 @@ impl SourceView {
 }
 
 /// With milliseconds, always; `None` where nothing is known.
-fn time(unix_ms: i64) -> Option<String> {
+pub(super) fn time(unix_ms: i64) -> Option<String> {
     let time = jiff::Timestamp::from_millisecond(unix_ms).ok().filter(|_| unix_ms > 0)?;
     Some(format!("{time:.3}"))
 }

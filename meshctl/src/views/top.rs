@@ -34,12 +34,12 @@ struct GatewaysView {
 
 /// `.gateways.missing[]`.
 #[derive(Debug, Clone, Serialize)]
-struct MissingView {
+pub(crate) struct MissingView {
     /// `cluster/gateway`.
-    name: String,
+    pub(crate) name: String,
     cluster: String,
     reason: &'static str,
-    detail: String,
+    pub(crate) detail: String,
 }
 
 /// `.gateways.restarted[]`: what each counted last before that is lost.
@@ -209,7 +209,7 @@ impl RowView {
 }
 
 impl MissingView {
-    fn new(missing: v1::MissingGateway) -> Self {
+    pub(crate) fn new(missing: v1::MissingGateway) -> Self {
         let v1::MissingGateway { cluster, gateway, why } = missing;
         let why = why.unwrap_or_default();
         let reason = match why.reason() {

@@ -116,3 +116,25 @@ pub(crate) enum TopBy {
     /// Clusters at which requests enter, and which serve
     Source,
 }
+
+#[derive(Args)]
+pub(crate) struct TapArgs {
+    /// Only what this takes, such as 'status>=500 path^=/pay'
+    #[arg(long = "where", value_name = "FILTER")]
+    pub(crate) filter: Option<String>,
+    /// Only requests for this service
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) service: Option<ServiceName>,
+    /// Only requests that enter at this cluster, or that it serves
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// End after so many requests
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// End after this time
+    #[arg(long = "for", value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) time: Option<Duration>,
+    /// At most so many a second of each gateway
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=250))]
+    pub(crate) rate: u32,
+}
