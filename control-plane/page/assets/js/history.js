@@ -6,8 +6,9 @@ import { total } from './model.js';
 
 /** @typedef {{ at: number, value: number | null }[]} Series */
 
-// Two minutes of one state per second.
+// Two minutes, a point per second, however often states come.
 const POINTS_MAX = 120;
+const APART_MS = 900;
 // As many services as a state names.
 const SERVICES_MAX = 1_000;
 
@@ -41,6 +42,11 @@ export class History {
 
 /** @param {Series} series @param {number} at @param {number | null} value */
 function push(series, at, value) {
+  const last = series.at(-1);
+  if (last && at - last.at < APART_MS) {
+    last.value = value;
+    return;
+  }
   series.push({ at, value });
   if (series.length > POINTS_MAX) series.shift();
 }

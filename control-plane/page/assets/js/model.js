@@ -2,7 +2,7 @@
 
 import { counted, duration, known, percent, plain } from './format.js';
 
-/** @import { Cluster, Gateway, Link, Me, Rate, Service, ServiceCluster, State } from './contract.js' */
+/** @import { Cluster, Event, Gateway, Link, Me, Rate, Service, ServiceCluster, State } from './contract.js' */
 
 /** @typedef {'error' | 'warning' | 'info'} Severity */
 
@@ -79,13 +79,12 @@ export function concerns(state) {
     out.push({ severity, key, title, detail, href, sinceUnixMs: since });
   };
 
-  for (const service of state.services) ofService(service, add);
-  const away = new Set();
+  const away = new Set(state.clusters.filter((cluster) => cluster.state === 'unreachable').map((cluster) => cluster.name));
+  for (const service of state.services) ofService(service, away, add);
   for (const cluster of state.clusters) {
     const href = to('clusters', cluster.name);
     const name = plain(cluster.name);
     if (cluster.state === 'unreachable') {
-      away.add(cluster.name);
       add('error', `c/${cluster.name}`, `Cluster ${name} is unreachable`, 'None of its gateways and no agent is connected.', href);
     } else if (cluster.state === 'drained') {
       add('info', `c/${cluster.name}`, `Cluster ${name} is drained`, 'Others serve what it would serve.', href);
@@ -111,8 +110,8 @@ export function concerns(state) {
   return out.sort((x, y) => rank[x.severity] - rank[y.severity]);
 }
 
-/** @param {Service} service @param {(severity: Severity, key: string, title: string, detail: string, href: string, since?: number | null) => void} add */
-function ofService(service, add) {
+/** @param {Service} service @param {Set<string>} away @param {(severity: Severity, key: string, title: string, detail: string, href: string, since?: number | null) => void} add */
+function ofService(service, away, add) {
   const href = to('services', service.name);
   const name = plain(service.name);
   const why = service.reasons[0];
@@ -126,11 +125,10 @@ function ofService(service, add) {
     add(severity, key, `${name} fails: ${percent(success / 100)} succeed`, because || 'Of the requests of the last seconds.', href, why?.sinceUnixMs);
   } else {
     const loud = service.reasons.find((reason) => reason.severity !== 'info');
+    // Of clusters that are away it is said already.
+    const unwell = service.clusters.filter((at) => (at.state === 'degraded' || at.state === 'down') && !away.has(at.cluster));
     if (loud) add(loud.severity, key, `${name} is served by others`, plain(loud.text), href, loud.sinceUnixMs);
-    else if (service.state === 'degraded') {
-      const detail = service.clusters.filter((at) => at.state === 'degraded' || at.state === 'down').map(endpoints).join(' · ');
-      add('warning', key, `${name} has fewer endpoints`, because || detail, href, why?.sinceUnixMs);
-    }
+    else if (unwell.length > 0) add('warning', key, `${name} has fewer endpoints`, unwell.map(endpoints).join(' · '), href);
   }
 }
 
@@ -229,6 +227,25 @@ export function linkWords(link) {
   if (link.transports.length > 0) parts.push(link.transports.map(plain).join(', '));
   return parts.join(' · ');
 }
+
+/**
+ * One row for what several saw alike: each gateway says for itself that traffic moved. Newest first.
+ * @param {Event[]} events   Newest first.
+ * @returns {{ event: Event, sources: string[] }[]}
+ */
+export function together(events) {
+  /** @type {{ event: Event, sources: string[] }[]} */
+  const out = [];
+  for (const event of events) {
+    const same = out.findLast((one) => one.event.reason === event.reason && one.event.message === event.message && one.event.revision === event.revision && one.event.unixMs - event.unixMs < TOGETHER_MS);
+    if (same && !same.sources.includes(event.source)) same.sources.push(event.source);
+    else out.push({ event, sources: [event.source] });
+  }
+  return out;
+}
+
+// Clocks of gateways differ by less, and what happens again to one of them is its own row.
+const TOGETHER_MS = 5_000;
 
 /** Clusters by region, both by name. @param {State} state @returns {{ region: string, clusters: Cluster[] }[]} */
 export function regions(state) {

@@ -5,7 +5,7 @@ import { action, chip, clusterLink, empty, figure, headings, limited, mark, name
 import { open } from './dialog.js';
 import { h } from './dom.js';
 import { counted, duration, known, plain, rate, short } from './format.js';
-import { forbidden, rateFrom, to } from './model.js';
+import { forbidden, rateFrom, to, together } from './model.js';
 import { eventRow } from './view-events.js';
 import { gatewaysTable } from './view-gateways.js';
 import { drawing } from './view-overview.js';
@@ -198,6 +198,6 @@ function services(state, cluster) {
 
 /** @param {State} state @param {Cluster} cluster */
 function events(state, cluster) {
-  const all = state.events.filter((event) => event.cluster === cluster.name || event.source.startsWith(`${cluster.name}/`)).reverse();
-  return panel({ id: 'events', title: 'What changed' }, all.length === 0 ? empty('Nothing that is remembered.') : h('ol', { class: 'events brief' }, all.slice(0, 10).map((event) => eventRow(event, true))));
+  const all = together(state.events.filter((event) => event.cluster === cluster.name || event.source.startsWith(`${cluster.name}/`)).reverse());
+  return panel({ id: 'events', title: 'What changed' }, all.length === 0 ? empty('Nothing that is remembered.') : h('ol', { class: 'events brief' }, all.slice(0, 10).map((one) => eventRow(one, true))));
 }

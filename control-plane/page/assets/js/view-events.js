@@ -4,6 +4,7 @@ import { amount, app, change, find, finder, now } from './app.js';
 import { clusterLink, empty, limited, name, search, serviceLink, severityMark, time } from './bits.js';
 import { h } from './dom.js';
 import { age, counted, plain } from './format.js';
+import { together } from './model.js';
 
 /** @import { VNode } from './dom.js' */
 /** @import { Event, State } from './contract.js' */
@@ -13,7 +14,7 @@ export function eventsView(state) {
   const { kind, severity } = app.ui.events;
   const wanted = find('find-event');
   const found = state.events.filter((event) => (kind === '' || event.kind === kind) && atLeast(event.severity, severity) && said(event).includes(wanted)).reverse();
-  const { shown, rest } = limited(found, amount('events', 60, 'event'));
+  const { shown, rest } = limited(together(found), amount('events', 60, 'event'));
   const kinds = [...new Set([...state.events.map((event) => event.kind), ...(kind === '' ? [] : [kind])])].sort();
   return {
     title: 'Events',
@@ -26,7 +27,7 @@ export function eventsView(state) {
         select('event-kind', 'Kind', kind, [['', 'All kinds'], ...kinds.map((one) => /** @type {[string, string]} */ ([one, one]))], (value) => change((it) => (it.ui.events.kind = value))),
         select('event-severity', 'Severity', severity, [['', 'All severities'], ['warning', 'Warnings and errors'], ['error', 'Errors']], (value) => change((it) => (it.ui.events.severity = value))),
       ),
-      h('section', { key: 'list', class: 'panel', 'aria-label': 'Events, newest first' }, shown.length === 0 ? empty(state.events.length === 0 ? 'Nothing is remembered.' : 'No event is like that.') : h('ol', { class: 'events' }, shown.map((event) => eventRow(event, false))), rest),
+      h('section', { key: 'list', class: 'panel', 'aria-label': 'Events, newest first' }, shown.length === 0 ? empty(state.events.length === 0 ? 'Nothing is remembered.' : 'No event is like that.') : h('ol', { class: 'events' }, shown.map((one) => eventRow(one, false))), rest),
     ],
   };
 }
@@ -47,11 +48,11 @@ function said(event) {
   return [event.reason, event.message, event.service, event.cluster, event.gateway, event.subject, event.actor, event.source].join(' ').toLowerCase();
 }
 
-/** @param {Event} event @param {boolean} brief @returns {VNode} */
-export function eventRow(event, brief) {
-  const about = [event.service === null ? null : serviceLink(event.service), event.gateway !== null ? name(event.gateway) : event.cluster === null ? null : clusterLink(event.cluster)].filter((part) => part !== null);
+/** @param {{ event: Event, sources: string[] }} told @param {boolean} brief @returns {VNode} */
+export function eventRow({ event, sources }, brief) {
+  const about = [event.service === null ? null : serviceLink(event.service), event.gateway !== null && sources.length === 1 ? name(event.gateway) : event.cluster === null ? null : clusterLink(event.cluster)].filter((part) => part !== null);
   const by = event.actor === null ? null : h('span', { key: 'by' }, 'by ', name(shortActor(event.actor)));
-  const more = [...about.map((part, index) => h('span', { key: `about${index}` }, part)), by, event.revision === null ? null : h('span', { key: 'revision' }, `revision ${event.revision}`), brief ? null : h('span', { key: 'source' }, 'said by ', name(event.source))].filter((part) => part !== null);
+  const more = [...about.map((part, index) => h('span', { key: `about${index}` }, part)), by, event.revision === null ? null : h('span', { key: 'revision' }, `revision ${event.revision}`), saidBy(sources, brief)].filter((part) => part !== null);
   return h(
     'li',
     { key: event.key, class: `event ${event.severity}` },
@@ -59,6 +60,13 @@ export function eventRow(event, brief) {
     severityMark(event.severity),
     h('div', { class: 'told' }, h('p', null, h('strong', null, h('span', { class: 'unseen' }, `${event.severity}: `), h('bdi', null, plain(event.reason))), ' ', h('bdi', null, plain(event.message)), event.count > 1 ? h('span', { class: 'count', title: `since ${new Date(event.firstUnixMs).toISOString()}` }, ` ×${event.count}`) : null), more.length === 0 ? null : h('p', { class: 'about' }, more)),
   );
+}
+
+/** @param {string[]} sources @param {boolean} brief */
+function saidBy(sources, brief) {
+  const names = sources.map(plain).join(', ');
+  if (brief) return sources.length === 1 ? null : h('span', { key: 'source', title: names }, `said by ${sources.length}`);
+  return h('span', { key: 'source' }, 'said by ', h('bdi', null, names));
 }
 
 /** The end of an identity says who it is; the whole of it is in the title. @param {string} actor */

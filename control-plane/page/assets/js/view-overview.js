@@ -6,7 +6,8 @@ import { h, s } from './dom.js';
 import { age, counted, duration, percent, plain, rate } from './format.js';
 import { CLUSTERS_DRAWN_MAX, map } from './map.js';
 import { matrix } from './matrix.js';
-import { concerns, illness, regions, slowestService, total } from './model.js';
+import { concerns, illness, regions, slowestService, together, total } from './model.js';
+import { steady } from './steady.js';
 import { eventRow } from './view-events.js';
 import { servicesTable, sorted } from './view-services.js';
 import { slowRow } from './view-slow.js';
@@ -162,12 +163,13 @@ const SERVICES_SHOWN = 8;
 /** @param {State} state */
 function services(state) {
   // The unwell first, then the busiest: by name they would be found, not seen.
-  const order = sorted(state.services, { by: 'rate', down: true });
-  const first = [...order].sort((x, y) => illness(x) - illness(y)).slice(0, SERVICES_SHOWN);
+  const unwell = state.services.filter((service) => illness(service) < 2).map((service) => service.name);
+  const order = steady('services-first', state.services, (service) => service.name, unwell.join('\n'), () => sorted(state.services, { by: 'rate', down: true }).sort((x, y) => illness(x) - illness(y)));
+  const first = order.slice(0, SERVICES_SHOWN);
   const more = state.services.length + state.servicesLeftOff;
   return panel(
     { id: 'services', title: 'Services', note: first.length < more ? `${first.length} of ${more}: unwell, then busiest` : 'where their requests go now', more: h('a', { class: 'more', href: '#/services' }, 'All services') },
-    first.length === 0 ? empty('No cluster offers a service yet. An export does: ', h('code', null, 'meshctl apply -f export.yaml')) : servicesTable(state, first, 'Services'),
+    first.length === 0 ? empty('No cluster offers a service yet. An export does: ', h('code', null, 'meshctl apply -f export.yaml')) : servicesTable(state, first, 'services-first'),
   );
 }
 
@@ -175,10 +177,10 @@ const EVENTS_SHOWN = 10;
 
 /** @param {State} state */
 function changes(state) {
-  const latest = state.events.slice(-EVENTS_SHOWN).reverse();
+  const latest = together([...state.events].reverse()).slice(0, EVENTS_SHOWN);
   return panel(
     { id: 'changes', title: 'What changed', more: h('a', { class: 'more', href: '#/events' }, 'All events') },
-    latest.length === 0 ? empty('Nothing is remembered.') : h('ol', { class: 'events brief' }, latest.map((event) => eventRow(event, true))),
+    latest.length === 0 ? empty('Nothing is remembered.') : h('ol', { class: 'events brief' }, latest.map((one) => eventRow(one, true))),
   );
 }
 

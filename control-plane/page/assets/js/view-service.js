@@ -6,7 +6,7 @@ import { open } from './dialog.js';
 import { h } from './dom.js';
 import { duration, plain, rate } from './format.js';
 import { splitFields } from './forms.js';
-import { forbidden, to } from './model.js';
+import { forbidden, to, together } from './model.js';
 import { eventRow } from './view-events.js';
 import { slowRow } from './view-slow.js';
 import { destinations, palette } from './view-services.js';
@@ -217,6 +217,6 @@ function slow(state, service) {
 
 /** @param {State} state @param {Service} service */
 function events(state, service) {
-  const all = state.events.filter((event) => event.service === service.name).reverse();
-  return panel({ id: 'events', title: 'What changed' }, all.length === 0 ? empty('Nothing that is remembered.') : h('ol', { class: 'events brief' }, all.slice(0, 8).map((event) => eventRow(event, true))));
+  const all = together(state.events.filter((event) => event.service === service.name).reverse());
+  return panel({ id: 'events', title: 'What changed' }, all.length === 0 ? empty('Nothing that is remembered.') : h('ol', { class: 'events brief' }, all.slice(0, 8).map((one) => eventRow(one, true))));
 }

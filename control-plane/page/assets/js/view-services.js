@@ -5,6 +5,7 @@ import { chip, empty, headings, limited, rateCells, search, serviceLink, shares,
 import { h } from './dom.js';
 import { counted, plain } from './format.js';
 import { illness } from './model.js';
+import { steady } from './steady.js';
 
 /** @import { VNode } from './dom.js' */
 /** @import { Service, State } from './contract.js' */
@@ -13,13 +14,15 @@ import { illness } from './model.js';
 export function servicesView(state) {
   const wanted = find('find-service');
   const found = state.services.filter((service) => [service.name, ...service.hosts, ...service.clusters.map((at) => at.cluster)].some((text) => text.toLowerCase().includes(wanted)));
-  const { shown, rest } = limited(sorted(found, app.ui.order), amount('services', 50, 'service'));
+  const { by, down } = app.ui.order;
+  const order = steady('services-table', found, (service) => service.name, `${by} ${down} ${wanted}`, () => sorted(found, app.ui.order));
+  const { shown, rest } = limited(order, amount('services', 50, 'service'));
   const left = state.servicesLeftOff > 0 ? h('p', { key: 'left', class: 'quiet' }, `${counted(state.servicesLeftOff, 'service')} with fewer requests are not in this list: `, h('code', null, 'meshctl services')) : null;
   return {
     title: 'Services',
     body: [
       h('div', { key: 'head', class: 'head' }, h('h1', null, 'Services'), h('p', { class: 'quiet' }, found.length === state.services.length ? counted(found.length, 'service') : `${found.length} of ${counted(state.services.length, 'service')}`), search(finder('find-service', 'Find a service, host or cluster'))),
-      h('section', { key: 'list', class: 'panel', 'aria-label': 'Services' }, shown.length === 0 ? empty(wanted === '' ? 'No cluster offers a service yet.' : 'No service is called that.') : servicesTable(state, shown, 'Services', true), rest),
+      h('section', { key: 'list', class: 'panel', 'aria-label': 'Services' }, shown.length === 0 ? empty(wanted === '' ? 'No cluster offers a service yet.' : 'No service is called that.') : servicesTable(state, shown, 'services-table', true), rest),
       ...(left ? [left] : []),
     ],
   };
@@ -49,13 +52,13 @@ export function sorted(services, order) {
   });
 }
 
-/** @param {State} state @param {Service[]} services @param {string} caption @param {boolean} [sortable] */
-export function servicesTable(state, services, caption, sortable = false) {
+/** @param {State} state @param {Service[]} services @param {string} id @param {boolean} [sortable] */
+export function servicesTable(state, services, id, sortable = false) {
   const colours = palette(state);
   return h(
     'table',
-    { class: 'services', role: 'table' },
-    sortable ? sortableHeadings(caption) : headings(caption, ['Service', '#Requests', '#Success', '#p50~', '#p99~', 'Where they go']),
+    { id, class: 'services', role: 'table' },
+    sortable ? sortableHeadings('Services') : headings('Services', ['Service', '#Requests', '#Success', '#p50~', '#p99~', 'Where they go']),
     h('tbody', { role: 'rowgroup' }, services.map((service) => row(service, colours))),
   );
 }

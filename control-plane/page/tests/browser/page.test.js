@@ -118,6 +118,22 @@ test('an update leaves focus, scroll and elements where they are', async (t) => 
   fine();
 });
 
+test('rows stay where they are while somebody points at them, and what is unwell comes up at once', async (t) => {
+  const { page, server, until, text, fine } = await given(t, {});
+  await text('h1', 'All well');
+  const order = () => page.$$eval('#services-first tbody th', (all) => all.map((one) => one.querySelector('a').textContent));
+  assert.deepEqual(await order(), ['shop/web', 'shop/checkout', 'shop/catalog', 'shop/ledger']);
+  await page.hover('#services-first tbody tr');
+  server.state.services.find((one) => one.name === 'shop/catalog').rate.requestsPerSecond = 5_000;
+  server.say();
+  await text('#services-first', '5k/s');
+  assert.deepEqual(await order(), ['shop/web', 'shop/checkout', 'shop/catalog', 'shop/ledger']);
+  server.state.services.find((one) => one.name === 'shop/ledger').state = 'down';
+  server.say();
+  await until(() => document.querySelector('#services-first tbody th a').textContent === 'shop/ledger');
+  fine();
+});
+
 test('a hundred clusters: every pair in a few paths, what is away in a list, one found by its name', async (t) => {
   const { page, text, fine, picture, server, until } = await given(t, { height: 1000 }, '/', (is) => (is.state = hundred()));
   await text('h1', '1 thing is broken');

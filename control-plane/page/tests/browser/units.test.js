@@ -6,8 +6,9 @@ import { advance, ask, course, progress } from '../../assets/js/action.js';
 import { difference } from '../../assets/js/diff.js';
 import { age, duration, percent, plain, rate, short } from '../../assets/js/format.js';
 import { LATE_AFTER_MS, begin, lateness, step } from '../../assets/js/live.js';
-import { concerns, total } from '../../assets/js/model.js';
+import { concerns, together, total } from '../../assets/js/model.js';
 import { parser } from '../../assets/js/sse.js';
+import { inOrder } from '../../assets/js/steady.js';
 import { sorted } from '../../assets/js/view-services.js';
 import { HOSTILE, rate as rateOf, three, trouble } from './fixtures.js';
 
@@ -126,12 +127,34 @@ test('what needs somebody', () => {
   assert.deepEqual(concerns(state).map(({ severity }) => severity), ['error']);
 });
 
+test('what follows from a cluster that is away is not said again', () => {
+  const state = three();
+  for (const service of state.services) {
+    service.state = 'degraded';
+    for (const at of service.clusters) if (at.cluster === 'tokyo') at.state = 'down';
+  }
+  assert.equal(concerns(state).filter(({ key }) => key.startsWith('s/')).length, 4);
+  state.clusters[2].state = 'unreachable';
+  assert.deepEqual(concerns(state).map(({ key }) => key), ['c/tokyo']);
+});
+
+test('what several saw alike is one row', () => {
+  const [moved] = three().events.slice(-1);
+  const by = (source, later, more = {}) => ({ ...moved, source, unixMs: moved.unixMs + later, ...more });
+  const rows = together([by('paris/gw-1', 9_000), by('paris/gw-2', 900), by('paris/gw-1', 800), by('tokyo/gw-1', 700), by('log', 600, { reason: 'ResourceUpdated' }), by('tokyo/gw-1', 500)]);
+  assert.deepEqual(rows.map(({ event, sources }) => [event.unixMs - moved.unixMs, sources]), [[9_000, ['paris/gw-1']], [900, ['paris/gw-2', 'paris/gw-1', 'tokyo/gw-1']], [600, ['log']], [500, ['tokyo/gw-1']]]);
+});
+
 test('totals leave out who says nothing, and say so', () => {
   const state = three();
   state.clusters[0].entering = null;
   assert.deepEqual([total(state).requestsPerSecond, total(state).silent], [276, 1]);
   for (const cluster of state.clusters) cluster.entering = null;
   assert.deepEqual(total(state), { requestsPerSecond: null, success: null, silent: 3 });
+});
+
+test('an order that stands takes in what is new, and lets go what is gone', () => {
+  assert.deepEqual(inOrder(['new', 'a', 'b'], ['b', 'gone', 'a'], (item) => item), ['b', 'a', 'new']);
 });
 
 test('what is not known is last, whichever way', () => {
