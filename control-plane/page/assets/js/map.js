@@ -121,7 +121,7 @@ function lane(key, perSecond, from, to_, unit, length) {
 function node({ cluster, x, y }, box) {
   const left = x - box.w / 2;
   const top = y - box.h / 2;
-  const fits = Math.floor((box.w - 30) / 7.4);
+  const fits = Math.floor((box.w - 36) / 8);
   const entering = cluster.entering === null ? 'not reported' : `in ${rate(cluster.entering.requestsPerSecond)}`;
   const serving = cluster.serving === null ? '' : `serves ${rate(cluster.serving.requestsPerSecond)}`;
   const how = tone(cluster.state);

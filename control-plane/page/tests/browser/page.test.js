@@ -214,6 +214,25 @@ test('events are found by kind, severity and word', async (t) => {
   fine();
 });
 
+test('by keyboard: past the bar, through the views, back to the beginning of each', async (t) => {
+  const { page, text, fine } = await given(t, {});
+  await text('h1', 'All well');
+  await page.keyboard.press('Tab');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Skip to content');
+  assert.ok(await page.evaluate(() => document.activeElement.getBoundingClientRect().left >= 0), 'it is seen when it has the focus');
+  await page.keyboard.press('Enter');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'main');
+  // The first thing in the view, and what it leads to.
+  await page.keyboard.press('Tab');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'All clusters');
+  assert.notEqual(await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle), 'none');
+  await page.keyboard.press('Enter');
+  await text('h1', 'Clusters');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'main');
+  assert.match(await page.title(), /^Clusters/);
+  fine();
+});
+
 test('light or dark as chosen, also after a reload', async (t) => {
   const { page, text, fine } = await given(t, { dark: false });
   await text('h1', 'All well');
