@@ -8,7 +8,6 @@ mod cli;
 mod client;
 mod commands;
 mod duration;
-mod edit;
 mod exit;
 mod names;
 mod ordered;

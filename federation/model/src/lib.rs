@@ -10,6 +10,7 @@ pub mod compile;
 pub mod delta;
 pub mod document;
 pub mod duration;
+pub mod edit;
 pub mod event;
 pub mod export;
 pub mod feature;

@@ -6,10 +6,10 @@ use super::resources::documents;
 use super::write::Subject;
 use super::{Context, kubernetes, write};
 use crate::cli::{ClusterCommand, Wait};
-use crate::edit::{Edit, cluster};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Cell, Table};
 use crate::views::StatusView;
+use archipelago_model::edit::{self, Edit, cluster};
 
 /// `cluster …`.
 pub(super) async fn run(context: &Context, command: ClusterCommand) -> Outcome {
@@ -43,7 +43,7 @@ async fn drain(context: &Context, name: &str, drained: bool, wait: Wait) -> Outc
     let subject = Subject::Cluster(name);
     if subject.read(&client).await?.is_none() {
         let clusters = documents(&client.get("Cluster", "", "").await?.resources)?;
-        let names: Vec<&str> = clusters.iter().map(crate::edit::name).collect();
+        let names: Vec<&str> = clusters.iter().map(edit::name).collect();
         return Err(Failure::refused(format!("no cluster `{name}`")).hint(format!("there are {}", names.join(", "))));
     }
     let verb = if drained { "drain" } else { "uncordon" };

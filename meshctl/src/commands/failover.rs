@@ -8,11 +8,11 @@ use super::write::Subject;
 use super::{Context, write};
 use crate::cli::FailoverCommand;
 use crate::client::Client;
-use crate::edit::{self, Edit, failover};
 use crate::exit::{Failure, Outcome};
 use crate::names::ServiceName;
 use crate::output::{Cell, Table, Text};
 use crate::views::{ServiceClusterView, ServiceView};
+use archipelago_model::edit::{self, Edit, failover};
 
 const KIND: &str = "FailoverPolicy";
 

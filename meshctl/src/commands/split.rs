@@ -6,12 +6,12 @@ use super::write::Subject;
 use super::{Context, write};
 use crate::cli::{SplitCommand, SplitSetArgs, SwitchArgs};
 use crate::client::Client;
-use crate::edit::split::{RouteMatch, SplitEdit, clear_route, set_split};
-use crate::edit::{self, Edit, switch};
 use crate::exit::{Failure, Outcome};
 use crate::names::ServiceName;
 use crate::ordered::Ordered;
 use crate::output::{Table, Text};
+use archipelago_model::edit::split::{RouteMatch, SplitEdit, clear_route, set_split};
+use archipelago_model::edit::{self, Edit, switch};
 
 const KIND: &str = "TrafficSplit";
 

@@ -11,11 +11,11 @@ use super::Context;
 use super::resources::documents;
 use crate::cli::Wait;
 use crate::client::Client;
-use crate::edit::{self, Edit};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::names::ServiceName;
 use crate::output;
 use crate::views::WriteView;
+use archipelago_model::edit::{self, Edit};
 
 /// The one resource that a verb edits.
 #[derive(Clone, Copy)]

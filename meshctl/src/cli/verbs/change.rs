@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::duration;
-use crate::edit::split::{RouteMatch, Sticky};
 use crate::names::{self, ServiceName, Share, Target};
+use archipelago_model::edit::split::{RouteMatch, Sticky};
 
 #[derive(Args)]
 pub(crate) struct FileArgs {

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::{object, set};
 
 /// The cluster with `spec.drained` set or gone.
-pub(crate) fn drained(current: &Value, drained: bool) -> Value {
+#[must_use]
+pub fn drained(current: &Value, drained: bool) -> Value {
     let mut cluster = current.clone();
     set(object(&mut cluster, "spec"), "drained", drained.then_some(Value::Bool(true)));
     cluster

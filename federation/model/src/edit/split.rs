@@ -2,36 +2,35 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{annotate, document, object, set, switch};
-use crate::names::{ServiceName, Share};
+use super::{ServiceName, Share, annotate, document, object, set, switch};
 
 /// What `split set` changes; everything not named stays.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct SplitEdit {
+pub struct SplitEdit {
     /// New weights: of the route that `route` names, or of everything else.
-    pub(crate) shares: Vec<Share>,
+    pub shares: Vec<Share>,
     /// The route the weights are for; all `None`: the default backends.
-    pub(crate) route: RouteMatch,
+    pub route: RouteMatch,
     /// What to do with stickiness.
-    pub(crate) sticky: Sticky,
+    pub sticky: Sticky,
 }
 
 /// What a request must look like for a route; all that are given must match.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct RouteMatch {
+pub struct RouteMatch {
     /// Header name and exact value.
-    pub(crate) headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     /// Cookie name and exact value.
-    pub(crate) cookies: Vec<(String, String)>,
+    pub cookies: Vec<(String, String)>,
     /// Start of the path.
-    pub(crate) path_prefix: Option<String>,
+    pub path_prefix: Option<String>,
     /// Request method.
-    pub(crate) method: Option<String>,
+    pub method: Option<String>,
 }
 
 /// What becomes of `spec.sticky`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Sticky {
+pub enum Sticky {
     /// As it was.
     #[default]
     Keep,
@@ -45,7 +44,8 @@ pub(crate) enum Sticky {
 
 impl RouteMatch {
     /// Whether nothing is asked, so that the weights are for everything else.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
@@ -78,7 +78,8 @@ impl RouteMatch {
 ///
 /// It ends what an earlier `switch` could undo: the split that undo would bring back is no longer
 /// what this one came from.
-pub(crate) fn set_split(current: Option<&Value>, service: &ServiceName, edit: &SplitEdit) -> Value {
+#[must_use]
+pub fn set_split(current: Option<&Value>, service: &ServiceName, edit: &SplitEdit) -> Value {
     let mut split = current.cloned().unwrap_or_else(|| document("TrafficSplit", service));
     annotate(&mut split, switch::HISTORY, None);
     let spec = object(&mut split, "spec");
@@ -107,7 +108,8 @@ pub(crate) fn set_split(current: Option<&Value>, service: &ServiceName, edit: &S
 }
 
 /// The split without the route that matches exactly this; `None` when there is no such route.
-pub(crate) fn clear_route(current: &Value, route: &RouteMatch) -> Option<Value> {
+#[must_use]
+pub fn clear_route(current: &Value, route: &RouteMatch) -> Option<Value> {
     let matched = route.to_json();
     let mut split = current.clone();
     let spec = object(&mut split, "spec");

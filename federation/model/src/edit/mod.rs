@@ -3,17 +3,16 @@
 //! They work on canonical JSON and touch only the fields they are about, so that everything else an
 //! operator wrote stays as it was, also what a newer control plane knows and this program does not. Whether the result is allowed is the control plane's to say.
 
-pub(crate) mod cluster;
-pub(crate) mod failover;
-pub(crate) mod split;
-pub(crate) mod switch;
+pub mod cluster;
+pub mod failover;
+pub mod names;
+pub mod split;
+pub mod switch;
 
 use serde_json::{Map, Value, json};
 
-use crate::names::ServiceName;
-
-/// API group and version of every kind.
-pub(crate) const API_VERSION: &str = "archipelago.dev/v1alpha1";
+pub use self::names::{ServiceName, Share, Target};
+use crate::resource::API_VERSION;
 
 /// A new document of `kind` about a service.
 fn document(kind: &str, service: &ServiceName) -> Value {
@@ -64,24 +63,27 @@ fn annotate(document: &mut Value, key: &str, value: Option<String>) {
 }
 
 /// Whether a document's `spec.service` is this service.
-pub(crate) fn is_about(document: &Value, service: &ServiceName) -> bool {
+#[must_use]
+pub fn is_about(document: &Value, service: &ServiceName) -> bool {
     let text = |section: &str, key: &str| document.get(section)?.get(key)?.as_str();
     text("metadata", "namespace") == Some(&service.namespace) && text("spec", "service") == Some(&service.name)
 }
 
 /// Of all documents of one kind, the one about this service.
-pub(crate) fn about<'a>(documents: &'a [Value], service: &ServiceName) -> Option<&'a Value> {
+#[must_use]
+pub fn about<'a>(documents: &'a [Value], service: &ServiceName) -> Option<&'a Value> {
     documents.iter().find(|document| is_about(document, service))
 }
 
 /// `metadata.name`.
-pub(crate) fn name(document: &Value) -> &str {
+#[must_use]
+pub fn name(document: &Value) -> &str {
     document.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// What a verb asks the control plane to do.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Edit {
+pub enum Edit {
     /// Write this document.
     Apply(Value),
     /// Remove the document that was read.

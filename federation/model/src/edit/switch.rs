@@ -6,16 +6,16 @@
 use serde_json::{Value, json};
 
 use super::split::backends;
-use super::{Edit, annotate, annotation, document, object, set};
-use crate::names::{ServiceName, Share, Target};
+use super::{Edit, ServiceName, Share, Target, annotate, annotation, document, object, set};
 
 /// Annotation: JSON array of the `spec`s that switches replaced, oldest first; `null`: there was no split.
-pub(crate) const HISTORY: &str = "archipelago.dev/switched-from";
+pub const HISTORY: &str = "archipelago.dev/switched-from";
 
 /// Everything to one target. Routes (previews, canaries) and stickiness stay.
 ///
 /// A switch that is already in force changes nothing, so that repeating it does not bury the way back.
-pub(crate) fn switch(current: Option<&Value>, service: &ServiceName, target: &Target) -> Value {
+#[must_use]
+pub fn switch(current: Option<&Value>, service: &ServiceName, target: &Target) -> Value {
     let everything = backends(&[Share { target: target.clone(), weight: 1 }]);
     let mut split = current.cloned().unwrap_or_else(|| document("TrafficSplit", service));
     let before = current.and_then(|split| split.get("spec")).cloned().unwrap_or(Value::Null);
@@ -33,7 +33,8 @@ pub(crate) fn switch(current: Option<&Value>, service: &ServiceName, target: &Ta
 }
 
 /// What brings back the split that the latest switch replaced; `None` when there is nothing to undo.
-pub(crate) fn undo(current: &Value) -> Option<Edit> {
+#[must_use]
+pub fn undo(current: &Value) -> Option<Edit> {
     let mut history = history(current);
     let before = history.pop()?;
     if before.is_null() {

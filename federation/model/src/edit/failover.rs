@@ -3,15 +3,15 @@
 
 use serde_json::Value;
 
-use super::{Edit, annotate, annotation, document, object, set};
-use crate::names::ServiceName;
+use super::{Edit, ServiceName, annotate, annotation, document, object, set};
 
 /// Annotation of a policy that exists only because of a trigger; release removes such a policy.
-pub(crate) const MADE_BY_TRIGGER: &str = "archipelago.dev/made-by";
+pub const MADE_BY_TRIGGER: &str = "archipelago.dev/made-by";
 const TRIGGER: &str = "failover-trigger";
 
 /// The policy with `cluster` avoided; made for the purpose when the service has none.
-pub(crate) fn trigger(current: Option<&Value>, service: &ServiceName, cluster: &str) -> Value {
+#[must_use]
+pub fn trigger(current: Option<&Value>, service: &ServiceName, cluster: &str) -> Value {
     let mut policy = current.cloned().unwrap_or_else(|| {
         let mut policy = document("FailoverPolicy", service);
         annotate(&mut policy, MADE_BY_TRIGGER, Some(TRIGGER.to_owned()));
@@ -27,7 +27,8 @@ pub(crate) fn trigger(current: Option<&Value>, service: &ServiceName, cluster: &
 }
 
 /// The policy with `cluster` (or, for `None`, every cluster) no longer avoided; `None` when none of them was.
-pub(crate) fn release(current: &Value, cluster: Option<&str>) -> Option<Edit> {
+#[must_use]
+pub fn release(current: &Value, cluster: Option<&str>) -> Option<Edit> {
     let before = avoided(current);
     let after: Vec<String> = before.iter().filter(|name| cluster.is_some_and(|only| *name != only)).cloned().collect();
     if after.len() == before.len() {
@@ -42,7 +43,8 @@ pub(crate) fn release(current: &Value, cluster: Option<&str>) -> Option<Edit> {
 }
 
 /// `spec.avoid`.
-pub(crate) fn avoided(policy: &Value) -> Vec<String> {
+#[must_use]
+pub fn avoided(policy: &Value) -> Vec<String> {
     let list = policy.get("spec").and_then(|spec| spec.get("avoid")).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned).collect()
 }
