@@ -5,15 +5,14 @@
 //! requests usually do, part by part, and where. Is none slower than the others, it is held against nothing: then the question is
 //! what all of them wait for.
 
-mod hop;
 mod view;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use archipelago_proto::v1::{SlowAnswer, SlowHops, SlowRequest};
+pub(crate) use archipelago_telemetry::{Hop, Place};
 
-pub(crate) use self::hop::Hop;
 pub(crate) use self::view::SlowView;
 
 /// What gateways answered.
@@ -91,17 +90,6 @@ pub(crate) struct Guilty {
     pub(crate) usual: u64,
     /// The slow ones are no slower than others: all of them spend their time there.
     pub(crate) is_usual: bool,
-}
-
-/// Where requests spend time, as closely as most of them agree on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    /// "cluster/name" of the gateway at which they entered, where that is part of it.
-    pub(crate) from: Option<String>,
-    pub(crate) cluster: Option<String>,
-    /// "cluster/name".
-    pub(crate) gateway: Option<String>,
-    pub(crate) endpoint: Option<String>,
 }
 
 /// Looks through what gateways have kept. `p99`: the slow ones are the slowest hundredth, and not the hundred slowest.
@@ -191,11 +179,11 @@ fn verdict(slow: &[Weighed], usual: &[u64; Hop::ALL.len()], is_usual: bool) -> V
 
 /// The closest place at which most of them were.
 fn narrowest(hop: Hop, blamed: &[&Weighed]) -> Place {
-    let depth = blamed.iter().map(|one| hop.places(one).len()).max().unwrap_or(0);
+    let depth = blamed.iter().map(|one| hop.places(&one.from, &one.request).len()).max().unwrap_or(0);
     for level in 0..depth {
         let mut counts: BTreeMap<Place, usize> = BTreeMap::new();
         for one in blamed {
-            if let Some(place) = hop.places(one).into_iter().nth(level) {
+            if let Some(place) = hop.places(&one.from, &one.request).into_iter().nth(level) {
                 *counts.entry(place).or_default() += 1;
             }
         }

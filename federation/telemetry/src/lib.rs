@@ -7,6 +7,7 @@
 //! | [`filter`] | a text, facts of a request | whether somebody looks at it |
 //! | [`store`] | what workers counted, questions | a gateway's answers: counts since it began |
 //! | [`window`] | answers of many gateways, time | what happened between two moments, and whom that leaves out |
+//! | [`hop`] | what a gateway kept of a slow request | the parts of its time, and the places that have them |
 //! | [`rows`] | what happened | requests, success and percentiles by service, cluster and version |
 //!
 //! A gateway counts from its start on and never forgets; who asks keeps what it was told and subtracts. So any number may ask, each over
@@ -14,6 +15,7 @@
 
 pub mod counts;
 pub mod filter;
+pub mod hop;
 pub mod key;
 pub mod rows;
 pub mod store;
@@ -21,6 +23,7 @@ pub mod window;
 
 pub use counts::{Counts, Tally};
 pub use filter::Filter;
+pub use hop::{Hop, Place};
 pub use key::{Key, Outcome, Reporter};
 pub use store::Store;
 pub use window::{Snapshot, Window};

@@ -1,30 +1,41 @@
 //! The parts of a request's time, and the places that each of them may be blamed on.
 
-use archipelago_proto::v1::SlowHops;
+use archipelago_proto::v1::{SlowHops, SlowRequest};
 use serde::Serialize;
-
-use super::{Place, Weighed};
 
 /// One part, in the order in which a request meets them. The names are an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Hop {
+pub enum Hop {
+    /// In the gateway where they enter.
     Queue,
+    /// In attempts that failed.
     Lost,
+    /// For a tunnel.
     TunnelWait,
+    /// Between the gateways.
     Tunnel,
+    /// In the far gateway.
     FarQueue,
+    /// In its attempts that failed.
     FarLost,
+    /// For a stream to an endpoint.
     EndpointWait,
+    /// For a connection to an endpoint.
     Connect,
+    /// For the rest of the request.
     Upload,
+    /// For the answer to begin.
     FirstByte,
+    /// For the rest of the answer.
     Body,
+    /// Beyond a tunnel, of which nothing is said.
     Beyond,
 }
 
 impl Hop {
-    pub(crate) const ALL: [Self; 12] = [
+    /// All of them.
+    pub const ALL: [Self; 12] = [
         Self::Queue,
         Self::Lost,
         Self::TunnelWait,
@@ -40,7 +51,8 @@ impl Hop {
     ];
 
     /// What a request spent on it, in microseconds.
-    pub(crate) fn of(self, hops: &SlowHops) -> u64 {
+    #[must_use]
+    pub fn of(self, hops: &SlowHops) -> u64 {
         match self {
             Self::Queue => hops.queue,
             Self::Lost => hops.lost,
@@ -58,7 +70,8 @@ impl Hop {
     }
 
     /// A word for tables, as in JSON.
-    pub(crate) fn word(self) -> &'static str {
+    #[must_use]
+    pub fn word(self) -> &'static str {
         match self {
             Self::Queue => "queue",
             Self::Lost => "lost",
@@ -76,7 +89,8 @@ impl Hop {
     }
 
     /// What a request does meanwhile.
-    pub(crate) fn meaning(self) -> &'static str {
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
         match self {
             Self::Queue => "in the gateway where they enter, before anybody is asked",
             Self::Lost => "in attempts that failed, and between attempts",
@@ -94,13 +108,16 @@ impl Hop {
     }
 
     /// Where that is, closest first.
-    pub(crate) fn places(self, one: &Weighed) -> Vec<Place> {
+    ///
+    /// `from`: "cluster/name" of the gateway at which the request entered.
+    #[must_use]
+    pub fn places(self, from: &str, request: &SlowRequest) -> Vec<Place> {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let request = &one.request;
-        let (from, gateway) = (Some(one.from.clone()), some(&request.gateway));
+        let gateway = some(&request.gateway);
         let cluster = some(&request.cluster);
         let cluster_of = |gateway: &str| gateway.split('/').next().and_then(some);
-        let own_cluster = cluster_of(&one.from);
+        let own_cluster = cluster_of(from);
+        let from = Some(from.to_owned());
         match self {
             Self::Queue | Self::Upload => {
                 vec![
@@ -146,4 +163,17 @@ impl Hop {
             }
         }
     }
+}
+
+/// Where requests spend time, as closely as most of them agree on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// "cluster/name" of the gateway at which they entered, where that is part of it.
+    pub from: Option<String>,
+    /// The cluster.
+    pub cluster: Option<String>,
+    /// "cluster/name".
+    pub gateway: Option<String>,
+    /// Its address.
+    pub endpoint: Option<String>,
 }
