@@ -8,6 +8,7 @@
 //! - `upgrade`: the log's format rises when every member knows more.
 //! - `refusal`: words for what the state machine refuses.
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
+//! - `dashboard`: the page for operators.
 //! - `chronicle`: what happened, as this member knows it.
 //! - `net`: Raft between members.
 //!
@@ -24,6 +25,7 @@ mod authority;
 mod chronicle;
 mod config;
 mod consensus;
+mod dashboard;
 mod digest;
 mod metrics;
 mod net;
@@ -43,6 +45,7 @@ use anyhow::Context as _;
 use archipelago_base::{logging, shutdown::Shutdown};
 
 use self::bootstrap::Member;
+pub use self::dashboard::DashboardArgs;
 pub use self::started::MARKER_SUFFIX;
 
 /// A member of the control plane.
@@ -67,6 +70,9 @@ pub struct Args {
     /// Address for metrics and health.
     #[arg(long, default_value = "127.0.0.1:7490")]
     pub listen_metrics: SocketAddr,
+    /// The page for operators.
+    #[command(flatten)]
+    pub dashboard: DashboardArgs,
     /// Every member, this one included, as ID=CLIENT/PEER; repeated. Default: as bootstrapped.
     #[arg(long = "member", value_name = "ID=CLIENT/PEER")]
     pub members: Vec<Member>,

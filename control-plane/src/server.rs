@@ -38,6 +38,7 @@ use crate::{
     chronicle::{self, Chronicle},
     config::Compiler,
     consensus::{Consensus, Peers},
+    dashboard::{self, Dashboard},
     machine::{
         Machine,
         command::{Action, CaInit},
@@ -80,6 +81,8 @@ struct Starting {
     client_listener: StdListener,
     peer_listener: StdListener,
     metrics_listener: StdListener,
+    /// The page and its port.
+    dashboard: Option<(Arc<Dashboard>, StdListener)>,
     lock: DirLock,
 }
 
@@ -132,7 +135,13 @@ impl Starting {
         let expected = archipelago_identity::SpiffeId::control_plane(&trust_domain, args.node_id);
         ensure!(own == expected, "{} holds the identity {own}, not {expected}", identity.path().display());
 
+        let dashboard = match Dashboard::new(&args.dashboard, credential.revocations().clone())? {
+            None => None,
+            Some(dashboard) => Some((Arc::new(dashboard), dashboard::listen(&args.dashboard)?)),
+        };
+
         Ok(Self {
+            dashboard,
             client_listener: bind(args.listen_client, "--listen-client")?,
             peer_listener: bind(args.listen_peer, "--listen-peer")?,
             metrics_listener: bind(args.listen_metrics, "--listen-metrics")?,
@@ -148,7 +157,7 @@ impl Starting {
     }
 
     async fn start(self) -> anyhow::Result<Running> {
-        let Self { args, federation, trust_domain, genesis, holder, identity, credential, lock, .. } = self;
+        let Self { args, federation, trust_domain, genesis, holder, identity, credential, lock, dashboard, .. } = self;
         let node_id = args.node_id;
         let others: Vec<Member> = federation.members.iter().filter(|member| member.id != node_id).cloned().collect();
         let draining = CancellationToken::new();
@@ -199,6 +208,7 @@ impl Starting {
             inquiries: Arc::new(Semaphore::new(api::telemetry::INQUIRIES_MAX)),
             looks: Arc::new(Semaphore::new(api::telemetry::LOOKS_MAX)),
             stopping: draining.clone(),
+            dashboard: dashboard.as_ref().map(|(dashboard, _)| Arc::clone(dashboard)),
             consensus: Arc::clone(&consensus),
         });
         scraped.bind(&context);
@@ -217,6 +227,10 @@ impl Starting {
         tasks.spawn(install_authority(Arc::clone(&consensus), genesis, draining.clone()));
         tasks.spawn(upgrade::raise_format(Arc::clone(&consensus), draining.clone()));
         tasks.spawn(chronicle::watch(Arc::clone(&context)));
+        if let Some((dashboard, listener)) = dashboard {
+            tasks.spawn(dashboard::gather(Arc::clone(&context), Arc::clone(&dashboard)));
+            tasks.spawn(dashboard::serve(Arc::clone(&context), dashboard, listener));
+        }
         for peer in &others {
             tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
         }

@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+mod dashboard;
 mod verbs;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::dashboard::DashboardArgs;
 pub(crate) use self::verbs::*;
 use crate::duration;
 use crate::output::Format;
@@ -142,6 +144,17 @@ Examples:
   meshctl events --service shop/checkout --since 10m
   meshctl events --cluster tokyo --kind failover --kind ejection -o json")]
     Events(EventsArgs),
+    /// A page in the browser that shows the federation live
+    #[command(after_help = "\
+A member that was started with --dashboard serves it; under `up` all of them do. The link is good once and for a minute, and the
+session acts as you. Its secret stands behind `#`, which browsers send to nobody.
+
+Examples:
+  meshctl dashboard
+  meshctl dashboard --print             print the link only
+  meshctl dashboard --read-only         for a screen on a wall
+  meshctl dashboard -o json")]
+    Dashboard(DashboardArgs),
     /// Check files: policies, topologies and service files, with the code that the control plane and agents run
     #[command(after_help = "\
 A control plane that can be reached is asked what it would say; without one, what only it can know is named.

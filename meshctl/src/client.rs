@@ -26,6 +26,13 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
+/// A link into a page.
+pub(crate) struct SignedIn {
+    /// Of the member that gave it.
+    pub(crate) address: String,
+    pub(crate) link: v1::SignInResponse,
+}
+
 /// `operator/control-plane.json`, as bootstrap writes it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -146,6 +153,36 @@ impl Client {
             tried.iter().map(|(address, why)| format!("control plane {address}: {why}")).collect();
         reasons.sort();
         nobody(&self.state, &format!("no control plane answered; tried {}", names.join(", "))).problems(reasons)
+    }
+
+    /// A link into the page of a member that serves one.
+    ///
+    /// # Errors
+    /// None does, with what to do about it; or none answers.
+    pub(crate) async fn sign_in(&self, read_only: bool) -> Outcome<SignedIn> {
+        let mut addresses = self.addresses.clone();
+        addresses.shuffle(&mut rand::rng());
+        let mut refused = Vec::new();
+        let mut last = None;
+        for address in addresses {
+            let one = Self { addresses: vec![address.clone()], timeout: self.timeout.min(ATTEMPT_MAX), ..self.clone() };
+            let asked = one.call(|channel| async move {
+                let mut client = v1::dashboard_client::DashboardClient::new(channel);
+                client.sign_in(v1::SignInRequest { read_only }).await
+            });
+            match asked.await {
+                Ok(link) => return Ok(SignedIn { address, link }),
+                Err(failure) if failure.exit() == Exit::Refused => refused.push(format!("{address}: {failure}")),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        refused.sort();
+        match last {
+            Some(failure) if refused.is_empty() => Err(failure),
+            _ => Err(Failure::refused("no member that answers lets you into a dashboard").problems(refused).hint(
+                "start members with `--dashboard 127.0.0.1:7430`; under `meshctl up` all of them serve one, after `down --keep-state` and `up`",
+            )),
+        }
     }
 
     /// Status of the federation.

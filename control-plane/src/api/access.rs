@@ -23,6 +23,7 @@ pub(crate) const CLIENT_PORT: Access = Access(&[
     Rule { path: "/archipelago.v1.Fleet/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Telemetry/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Events/", callers: &[Operator], call: OPERATE },
+    Rule { path: "/archipelago.v1.Dashboard/", callers: &[Operator], call: OPERATE },
     Rule {
         path: "/archipelago.v1.Resources/",
         callers: &[Operator],
@@ -55,8 +56,8 @@ const FRAMING_BYTES: usize = 64;
 mod tests {
     use archipelago_identity::{SpiffeId, TrustDomain};
     use archipelago_proto::v1::{
-        agent_control_server, events_server, fleet_server, gateway_control_server, identity_server, members_server,
-        raft_transport_server, resources_server, telemetry_server, tokens_server,
+        agent_control_server, dashboard_server, events_server, fleet_server, gateway_control_server, identity_server,
+        members_server, raft_transport_server, resources_server, telemetry_server, tokens_server,
     };
     use tonic::Code;
 
@@ -94,6 +95,7 @@ mod tests {
             (telemetry_server::SERVICE_NAME, "Ask", operators, nobody),
             (events_server::SERVICE_NAME, "List", operators, nobody),
             (events_server::SERVICE_NAME, "Follow", operators, nobody),
+            (dashboard_server::SERVICE_NAME, "SignIn", operators, nobody),
             (gateway_control_server::SERVICE_NAME, "Stream", [NO, OK, DENIED, DENIED, DENIED, DENIED], nobody),
             (agent_control_server::SERVICE_NAME, "Stream", [NO, DENIED, OK, DENIED, DENIED, DENIED], nobody),
             (members_server::SERVICE_NAME, "Propose", members, nobody),

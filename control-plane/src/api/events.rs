@@ -123,8 +123,8 @@ impl Context {
     }
 }
 
-/// Follows all members for one operator.
-async fn follow(
+/// Follows all members for one operator, or for all pages.
+pub(crate) async fn follow(
     context: &Arc<Context>,
     request: ListEventsRequest,
     out: &mpsc::Sender<Result<FollowedEvents, Status>>,

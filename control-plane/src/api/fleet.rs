@@ -32,13 +32,13 @@ use crate::machine::{Key, State, command::Role, convert};
 use crate::policy;
 use crate::sessions::{GatewayView, gateway_key, progress::judge};
 
-pub(super) struct FleetService(pub(super) Arc<Context>);
+pub(crate) struct FleetService(pub(crate) Arc<Context>);
 
 #[tonic::async_trait]
 impl Fleet for FleetService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         operator(&request)?;
-        let members = self.members().await;
+        let members = self.0.member_statuses().await;
         let (version, clusters) = self.0.clusters();
         let clocks = latest(members.iter().flat_map(|member| member.clocks.iter().cloned()));
         let trust_domain = self.0.trust_domain.to_string();
@@ -129,10 +129,10 @@ impl Fleet for FleetService {
     }
 }
 
-impl FleetService {
+impl Context {
     /// All members, asked at once; one that does not answer in time is unreachable.
-    async fn members(&self) -> Vec<MemberStatus> {
-        let consensus = &self.0.consensus;
+    pub(crate) async fn member_statuses(&self) -> Vec<MemberStatus> {
+        let consensus = &self.consensus;
         let others = consensus.peers.ids().map(|id| async move {
             let asked = async {
                 let mut client = consensus.peers.client(id).await?;
@@ -149,7 +149,7 @@ impl FleetService {
             }
         });
         let mut members = join_all(others).await;
-        members.push(self.0.own_status());
+        members.push(self.own_status());
         members.sort_by_key(|member| member.id);
         members
     }
@@ -168,7 +168,7 @@ fn latest(offsets: impl Iterator<Item = ClockOffset>) -> Vec<ClockOffset> {
 
 impl Context {
     /// Every cluster that was declared or has joined, with its gateways; and the version they are judged against.
-    fn clusters(&self) -> (Version, Vec<ClusterStatus>) {
+    pub(crate) fn clusters(&self) -> (Version, Vec<ClusterStatus>) {
         let connected = self.sessions.gateways();
         let agents = self.sessions.agents();
         let mut names = BTreeSet::new();

@@ -77,6 +77,27 @@ impl Context {
         Ok(ListIdentitiesResponse { identities, next_page_token })
     }
 
+    /// Of operators and members, as far as the list of issued certificates knows them: who, and until when, Unix seconds. Those that are
+    /// over or revoked are not in use.
+    pub(crate) fn certificates_of_others(&self, now_unix_ms: i64) -> Vec<(String, i64)> {
+        let state = self.consensus.state();
+        let refused = revocations::in_force(&state);
+        let in_use = newest(&state).into_iter().filter_map(|(spiffe_id, record)| {
+            let id: SpiffeId = spiffe_id.parse().ok()?;
+            let who = match id.role()? {
+                MeshRole::Operator { name } => format!("operator/{name}"),
+                MeshRole::ControlPlane { id } => format!("cp-{id}"),
+                MeshRole::Agent { cluster, name } => format!("{cluster}/{name}"),
+                // The session of a gateway says which one it uses.
+                MeshRole::Gateway { .. } | MeshRole::Workload { .. } => return None,
+            };
+            let is_in_use =
+                record.not_after_unix > now_unix_ms / 1_000 && refused.check(&id, issued(&record)).is_none();
+            is_in_use.then_some((who, record.not_after_unix))
+        });
+        in_use.collect()
+    }
+
     pub(super) async fn revoke_identity(
         &self,
         caller: &SpiffeId,

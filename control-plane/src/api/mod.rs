@@ -6,7 +6,7 @@
 //! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
 //! | the rest of `Identity` | operators |
-//! | `Resources`, `Tokens`, `Fleet`, `Telemetry`, `Events` | operators |
+//! | `Resources`, `Tokens`, `Fleet`, `Telemetry`, `Events`, `Dashboard` | operators |
 //! | `GatewayControl` | a gateway, as itself |
 //! | `AgentControl` | an agent, for its own cluster |
 //! | `Members` | other members |
@@ -14,15 +14,16 @@
 pub(crate) mod access;
 mod agents;
 pub(crate) mod attest;
-mod events;
-mod fleet;
+mod dashboard;
+pub(crate) mod events;
+pub(crate) mod fleet;
 mod gateways;
 mod identities;
 pub(crate) mod identity;
 mod members;
 mod page;
-mod resources;
-mod services;
+pub(crate) mod resources;
+pub(crate) mod services;
 mod stream;
 pub(crate) mod telemetry;
 mod tokens;
@@ -31,9 +32,10 @@ use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::{MeshRole, SpiffeId, TrustDomain};
 use archipelago_proto::v1::{
-    agent_control_server::AgentControlServer, events_server::EventsServer, fleet_server::FleetServer,
-    gateway_control_server::GatewayControlServer, identity_server::IdentityServer, members_server::MembersServer,
-    resources_server::ResourcesServer, telemetry_server::TelemetryServer, tokens_server::TokensServer,
+    agent_control_server::AgentControlServer, dashboard_server::DashboardServer, events_server::EventsServer,
+    fleet_server::FleetServer, gateway_control_server::GatewayControlServer, identity_server::IdentityServer,
+    members_server::MembersServer, resources_server::ResourcesServer, telemetry_server::TelemetryServer,
+    tokens_server::TokensServer,
 };
 use archipelago_rpc::grpc;
 use tokio::sync::Semaphore;
@@ -46,6 +48,7 @@ use crate::{
     chronicle::Chronicle,
     config::Compiler,
     consensus::{Consensus, MESSAGE_BYTES_MAX},
+    dashboard::Dashboard,
     metrics::Metrics,
     sessions::Sessions,
 };
@@ -77,6 +80,8 @@ pub(crate) struct Context {
     pub(crate) inquiries: Arc<Semaphore>,
     /// Operators who look at what gateways measure, again and again.
     pub(crate) looks: Arc<Semaphore>,
+    /// The page that this member serves, if it does.
+    pub(crate) dashboard: Option<Arc<Dashboard>>,
     /// Cancelled when this member shuts down: streams end so that their clients go elsewhere.
     pub(crate) stopping: CancellationToken,
 }
@@ -97,6 +102,7 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
         .add_service(FleetServer::new(fleet::FleetService(Arc::clone(context))))
         .add_service(TelemetryServer::new(telemetry::TelemetryService(Arc::clone(context))))
         .add_service(EventsServer::new(events::EventsService(Arc::clone(context))))
+        .add_service(DashboardServer::new(dashboard::DashboardService(Arc::clone(context))))
         .add_service(
             GatewayControlServer::new(gateways::GatewayService(Arc::clone(context)))
                 .max_decoding_message_size(STREAM_BYTES_MAX),

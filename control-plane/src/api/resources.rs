@@ -39,7 +39,7 @@ use crate::{
     sessions::Sessions,
 };
 
-pub(super) struct ResourcesService(pub(super) Arc<Context>);
+pub(crate) struct ResourcesService(pub(crate) Arc<Context>);
 
 #[tonic::async_trait]
 impl Resources for ResourcesService {

@@ -16,7 +16,7 @@ use archipelago_proto::v1::{
 use crate::sessions::GatewayView;
 
 /// Everything that an answer is made of, each looked up once and not once per service.
-pub(super) struct Overview<'a> {
+pub(crate) struct Overview<'a> {
     index: Index,
     splits: HashMap<(&'a str, &'a str), &'a TrafficSplitSpec>,
     /// Service → clusters that `meshctl failover trigger` wrote into its policy.
@@ -31,7 +31,7 @@ pub(super) struct Overview<'a> {
 }
 
 impl<'a> Overview<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         federation: &'a FederationState,
         agents: &'a BTreeMap<String, Shared<AgentSession>>,
         gateways: &'a BTreeMap<String, GatewayView>,
@@ -74,7 +74,7 @@ impl<'a> Overview<'a> {
     }
 
     /// Services that some cluster exports, sorted, those behind `after` alone.
-    pub(super) fn services(&self, after: Option<&ServiceKey>) -> impl Iterator<Item = ServiceStatus> {
+    pub(crate) fn services(&self, after: Option<&ServiceKey>) -> impl Iterator<Item = ServiceStatus> {
         let behind = move |key: &&ServiceKey| after.is_none_or(|after| *key > after);
         self.index.services().filter(behind).filter_map(|key| self.one(key))
     }

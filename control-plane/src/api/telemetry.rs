@@ -4,7 +4,7 @@
 //! answers on as they come. A gateway of which there is no answer is named with the reason: nothing is made up for it.
 
 mod tap;
-mod top;
+pub(crate) mod top;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -82,7 +82,7 @@ pub(super) struct Addressed {
 }
 
 /// Questions to all gateways that are known; there are so many at once at most.
-pub(super) struct Inquiry {
+pub(crate) struct Inquiry {
     context: Arc<Context>,
     /// By the member that serves the gateway.
     questions: BTreeMap<u64, Vec<Addressed>>,
@@ -102,7 +102,7 @@ impl Context {
     ///
     /// # Errors
     /// Too many inquiries are under way.
-    pub(super) fn inquire(
+    pub(crate) fn inquire(
         self: &Arc<Self>,
         mut question: impl FnMut(&str, &str) -> Option<question::Body>,
     ) -> Result<Inquiry, Status> {
@@ -159,7 +159,7 @@ impl Context {
 
 impl Inquiry {
     /// Hands on what each gateway says, or why it says nothing, until nobody takes it any more.
-    pub(super) async fn run<E, F: Future<Output = Result<(), E>>>(self, hand_on: impl Fn(GatewayAnswer) -> F) {
+    pub(crate) async fn run<E, F: Future<Output = Result<(), E>>>(self, hand_on: impl Fn(GatewayAnswer) -> F) {
         let Self { context, questions, missing, _permit } = self;
         for absent in missing {
             if hand_on(absent).await.is_err() {

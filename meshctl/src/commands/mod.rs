@@ -3,6 +3,7 @@
 mod check;
 mod cluster;
 mod complete;
+mod dashboard;
 mod drill;
 mod events;
 mod explain;
@@ -49,6 +50,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Tap(args) => block_on(tap::run(&context, args)),
         Command::Gateways => block_on(show::gateways(&context)),
         Command::Events(args) => block_on(events::run(&context, args)),
+        Command::Dashboard(args) => block_on(dashboard::run(&context, args)),
         Command::Validate(args) => block_on(validate::validate(&context, &args)),
         Command::Apply(args) => block_on(resources::apply(&context, args)),
         Command::Get(args) => block_on(resources::get(&context, args)),

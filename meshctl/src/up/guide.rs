@@ -85,7 +85,10 @@ pub(crate) fn text(
     for line in tries {
         let _ = writeln!(text, "  {line}");
     }
-    let _ = writeln!(text, "\n`{meshctl} status` shows everything, `{meshctl} down` ends it.");
+    let _ = writeln!(
+        text,
+        "\n`{meshctl} dashboard` shows everything in a browser, `{meshctl} status` here; `{meshctl} down` ends it."
+    );
     text
 }
 

@@ -7,6 +7,7 @@
 //! | 0 + i | control-plane member i+1: operators, agents, gateways |
 //! | 10 + i | … Raft |
 //! | 20 + i | … metrics and health |
+//! | 30 + i | … the page for operators |
 //! | 90 | Prometheus, with `--observe`, unless somebody else has it |
 //! | 100 + c·B | block of cluster c; inside it: |
 //! | +0, +1 | agent: gateways; metrics |
@@ -65,6 +66,8 @@ pub(crate) struct MemberPorts {
     pub(crate) peer: SocketAddr,
     /// Metrics and health.
     pub(crate) metrics: SocketAddr,
+    /// The page for operators.
+    pub(crate) dashboard: SocketAddr,
 }
 
 /// Addresses of one agent.
@@ -129,6 +132,7 @@ impl Layout {
             client: self.at(index),
             peer: self.at(MEMBER_PEER + index),
             metrics: self.at(MEMBER_METRICS + index),
+            dashboard: self.at(MEMBER_DASHBOARD + index),
         }
     }
 
@@ -178,6 +182,7 @@ impl Layout {
             claim(Transport::Tcp, ports.client, name.clone());
             claim(Transport::Tcp, ports.peer, format!("{name} (Raft)"));
             claim(Transport::Tcp, ports.metrics, format!("{name} (metrics)"));
+            claim(Transport::Tcp, ports.dashboard, format!("{name} (dashboard)"));
         }
         for (index, (name, size)) in (0_u16..).zip(clusters) {
             let agent = self.agent(index);
@@ -233,6 +238,7 @@ pub(crate) const WORKERS_MAX: u16 = TCP_SERVICES - TUNNELS;
 const PORT_MIN: u16 = 1024;
 const MEMBER_PEER: u16 = 10;
 const MEMBER_METRICS: u16 = 20;
+const MEMBER_DASHBOARD: u16 = 30;
 const OBSERVER: u16 = 90;
 const CLUSTERS: u16 = 100;
 const GATEWAYS: u16 = 10;

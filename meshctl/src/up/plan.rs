@@ -193,6 +193,7 @@ impl Builder<'_> {
                 .flag("--listen-client", ports.client)
                 .flag("--listen-peer", ports.peer)
                 .flag("--listen-metrics", ports.metrics)
+                .flag("--dashboard", ports.dashboard)
                 .0;
             args.extend(flags.iter().cloned());
             self.processes.push(Process {

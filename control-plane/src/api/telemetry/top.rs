@@ -156,7 +156,7 @@ fn missing(((cluster, gateway), why): (&Gateway, &NoAnswer)) -> MissingGateway {
 }
 
 /// Asks every gateway what is new, in as many parts as it takes.
-async fn ask(context: &Arc<Context>, window: &mut Window, began: Instant) -> Result<(), Status> {
+pub(crate) async fn ask(context: &Arc<Context>, window: &mut Window, began: Instant) -> Result<(), Status> {
     let deadline = Instant::now() + ASK_TIME_MAX;
     let mut rest: Option<BTreeMap<Gateway, LatencyQuestion>> = None;
     loop {
