@@ -25,7 +25,7 @@ fn main() {
                 .iter()
                 .flat_map(|preview| {
                     let (path, headers) = (format!("/{preview}/cart?page=2"), headers(preview));
-                    let input = RouteInput { method: &Method::GET, path: &path, headers: &headers };
+                    let input = RouteInput { method: &Method::GET, path: path.as_bytes(), headers: &headers };
                     let scan = nanoseconds(|| rules.iter().position(|rule| rule.matches(&input)));
                     let found = nanoseconds(|| {
                         index.first(&input, |at| rules.get(at as usize).is_some_and(|rule| rule.matches(&input)))

@@ -71,7 +71,7 @@ fn decide(
         text => Method::try_from(text).map_err(|_| format!("{text:?} is not an HTTP method"))?,
     };
     let path = if query.path.is_empty() { "/" } else { &query.path };
-    let rule = service.rule(&method, path, &headers).ok_or("no rule matches")?;
+    let rule = service.rule(&method, path.as_bytes(), &headers).ok_or("no rule matches")?;
     passed_over(service, rule, why);
     response.rule = rule.name.to_string();
     why.push(format!("rule {} matches", rule.name));

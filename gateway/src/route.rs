@@ -55,7 +55,7 @@ pub struct RouteInput<'r> {
     /// Method of the request.
     pub method: &'r Method,
     /// Path, with or without its query.
-    pub path: &'r str,
+    pub path: &'r [u8],
     /// Headers of the request.
     pub headers: &'r Fields,
 }
@@ -76,13 +76,13 @@ impl Condition {
     fn holds(&self, request: &RouteInput<'_>) -> bool {
         match self {
             Self::Method(method) => method == request.method,
-            Self::Path(PathPattern::Exact(path)) => without_query(request.path) == path,
+            Self::Path(PathPattern::Exact(path)) => without_query(request.path) == path.as_bytes(),
             Self::Path(PathPattern::Prefix(prefix)) => path_has_prefix(request.path, prefix),
             Self::Header(name, pattern) => request.headers.find_all(name.as_str()).any(|value| pattern.fits(value)),
             Self::Query(name, pattern) => {
-                query_pairs(request.path).any(|(key, value)| key == name && pattern.fits(value.as_bytes()))
+                query_pairs(request.path).any(|(key, value)| key == name.as_bytes() && pattern.fits(value))
             }
-            Self::Cookie(name, pattern) => cookies(request.headers, name).any(|value| pattern.fits(value.as_bytes())),
+            Self::Cookie(name, pattern) => cookies(request.headers, name).any(|value| pattern.fits(value)),
         }
     }
 }
@@ -98,25 +98,32 @@ impl Pattern {
 }
 
 /// The values of the cookie `name`, in order (RFC 6265 §5.4; HTTP/2 may split the header, RFC 9113 §8.2.3).
-pub fn cookies<'a>(headers: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a str> {
-    cookie_pairs(headers).filter(move |(key, _)| *key == name).map(|(_, value)| value)
+pub fn cookies<'a>(headers: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    cookie_pairs(headers).filter(move |(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
 }
 
-fn cookie_pairs(headers: &Fields) -> impl Iterator<Item = (&str, &str)> {
+fn cookie_pairs(headers: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers
         .get_all(Known::Cookie)
-        .filter_map(|line| std::str::from_utf8(line).ok())
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
+        .flat_map(|line| line.split(|byte| *byte == b';'))
+        .filter_map(|pair| split_once(pair.trim_ascii(), b'='))
 }
 
-fn query_pairs(path: &str) -> impl Iterator<Item = (&str, &str)> {
-    let query = path.split_once('?').map_or("", |(_, query)| query);
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+fn query_pairs(path: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let query = split_once(path, b'?').map_or(&[][..], |(_, query)| query);
+    query
+        .split(|byte| *byte == b'&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| split_once(pair, b'=').unwrap_or((pair, b"")))
 }
 
-fn without_query(path: &str) -> &str {
-    path.split_once('?').map_or(path, |(path, _)| path)
+fn without_query(path: &[u8]) -> &[u8] {
+    split_once(path, b'?').map_or(path, |(path, _)| path)
+}
+
+fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let (before, after) = text.split_at_checked(text.iter().position(|byte| *byte == at)?)?;
+    Some((before, after.get(1..)?))
 }
 
 /// The host name that selects a service: lower case, without port and trailing dot.
@@ -129,8 +136,8 @@ pub fn host_name(authority: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-fn path_has_prefix(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(bare(prefix)).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+fn path_has_prefix(path: &[u8], prefix: &str) -> bool {
+    path.strip_prefix(bare(prefix).as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?')))
 }
 
 /// A prefix with and without its last slash means the same.
@@ -148,6 +155,18 @@ mod tests {
             fields.push_named(name.as_bytes(), value.as_bytes()).unwrap();
         }
         fields
+    }
+
+    /// Values in other encodings than UTF-8 are nobody's fault but their own.
+    #[test]
+    fn bytes_beyond_ascii_hide_nothing_else() {
+        let mut fields = Fields::new();
+        fields.push_named(b"cookie", b"name=Andr\xe9; track=canary").unwrap();
+        let canary = Matcher { conditions: vec![Condition::Cookie("track".into(), Pattern::Exact("canary".into()))] };
+        let page = Matcher { conditions: vec![Condition::Query("page".into(), Pattern::Exact("2".into()))] };
+        let input = RouteInput { method: &Method::GET, path: b"/caf\xe9?q=\xff&page=2", headers: &fields };
+        assert!(canary.matches(&input) && page.matches(&input));
+        assert_eq!(cookies(&fields, "name").collect::<Vec<_>>(), [b"Andr\xe9"]);
     }
 
     #[test]
@@ -197,7 +216,7 @@ mod tests {
         for (matcher, method, path, list, expected) in cases {
             let method = Method::try_from(*method).unwrap();
             let headers = headers(list);
-            let input = RouteInput { method: &method, path, headers: &headers };
+            let input = RouteInput { method: &method, path: path.as_bytes(), headers: &headers };
             assert_eq!(matcher.matches(&input), *expected, "{matcher:?} {method} {path} {list:?}");
         }
     }

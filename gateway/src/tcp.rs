@@ -97,7 +97,7 @@ fn choose(
     let view = worker.view();
     let index = view.snapshot.service_by_key(service).ok_or(None)?;
     let (config, live) = view.snapshot.service(index).zip(view.service(index)).ok_or(None)?;
-    let rule = config.rule(&Method::CONNECT, "/", &Fields::new()).ok_or(None)?;
+    let rule = config.rule(&Method::CONNECT, b"/", &Fields::new()).ok_or(None)?;
     let key = *key.get_or_insert_with(|| live.draw());
     let query = RouteQuery { service: index, rule, key, tried, random: worker.random(), now: Instant::now() };
     match view.decide(&query, &mut NoTrace) {

@@ -112,9 +112,7 @@ impl Fields {
 
     /// Appends a field whose value is a number.
     pub fn push_number(&mut self, name: Known, value: u64) {
-        let mut text = Vec::with_capacity(20);
-        text::push_decimal(value, &mut text);
-        self.push(name, &text);
+        self.push(name, text::digits_of(value, &mut [0; text::DECIMAL_MAX]));
     }
 
     /// All fields as lines, each with its CR LF, where nothing was removed and everything was [pushed](Self::push).

@@ -138,9 +138,12 @@ pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
 }
 
 /// Appends a number in decimal.
-pub(crate) fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
-    // 2^64 has 20 digits.
-    let mut digits = [0; 20];
+pub(crate) fn push_decimal(number: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(digits_of(number, &mut [0; DECIMAL_MAX]));
+}
+
+/// A number as digits at the end of `digits`.
+pub(crate) fn digits_of(mut number: u64, digits: &mut [u8; DECIMAL_MAX]) -> &[u8] {
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
@@ -150,8 +153,11 @@ pub(crate) fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
             break;
         }
     }
-    out.extend_from_slice(digits.get(20 - used..).unwrap_or_default());
+    digits.get(DECIMAL_MAX - used..).unwrap_or_default()
 }
+
+/// 2^64 has 20 digits.
+pub(crate) const DECIMAL_MAX: usize = 20;
 
 const ONES: u64 = u64::MAX / 255;
 const HIGH: u64 = ONES * 0x80;

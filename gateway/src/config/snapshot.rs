@@ -368,7 +368,7 @@ impl Snapshot {
 
 impl Service {
     /// The first rule that matches, if any.
-    pub fn rule(&self, method: &Method, path: &str, headers: &Fields) -> Option<&Rule> {
+    pub fn rule(&self, method: &Method, path: &[u8], headers: &Fields) -> Option<&Rule> {
         let place = self.rules.first(&RouteInput { method, path, headers })?;
         self.rules.as_slice().get(place)
     }
@@ -385,7 +385,7 @@ impl Service {
     pub fn sticky_hash(&self, headers: &Fields) -> Option<u64> {
         let value = match self.sticky.as_ref()? {
             StickyKey::Header(name) => headers.find(name.as_str())?,
-            StickyKey::Cookie(name) => route::cookies(headers, name).next()?.as_bytes(),
+            StickyKey::Cookie(name) => route::cookies(headers, name).next()?,
         };
         // By the service: a user is where he is on all of its ports.
         Some(hash::sticky_key(&self.service, value))

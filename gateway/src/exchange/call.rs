@@ -81,7 +81,7 @@ impl Call {
 
     /// The rule that it falls under.
     pub fn rule(&self) -> Option<&Rule> {
-        self.config()?.rule(&self.head.method, &String::from_utf8_lossy(self.head.path()), &self.head.fields)
+        self.config()?.rule(&self.head.method, self.head.path(), &self.head.fields)
     }
 
     /// When it has taken too long, and what that is then, if nothing moves before. It began at `started`.

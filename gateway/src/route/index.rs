@@ -17,10 +17,10 @@ use super::{Condition, Matcher, PathPattern, Pattern, RouteInput, bare, cookie_p
 pub struct RuleIndex {
     /// By names in lower case.
     headers: Map<Box<[u8]>, Values>,
-    cookies: Map<Box<str>, Map<Box<str>, Rules>>,
-    queries: Map<Box<str>, Map<Box<str>, Rules>>,
-    paths: Map<Box<str>, Rules>,
-    prefixes: Map<Box<str>, Rules>,
+    cookies: Map<Box<[u8]>, Values>,
+    queries: Map<Box<[u8]>, Values>,
+    paths: Values,
+    prefixes: Values,
     /// Lengths of `prefixes`, sorted: a path is cut nowhere else.
     prefix_lengths: Vec<usize>,
     /// Filed under nothing.
@@ -90,7 +90,7 @@ impl RuleIndex {
         }
         for length in &self.prefix_lengths {
             let Some((prefix, rest)) = request.path.split_at_checked(*length) else { continue };
-            if rest.is_empty() || rest.starts_with(['/', '?']) {
+            if matches!(rest.first(), None | Some(b'/' | b'?')) {
                 best.among(self.prefixes.get(prefix));
             }
         }
@@ -98,21 +98,15 @@ impl RuleIndex {
     }
 
     fn place(&mut self, key: Option<Key<'_>>) -> &mut Rules {
-        match key {
-            Some(Key::Header(name, value)) => {
-                let values = self.headers.entry(name.as_str().as_bytes().into()).or_default();
-                values.entry(value.as_bytes().into()).or_default()
-            }
-            Some(Key::Cookie(name, value)) => {
-                self.cookies.entry(name.into()).or_default().entry(value.into()).or_default()
-            }
-            Some(Key::Query(name, value)) => {
-                self.queries.entry(name.into()).or_default().entry(value.into()).or_default()
-            }
-            Some(Key::Path(path)) => self.paths.entry(path.into()).or_default(),
-            Some(Key::Prefix(prefix)) => self.prefixes.entry(prefix.into()).or_default(),
-            None => &mut self.rest,
-        }
+        let (of, name, value) = match key {
+            Some(Key::Header(name, value)) => (&mut self.headers, name.as_str(), value),
+            Some(Key::Cookie(name, value)) => (&mut self.cookies, name, value),
+            Some(Key::Query(name, value)) => (&mut self.queries, name, value),
+            Some(Key::Path(path)) => return self.paths.entry(path.as_bytes().into()).or_default(),
+            Some(Key::Prefix(prefix)) => return self.prefixes.entry(prefix.as_bytes().into()).or_default(),
+            None => return &mut self.rest,
+        };
+        of.entry(name.as_bytes().into()).or_default().entry(value.as_bytes().into()).or_default()
     }
 }
 
@@ -221,7 +215,7 @@ mod tests {
             headers.push_named(b"cookie", cookie.join("; ").as_bytes()).unwrap();
             let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let path = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
-            let input = RouteInput { method: &method, path: &path, headers: &headers };
+            let input = RouteInput { method: &method, path: path.as_bytes(), headers: &headers };
             let scan = rules.iter().position(|rule| rule.matches(&input)).map(|at| at as u32);
             let index = RuleIndex::of(rules.iter());
             prop_assert_eq!(index.first(&input, |at| rules[at as usize].matches(&input)), scan);

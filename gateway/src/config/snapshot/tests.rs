@@ -227,10 +227,10 @@ fn a_good_configuration_compiles() {
     let service = snapshot.service(index).unwrap();
     assert_eq!(service.local.len(), 1, "unusable and double endpoints are left out");
     let mut headers = Fields::new();
-    let rule = service.rule(&Method::GET, "/", &headers).unwrap();
+    let rule = service.rule(&Method::GET, b"/", &headers).unwrap();
     assert_eq!((&*rule.name, rule.tiers.len()), ("backends", 1));
     headers.push_named(b"x-preview", b"pr-42").unwrap();
-    assert_eq!(&*service.rule(&Method::GET, "/", &headers).unwrap().name, "routes[0]");
+    assert_eq!(&*service.rule(&Method::GET, b"/", &headers).unwrap().name, "routes[0]");
     assert_eq!(units(&snapshot)[1].tcp_offset(), Some(3));
 }
 
