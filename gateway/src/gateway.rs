@@ -32,7 +32,7 @@ use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::journal::Journal;
 use crate::tap::Taps;
-use crate::telemetry::{AccessLog, GatewayMetrics};
+use crate::telemetry::{AccessLog, GatewayMetrics, ServingShown};
 use crate::trace::Tracer;
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
@@ -164,6 +164,7 @@ impl Gateway {
         let tunnels = addresses::tunnels(settings.tunnel, count, before.as_ref())?;
 
         let journal = Journal::new(&format!("{}/{}", settings.cluster, settings.name), boot);
+        registry.register_collector(Box::new(ServingShown::new(journal.clone())));
         let callers = Arc::new(callers::Table::default());
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tunnels_changed = Arc::new(Notify::new());

@@ -129,18 +129,6 @@ pub async fn watch_tunnels(workers: Workers, metrics: GatewayMetrics, changed: A
     }
 }
 
-/// Keeps what metrics say of services fresh. Workers differ by a moment only: one of them is asked.
-pub async fn watch_serving(workers: Workers, metrics: GatewayMetrics) {
-    loop {
-        if let Some(worker) = workers.0.first()
-            && let Some(serving) = ask(worker, Command::Serving).await
-        {
-            metrics.set_serving(serving);
-        }
-        tokio::time::sleep(SERVING_INTERVAL).await;
-    }
-}
-
 async fn ask<T>(worker: &mpsc::Sender<Command>, command: impl FnOnce(Reply<T>) -> Command) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     tokio::time::timeout(ANSWER_TIMEOUT, async {
@@ -158,5 +146,3 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Round trips drift; states are told at once.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// Of thousands of services it is a part of a millisecond.
-const SERVING_INTERVAL: Duration = Duration::from_secs(2);

@@ -109,7 +109,6 @@ impl ControlTasks {
         tasks.spawn(self.journal.clone().run(self.credential.clone(), self.drain.clone()));
         tasks.spawn(Arc::clone(&self.metrics.latencies).settle_on(SETTLE_INTERVAL));
         tasks.spawn(Arc::clone(&self.taps).expire_on(SETTLE_INTERVAL));
-        tasks.spawn(workers::watch_serving(self.workers.clone(), self.metrics.clone()));
         tasks.spawn(follow_status(self.status.subscribe(), self.metrics.vitals.clone()));
         if let Some(agent) = agent {
             let (connected, away) = watch::channel(false);

@@ -6,6 +6,7 @@
 //! [`SETTLE_MS`]: what came and went within that time is in the metrics, and is no event. An event has the time at which it began.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use archipelago_model::event::Draft;
@@ -58,6 +59,10 @@ pub struct Standing {
     pub serving: BTreeSet<Arc<str>>,
     /// Those that could be asked and are not, with why.
     pub out: BTreeMap<Arc<str>, Cause>,
+    /// Endpoints that could serve now, by cluster: of those that export it, and of our own. A number that moves is no event.
+    pub ready: BTreeMap<Arc<str>, u64>,
+    /// Nothing of the first choice can serve.
+    pub failed_over: bool,
     /// Names what the policy asks for: another policy has another one.
     pub policy: u64,
     /// Revision of the configuration.
@@ -122,8 +127,20 @@ impl Word for Standing {
         let serving: BTreeSet<_> = self.serving.union(&other.serving).cloned().collect();
         let out = self.out.iter().chain(&other.out).filter(|(cluster, _)| !serving.contains(*cluster));
         let out = out.map(|(cluster, cause)| (Arc::clone(cluster), *cause)).collect();
-        let (policy, revision) = (newer.policy, newer.revision);
-        Self { service: Arc::clone(&self.service), serving, out, policy, revision }
+        let mut ready = self.ready.clone();
+        for (cluster, count) in &other.ready {
+            let known = ready.entry(Arc::clone(cluster)).or_default();
+            *known = (*known).max(*count);
+        }
+        Self {
+            service: Arc::clone(&self.service),
+            serving,
+            out,
+            ready,
+            failed_over: self.failed_over && other.failed_over,
+            policy: newer.policy,
+            revision: newer.revision,
+        }
     }
     fn is_same(&self, other: &Self) -> bool {
         self.serving == other.serving
@@ -224,6 +241,13 @@ impl<K: Ord + Clone, V: Word> Table<K, V> {
             moved.push(Moved { key, before, now, at_ms });
         }
         moved
+    }
+
+    /// What is said of the first rows behind `key`, at most `count` of them.
+    pub(super) fn after(&self, key: Option<&K>, count: usize) -> Vec<(K, V)> {
+        let behind = (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let rows = self.rows.range(behind).take(count);
+        rows.filter_map(|(key, row)| Some((key.clone(), row.together()?))).collect()
     }
 
     fn due(&self) -> Option<i64> {

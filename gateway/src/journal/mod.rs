@@ -65,6 +65,11 @@ impl Journal {
         self.say(|desk, now| desk.endpoints.say(worker, Arc::clone(key), out, now));
     }
 
+    /// How services stand, by their keys, as all workers together see it.
+    pub fn services(&self) -> Services<'_> {
+        Services { journal: self, page: Vec::new().into_iter(), last: None }
+    }
+
     /// Moves with everything that is said.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.said.subscribe()
@@ -147,6 +152,27 @@ impl Journal {
     }
 }
 
+/// A walk over the services, a few at a time: no worker waits for it longer than for another worker.
+#[derive(Debug)]
+pub struct Services<'a> {
+    journal: &'a Journal,
+    page: std::vec::IntoIter<(Arc<str>, Standing)>,
+    last: Option<Arc<str>>,
+}
+
+impl Iterator for Services<'_> {
+    type Item = (Arc<str>, Standing);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.page.len() == 0 {
+            self.page = self.journal.lock().desk.services.after(self.last.as_ref(), SERVICES_AT_ONCE).into_iter();
+        }
+        let (key, standing) = self.page.next()?;
+        self.last = Some(Arc::clone(&key));
+        Some((key, standing))
+    }
+}
+
 fn now_ms() -> i64 {
     millis(SystemTime::now())
 }
@@ -157,6 +183,8 @@ fn millis(time: SystemTime) -> i64 {
 
 /// At most 3 MB, and 100 KB of usual ones.
 const BATCH_MAX: usize = 256;
+/// At two microseconds or so each.
+const SERVICES_AT_ONCE: usize = 16;
 /// Certificates and counts are looked at so often.
 const LOOK_MS: i64 = 1_000;
 
@@ -175,6 +203,31 @@ mod tests {
         for (draft, at) in desk.settle(now) {
             ring.note(draft, at);
         }
+    }
+
+    #[test]
+    fn services_are_as_all_workers_together_see_them() {
+        let journal = Journal::new("paris/gw-1", 7);
+        let standing = |tokyo: u64, failed_over: bool| Standing {
+            ready: [("paris", 1), ("tokyo", tokyo)].map(|(name, count)| (Arc::from(name), count)).into(),
+            failed_over,
+            ..Standing::default()
+        };
+        // More than one look takes.
+        let keys: Vec<Arc<str>> = (0..3 * SERVICES_AT_ONCE + 1).map(|n| format!("shop/web-{n:03}").into()).collect();
+        for key in &keys {
+            journal.service(0, key, Some(standing(2, true)));
+            journal.service(1, key, Some(standing(0, false)));
+        }
+        journal.service(1, &keys[3], Some(standing(3, true)));
+        journal.service(0, &keys[5], None);
+        journal.service(1, &keys[5], None);
+        let said: Vec<_> = journal.services().map(|(key, of)| (key, of.ready["tokyo"], of.failed_over)).collect();
+        let expected = keys.iter().enumerate().filter(|(n, _)| *n != 5).map(|(n, key)| match n {
+            3 => (Arc::clone(key), 3, true),
+            _ => (Arc::clone(key), 2, false),
+        });
+        assert_eq!(said, expected.collect::<Vec<_>>());
     }
 
     #[test]

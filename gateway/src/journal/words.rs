@@ -256,6 +256,7 @@ mod tests {
             out: out.iter().map(|(name, cause)| (Arc::from(*name), *cause)).collect(),
             policy,
             revision: 7,
+            ..Standing::default()
         }
     }
 

@@ -25,7 +25,6 @@ use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
 use crate::telemetry::latency::{Latencies, WorkerLatencies};
-use crate::telemetry::serving::{Serving, ServingShown};
 use crate::telemetry::tunnels::{TrafficShown, Tunnels};
 use crate::telemetry::vitals::Vitals;
 use crate::visitors::Full;
@@ -40,7 +39,6 @@ pub struct GatewayMetrics {
     pub latencies: Arc<Latencies>,
     tunnels: Arc<Tunnels>,
     traffic: Arc<TrafficShown>,
-    serving: Arc<ServingShown>,
     /// What is under way, and how much may be.
     pub vitals: Vitals,
     refused_tunnels: Family<[(&'static str, &'static str); 1], Counter>,
@@ -72,7 +70,6 @@ impl GatewayMetrics {
             latencies: Arc::new(Latencies::new(rand::random())),
             tunnels: Arc::default(),
             traffic: Arc::default(),
-            serving: Arc::default(),
             vitals: Vitals::register(registry),
             refused_tunnels: Family::default(),
             accepted_tunnels: Counter::default(),
@@ -95,7 +92,6 @@ impl GatewayMetrics {
         registry.register_collector(Box::new(Arc::clone(&this.events)));
         registry.register_collector(Box::new(Arc::clone(&this.tunnels)));
         registry.register_collector(Box::new(Arc::clone(&this.traffic)));
-        registry.register_collector(Box::new(Arc::clone(&this.serving)));
         registry.register(
             "mesh_gateway_tunnel_refused",
             "Handshakes refused and tunnels closed",
@@ -169,11 +165,6 @@ impl GatewayMetrics {
     /// Says to which cluster the gateway belongs.
     pub fn set_cluster(&self, cluster: &str) {
         self.traffic.set_cluster(cluster);
-    }
-
-    /// Replaces what is known of services.
-    pub fn set_serving(&self, serving: Vec<Serving>) {
-        self.serving.set(serving);
     }
 }
 

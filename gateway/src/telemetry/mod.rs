@@ -13,5 +13,5 @@ pub use access_log::AccessLog;
 pub use latency::Latencies;
 pub use metrics::{GatewayMetrics, WorkerMetrics};
 pub use name::{Name, Names};
-pub use serving::Serving;
+pub use serving::ServingShown;
 pub use vitals::Vitals;

@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 
 use super::{Reply, Worker, health, probe};
 use crate::ledger::report;
-use crate::telemetry::Serving;
 
 /// A question or an order.
 #[derive(Debug)]
@@ -28,8 +27,6 @@ pub enum Command {
     Slow(String, Duration, Reply<Vec<SlowMinute>>),
     /// What is ready, here and elsewhere?
     Knowledge(Reply<Knowledge>),
-    /// Where could services be served from?
-    Serving(Reply<Vec<Serving>>),
     /// Drop packets in silence.
     Cut(Cut, Reply<()>),
     /// End that.
@@ -109,7 +106,6 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             }
             Command::Report(reply) => drop(reply.send(report(&worker))),
             Command::Slow(service, since, reply) => drop(reply.send(report::of_worker(&worker, &service, since))),
-            Command::Serving(reply) => drop(reply.send(worker.view().serving(Instant::now()))),
             Command::Knowledge(reply) => drop(reply.send(knowledge(&worker))),
             Command::Cut(cut, reply) => {
                 worker.tunnels.cut(cut);

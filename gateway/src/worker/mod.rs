@@ -13,7 +13,6 @@ pub mod listen;
 pub mod ports;
 pub(crate) mod probe;
 mod seek;
-mod serving;
 mod statements;
 pub mod streams;
 mod thread;

@@ -502,6 +502,9 @@ fn an_endpoint_keeps_its_connections_when_its_service_changes() {
     assert!(world.live.keep_house(&world.view, now).is_empty());
 }
 
+/// Who serves, how many could, and whether that is not the first choice.
+type Said = (BTreeSet<Arc<str>>, BTreeMap<Arc<str>, u64>, bool);
+
 /// What is said to operators is what requests meet: of every service the very clusters that are chosen, and when that changes,
 /// it is known which services to look at.
 #[test]
@@ -510,7 +513,7 @@ fn what_is_said_of_a_service_is_what_requests_meet() {
     for seed in 0..40 {
         let mut world = World::new(&["c0", "c1", "c2", "c3"], seed << 32);
         world.follow();
-        let mut before: BTreeMap<String, BTreeSet<Arc<str>>> = BTreeMap::new();
+        let mut before: BTreeMap<String, Said> = BTreeMap::new();
         for step in 0..60 {
             for _ in 0..=world.below(3) {
                 change(&mut world);
@@ -538,7 +541,8 @@ fn what_is_said_of_a_service_is_what_requests_meet() {
                     assert_eq!(standing.serving, chosen, "seed {seed}, step {step}: {}", config.key);
                 }
                 assert!(standing.out.keys().all(|cluster| !standing.serving.contains(cluster)));
-                let is_other = before.get(&*config.key).is_none_or(|known| *known != standing.serving);
+                let said = (standing.serving, standing.ready, standing.failed_over);
+                let is_other = before.get(&*config.key).is_none_or(|known| *known != said);
                 if is_other {
                     moved += 1;
                     assert!(
@@ -547,7 +551,7 @@ fn what_is_said_of_a_service_is_what_requests_meet() {
                         config.key
                     );
                 }
-                now.insert(config.key.to_string(), standing.serving);
+                now.insert(config.key.to_string(), said);
             }
             before = now;
         }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::peer::SUSPECT;
-use super::{AVOIDED, DRAINED, PeerFacts, Tried, View};
+use super::{AVOIDED, DRAINED, PeerFacts, ServiceView, Tried, View};
+use archipelago_tunnel::PeerState;
+
 use crate::balance::cluster::Availability;
-use crate::config::{Backend, Rule};
+use crate::config::{Backend, Rule, Service};
 use crate::journal::{Cause, Out, Standing};
 
 impl<P: PeerFacts> View<P> {
@@ -63,7 +65,39 @@ impl<P: PeerFacts> View<P> {
         }
         let Standing { serving, out, .. } = &mut standing;
         out.retain(|cluster, _| !serving.contains(cluster));
+        standing.ready = self.ready(config, live, now);
+        let first_choice = match rule.tiers.first() {
+            Some(tier) if rule.backends.is_empty() => tier.as_slice(),
+            _ => rule.backends.as_slice(),
+        };
+        let mut asked = first_choice.iter().filter(|backend| backend.weight > 0);
+        standing.failed_over = !first_choice.is_empty()
+            && !asked.any(|backend| {
+                matches!(self.availability(config, live, backend, &tried, now), Availability::Serving { .. })
+            });
         Some(standing)
+    }
+
+    /// Endpoints that could serve, by cluster.
+    fn ready(&self, config: &Service, live: &ServiceView<P>, now: Instant) -> BTreeMap<Arc<str>, u64> {
+        let name = |cluster: usize| self.snapshot.clusters.get(cluster).map(|cluster| Arc::clone(&cluster.name));
+        let mut ready: BTreeMap<Arc<str>, u64> =
+            config.exporters.iter().filter_map(|cluster| Some((name(*cluster)?, 0))).collect();
+        for (cluster, peers) in live.clusters().iter().enumerate() {
+            // Each gateway of a cluster sees all of its endpoints.
+            let reachable = peers.iter().filter(|peer| {
+                matches!(peer.remote.handle.state(), PeerState::Up | PeerState::Suspect | PeerState::Draining)
+            });
+            let counts = reachable.map(|peer| peer.ready.iter().map(|(_, count)| u64::from(*count)).sum());
+            if let Some((name, count)) = name(cluster).zip(counts.max()) {
+                ready.insert(name, count);
+            }
+        }
+        if let Some(own) = self.snapshot.own_cluster.filter(|_| !live.endpoints().is_empty()).and_then(name) {
+            let here = live.health(now).iter().map(|(_, count)| u64::from(*count)).sum();
+            ready.insert(own, here);
+        }
+        ready
     }
 
     /// Which endpoints of a service here sit out, by their names.
