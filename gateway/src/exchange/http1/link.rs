@@ -47,6 +47,10 @@ impl Link {
         if self.eof {
             return Poll::Ready(Ok(false));
         }
+        if self.read.capacity() == 0 {
+            // Who has nothing to read yet needs no room for it: idle connections are many.
+            ready!(self.reader.as_ref().poll_read_ready(cx))?;
+        }
         if self.read.capacity() - self.read.len() < self.want / 2 {
             self.read.reserve(self.want);
         }
@@ -151,3 +155,35 @@ impl Watch {
 const READ_MIN: usize = 8 * 1024;
 /// What is in a socket under load.
 const READ_MAX: usize = 128 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Thousands of clients that say nothing for a while cost no buffers, and are heard all the same.
+    #[tokio::test]
+    async fn idle_connections_hold_no_room_to_read_into() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut link = Link::new(listener.accept().await.unwrap().0, BytesMut::with_capacity(READ_MIN));
+        let mut idle = Context::from_waker(Waker::noop());
+        assert!(link.poll_fill(&mut idle).is_pending());
+        link.shrink();
+        // Asked again, as whoever reads does.
+        assert!(link.poll_fill(&mut idle).is_pending());
+        assert_eq!(link.read.capacity(), 0);
+        for said in ["GET / HTTP/1.1\r\n", "Host: shop\r\n\r\n"] {
+            other.write_all(said.as_bytes()).await.unwrap();
+            assert!(std::future::poll_fn(|cx| link.poll_fill(cx)).await.unwrap());
+            assert_eq!(link.read.split(), said.as_bytes());
+            link.shrink();
+        }
+        drop(other);
+        assert!(!std::future::poll_fn(|cx| link.poll_fill(cx)).await.unwrap());
+    }
+}
