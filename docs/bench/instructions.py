@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Instructions per request of one gateway hop, beside HAProxy and nginx, counted by callgrind.
+"""Instructions, instruction-cache misses and allocations per request of one gateway hop, beside HAProxy and nginx, counted by callgrind.
 
-Unlike time, the count does not depend on what else the machine does: two runs differ by a few per thousand, so a change of one
+Unlike time, the counts do not depend on what else the machine does: two runs differ by a few per thousand, so a change of one
 percent is visible. It sees user space only, and one connection at a time. Guards the hot path: compare before and after a change.
 
     docs/bench/instructions.py GATEWAY BENCH_STATE [--requests 2000] [--without haproxy,nginx]
@@ -24,6 +24,8 @@ import time
 
 BODY = b"x" * 100
 BACKEND, FRONT = 18000, 18081
+ALLOCATOR = re.compile(r"_?mi_|_?_?(libc_)?(malloc|calloc|realloc|free|memalign)|_int_|aligned_alloc|posix_memalign|_mid_memalign|tcache")
+ALLOCATES = re.compile(r"mi_\w*(alloc|zalloc|calloc)|malloc|calloc|realloc|memalign|aligned_alloc|posix_memalign")
 FIELDS = [
     ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"),
     ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
@@ -63,11 +65,13 @@ def main():
         proxies = {"nginx": nginx(work), "haproxy": haproxy(work), "archipelago": archipelago(work, options)}
         left_out = set(options.without.split(",")) | {name for name in proxies if name == "haproxy" and not shutil.which(name)}
         with backend(work):
-            print(f"| proxy | {' | '.join(REQUESTS)} |\n| --- |{' --- |' * len(REQUESTS)}")
+            columns = [f"{kind}: {what}" for kind in REQUESTS for what in ("instructions", "I1 misses", "allocations")]
+            print(f"| proxy | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
             for name, command in proxies.items():
                 if name not in left_out:
-                    counts = [f"{counted(work, command, request, options.requests):,.0f}" for request in REQUESTS.values()]
-                    print(f"| {name} | {' | '.join(counts)} |", flush=True)
+                    counts = [counted(work, command, request, options.requests) for request in REQUESTS.values()]
+                    cells = [f"{n:,.0f} | {misses:,.0f} | {allocations:.1f}" for n, misses, allocations in counts]
+                    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def nginx(work):
@@ -114,21 +118,40 @@ def backend(work):
 
 
 def counted(work, command, request, requests):
-    """Instructions per request, those before the count begins left out."""
+    """Instructions, misses of a cache of 32 KiB, and allocations per request, those before the count begins left out."""
     out = work / "callgrind"
     for old in work.glob("callgrind*"):
         old.unlink()
-    with running(["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command]) as process:
+    valgrind = ["valgrind", "--tool=callgrind", "--cache-sim=yes", "--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,16,64"]
+    with running([*valgrind, f"--callgrind-out-file={out}", *command]) as process:
         stream = connected(FRONT)
         # Connections are made and buffers have grown.
         ask(stream, request, 200)
         control(process, "-z")
         ask(stream, request, requests)
         control(process, "-d")
-        total = re.search(r"^totals: (\d+)", pathlib.Path(f"{out}.1").read_text(errors="replace"), re.M)
-    if not total:
+        text = pathlib.Path(f"{out}.1").read_text(errors="replace")
+    events, totals = (re.search(rf"^{line}: (.*)$", text, re.M) for line in ("events", "totals"))
+    if not events or not totals:
         sys.exit("error: callgrind wrote no totals")
-    return int(total[1]) / requests
+    total = dict(zip(events[1].split(), map(int, totals[1].split())))
+    return total["Ir"] / requests, total["I1mr"] / requests, allocations(text) / requests
+
+
+def allocations(text):
+    """Calls of an allocator by what is no part of one."""
+    names, caller, callee, calls = {}, None, None, 0
+    for line in text.splitlines():
+        if named := re.match(r"(c?)fn=\((\d+)\)(?: (.*))?", line):
+            if named[3]:
+                names[named[2]] = named[3].strip()
+            if named[1]:
+                callee = named[2]
+            else:
+                caller = named[2]
+        elif (called := re.match(r"calls=(\d+)", line)) and ALLOCATES.match(names[callee]) and not ALLOCATOR.match(names[caller]):
+            calls += int(called[1])
+    return calls
 
 
 def control(process, flag):

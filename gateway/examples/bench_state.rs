@@ -2,7 +2,7 @@
 //!
 //! `bench_state OUT BACKEND TUNNEL_A TUNNEL_B [SERVICES]`: OUT/a routes every request for host 127.0.0.1 into cluster b, OUT/b to the backend at
 //! the address BACKEND; OUT/front is a gateway alone, with the backend as its local endpoint, which takes clients at port 17000
-//! too, as in an orchestrated cluster; with SERVICES, OUT/many is a gateway of cluster front with so many services, which four clusters
+//! too, as in an orchestrated cluster, and at port 17001 for a service that speaks HTTP/2, at the port behind BACKEND's; with SERVICES, OUT/many is a gateway of cluster front with so many services, which four clusters
 //! export and of which each has two endpoints there: what it needs to know all that can be seen of its memory. A gateway starts from its disk in production too, so nothing here is a special mode.
 
 use std::{
@@ -35,6 +35,9 @@ fn main() -> anyhow::Result<()> {
             resource("mesh", Body::Mesh(MeshConfig { trust_domain: "bench.test".into(), bundle_der: vec![] })),
             resource("service/bench/echo", Body::Service(service(serves))),
         ];
+        if cluster == "front" {
+            resources.push(resource("service/bench/calls", Body::Service(calls())));
+        }
         let clusters: &[&str] = if cluster == "front" { &["front"] } else { &["a", "b"] };
         for name in clusters {
             let config = ClusterConfig { name: (*name).into(), region: "bench".into(), drained: false };
@@ -53,7 +56,11 @@ fn main() -> anyhow::Result<()> {
         if cluster == serves {
             state = state.with_local(LocalUpdate {
                 full: true,
-                upserts: vec![local(backend)],
+                upserts: if cluster == "front" {
+                    vec![local(backend), local_calls(backend)]
+                } else {
+                    vec![local(backend)]
+                },
                 captures: (cluster == "front").then(captures),
                 ..Default::default()
             });
@@ -128,7 +135,32 @@ fn captures() -> Captures {
         listen: 17_000,
         cluster_ips: vec!["10.96.0.17".into()],
     };
-    Captures { captures: vec![capture] }
+    let calls = Capture {
+        name: "calls".into(),
+        port_name: "grpc".into(),
+        protocol: Protocol::H2c.into(),
+        listen: 17_001,
+        cluster_ips: vec!["10.96.0.18".into()],
+        ..capture.clone()
+    };
+    Captures { captures: vec![capture, calls] }
+}
+
+/// What gRPC calls go to.
+fn calls() -> ServiceConfig {
+    let echo = service("front");
+    let ports = echo.ports.iter().map(|port| ServicePort { protocol: Protocol::H2c.into(), ..port.clone() }).collect();
+    ServiceConfig { name: "calls".into(), hosts: vec!["calls.bench".into()], ports, ..echo }
+}
+
+fn local_calls(backend: SocketAddr) -> LocalService {
+    let backend = SocketAddr::new(backend.ip(), backend.port() + 1);
+    LocalService {
+        name: "calls".into(),
+        protocol: Protocol::H2c.into(),
+        endpoints: vec![endpoint(backend)],
+        ..local(UNUSED)
+    }
 }
 
 fn local(backend: SocketAddr) -> LocalService {

@@ -174,8 +174,9 @@ pub enum Fatal {
     },
     /// This node's state is not what a majority of the voters agrees on.
     #[error(
-        "{divergence}: this member, {node_id}, has {own} there and must not serve it. hint: set its data directory aside \
-         for diagnosis, remove the member and add a new one"
+        "{divergence}: this member, {node_id}, has {own} there and must not serve it. hint: leave it stopped, and keep its \
+         data directory for diagnosis; the others go on as long as they are a majority. This version cannot put another member \
+         in its place: only a backup that is put back on all members brings it back"
     )]
     StateDiverged {
         /// This node.

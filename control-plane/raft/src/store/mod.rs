@@ -183,8 +183,9 @@ pub enum StoreError {
     /// The node was started before, and what it has promised is gone.
     #[error(
         "{}: {found} was started before and has voted, but its Raft state is not here: starting empty it could contradict \
-         what it promised. hint: restore the directory as it was, or remove the member and add a new one; only to found \
-         another federation here, remove {} too", path.display(), marker.display()
+         what it promised. hint: restore the directory as it was; without it the others go on as long as they are a \
+         majority, and this version cannot put another member in its place; only to found another federation here, remove {} \
+         too", path.display(), marker.display()
     )]
     Lost {
         /// The directory.
