@@ -141,6 +141,11 @@ test('a hundred clusters: every pair in a few paths, what is away in a list, one
   const squares = await page.$eval('.matrix path.cells.down', (path) => path.getAttribute('d').split('M').length - 1);
   assert.equal(squares, 2 * 99, 'the pairs of the cluster that is away, both ways');
   await picture('hundred-light');
+  // A square, pointed at, says which pair it is and how it is.
+  await page.hover('.matrix svg');
+  await text('.readout', ' to ');
+  await page.evaluate(() => [...document.querySelectorAll('.choose button')].find((button) => button.textContent === 'RTT').click());
+  await text('.key', '≥150 ms');
   const drawn = await page.evaluate(async () => {
     const { change, app } = await import('/js/app.js');
     const began = performance.now();
