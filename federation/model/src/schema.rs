@@ -16,9 +16,20 @@ use crate::resource::Kind;
 #[must_use]
 pub fn spec(kind: Kind) -> Option<Schema> {
     match kind {
-        Kind::TrafficSplit => Some(kinds::traffic_split()),
-        Kind::FailoverPolicy => Some(kinds::failover_policy()),
+        Kind::TrafficSplit | Kind::FailoverPolicy => Some(of(kind)),
         Kind::Cluster | Kind::ServiceExport | Kind::BackendPolicy => None,
+    }
+}
+
+/// Schema of the `spec` of any kind.
+#[must_use]
+pub fn of(kind: Kind) -> Schema {
+    match kind {
+        Kind::Cluster => kinds::cluster(),
+        Kind::ServiceExport => kinds::service_export(),
+        Kind::TrafficSplit => kinds::traffic_split(),
+        Kind::FailoverPolicy => kinds::failover_policy(),
+        Kind::BackendPolicy => kinds::backend_policy(),
     }
 }
 
@@ -48,6 +59,8 @@ pub struct Schema {
 pub enum Shape {
     /// A text of a pattern.
     Text(Pattern),
+    /// Yes or no.
+    Boolean,
     /// One of a few words.
     Word(&'static [&'static str]),
     /// A whole number, both ends included.
@@ -83,6 +96,10 @@ pub struct Field {
     pub required: bool,
     /// What it holds.
     pub schema: Schema,
+    /// The value that its absence means, as JSON, where there is one.
+    pub default: Option<&'static str>,
+    /// The feature that a gateway needs for it; see [`crate::feature`].
+    pub feature: Option<&'static str>,
 }
 
 /// Which texts.
@@ -117,6 +134,7 @@ impl Schema {
     pub fn to_openapi(&self) -> Value {
         let mut out = match &self.shape {
             Shape::Text(pattern) => pattern.to_openapi(),
+            Shape::Boolean => map(json!({ "type": "boolean" })),
             Shape::Word(words) => map(json!({ "type": "string", "enum": words })),
             Shape::Number { min, max } => {
                 map(json!({ "type": "integer", "format": "int64", "minimum": min, "maximum": max }))

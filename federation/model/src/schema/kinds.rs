@@ -4,9 +4,42 @@ use super::{Field, Pattern, Rule, Schema, Shape};
 use crate::{
     admit::limits::{BACKENDS_MAX, PATH_BYTES_MAX, ROUTES_MAX, TIERS_MAX, TOKEN_BYTES_MAX, VALUE_BYTES_MAX},
     document::decode::LIST_ITEMS_MAX,
-    duration,
-    resource::Backend,
+    duration, feature,
+    resource::{Backend, StreamLimits},
 };
+
+pub(super) fn cluster() -> Schema {
+    object(
+        "A cluster of the federation.",
+        vec![
+            required("region", text("Region for locality and residency, such as `eu-west`.", LABEL)),
+            optional("drained", boolean("Takes no new requests while another cluster can; `meshctl cluster drain`."))
+                .or("false"),
+            optional(
+                "policies",
+                boolean("Its users may write policies there, which then count in the whole federation."),
+            )
+            .or("false"),
+        ],
+    )
+}
+
+pub(super) fn service_export() -> Schema {
+    object(
+        "Offers the service of the same name and namespace to the other clusters.",
+        vec![
+            optional(
+                "clusters",
+                names(
+                    "Clusters that may export it and do, whatever their agents say; empty: every cluster whose agent reports the service.",
+                    LABEL,
+                    0,
+                ),
+            )
+            .or("[]"),
+        ],
+    )
+}
 
 pub(super) fn traffic_split() -> Schema {
     object(
@@ -17,8 +50,10 @@ pub(super) fn traffic_split() -> Schema {
             optional(
                 "routes",
                 list("Requests that are singled out; the first that matches wins.", route(), 0, ROUTES_MAX),
-            ),
-            optional("backends", backends("Requests that no route matched; empty: by failover order alone.", 0)),
+            )
+            .or("[]"),
+            optional("backends", backends("Requests that no route matched; empty: by failover order alone.", 0))
+                .or("[]"),
         ],
     )
     .with(Rule {
@@ -36,10 +71,54 @@ pub(super) fn failover_policy() -> Schema {
             optional(
                 "order",
                 list("Tiers, tried in order; empty: the local cluster, its region, the rest.", tier(), 0, TIERS_MAX),
-            ),
+            )
+            .or("[]"),
             optional("residency", residency()),
             optional("failback", failback()),
-            optional("avoid", names("Clusters that an operator moved traffic away from.", LABEL, 0)),
+            optional("avoid", names("Clusters that an operator moved traffic away from.", LABEL, 0)).or("[]"),
+        ],
+    )
+}
+
+pub(super) fn backend_policy() -> Schema {
+    let rate = Schema {
+        description: "Bytes in a second that a client must give of a body that is waited for; 0: any.",
+        shape: Shape::Number { min: 0, max: StreamLimits::RATE_MAX },
+        rules: Vec::new(),
+    };
+    let limits = object(
+        "How slow clients and endpoints may be with one request. What is absent is as the gateways have it; `none` is no limit.",
+        vec![
+            optional("uploadIdle", text("How long a client may give nothing of a body that is waited for.", LIMIT)),
+            optional("uploadMinRate", rate),
+            optional("uploadGrace", text("The stretch of waiting over which that is measured.", GRACE)),
+            optional("downloadIdle", text("How long a client may take nothing of a response that is there.", LIMIT)),
+            optional(
+                "endpointIdle",
+                text(
+                    "How long an endpoint may take nothing of an upload that is there, or give nothing of a response whose length it has said.",
+                    LIMIT,
+                ),
+            ),
+            optional(
+                "streamIdle",
+                text(
+                    "How long nothing may pass either way once a response has begun whose length nobody knows.",
+                    LIMIT,
+                ),
+            ),
+        ],
+    )
+    .with(Rule {
+        cel: "self.size() > 0",
+        message: "needs at least one limit: without any, nothing would be other than without this policy",
+        bad: "{}",
+    });
+    object(
+        "How gateways treat the clients and endpoints of a service.",
+        vec![
+            required("service", text("Name of the service, in the namespace of this object.", LABEL)),
+            required("limits", limits).since(feature::STREAM_LIMITS),
         ],
     )
 }
@@ -48,8 +127,9 @@ fn sticky() -> Schema {
     object(
         "The part of a request that identifies its user, who then stays in place while shares stay.",
         vec![
-            optional("header", text("Name of a request header.", HEADER).with(RESERVED_HEADER)),
-            optional("cookie", text("Name of a cookie.", COOKIE)),
+            optional("header", text("Name of a request header.", HEADER).with(RESERVED_HEADER))
+                .since(feature::STICKY_HEADER),
+            optional("cookie", text("Name of a cookie.", COOKIE)).since(feature::STICKY_COOKIE),
         ],
     )
     .with(Rule {
@@ -63,10 +143,10 @@ fn route() -> Schema {
     let matches = object(
         "What a request must look like; all that are given must match.",
         vec![
-            optional("headers", texts("Name of a header and its exact value.", HEADER_VALUE)),
-            optional("cookies", texts("Name of a cookie and its exact value.", HEADER_VALUE)),
-            optional("pathPrefix", text("Whole segments of the path, from its beginning.", PATH)),
-            optional("method", text("In upper case.", METHOD)),
+            optional("headers", texts("Name of a header and its exact value.", HEADER_VALUE)).since("match.header.exact"),
+            optional("cookies", texts("Name of a cookie and its exact value.", HEADER_VALUE)).since("match.cookie.exact"),
+            optional("pathPrefix", text("Whole segments of the path, from its beginning.", PATH)).since("match.path.prefix"),
+            optional("method", text("In upper case.", METHOD)).since("match.method"),
         ],
     )
     .with(Rule {
@@ -93,7 +173,8 @@ fn backends(description: &'static str, min: usize) -> Schema {
                     shape: Shape::Number { min: 0, max: Backend::WEIGHT_MAX },
                     rules: Vec::new(),
                 },
-            ),
+            )
+            .or("1"),
         ],
     );
     list(description, backend, min, BACKENDS_MAX).with(Rule {
@@ -125,8 +206,8 @@ fn residency() -> Schema {
     object(
         "A hard limit: only clusters in these regions and those by name may ever see a request.",
         vec![
-            optional("regions", names("Regions as they stand in the clusters.", LABEL, 0)),
-            optional("clusters", names("Names of clusters, whatever their region.", LABEL, 0)),
+            optional("regions", names("Regions as they stand in the clusters.", LABEL, 0)).or("[]"),
+            optional("clusters", names("Names of clusters, whatever their region.", LABEL, 0)).or("[]"),
         ],
     )
     .with(Rule {
@@ -140,8 +221,8 @@ fn failback() -> Schema {
     object(
         "How a cluster that was away gets its share back.",
         vec![
-            optional("after", text("It must have been well for this long, such as `10s`.", DURATION)),
-            optional("ramp", text("Then its share grows from nothing to full over this time.", DURATION)),
+            optional("after", text("It must have been well for this long, such as `10s`.", DURATION)).or("\"2s\""),
+            optional("ramp", text("Then its share grows from nothing to full over this time.", DURATION)).or("\"5s\""),
             optional(
                 "mode",
                 Schema {
@@ -149,7 +230,8 @@ fn failback() -> Schema {
                     shape: Shape::Word(&["auto", "manual"]),
                     rules: Vec::new(),
                 },
-            ),
+            )
+            .or("\"auto\""),
         ],
     )
 }
@@ -161,12 +243,26 @@ impl Schema {
     }
 }
 
+impl Field {
+    fn or(self, default: &'static str) -> Self {
+        Self { default: Some(default), ..self }
+    }
+
+    fn since(self, feature: &'static str) -> Self {
+        Self { feature: Some(feature), ..self }
+    }
+}
+
 fn object(description: &'static str, fields: Vec<Field>) -> Schema {
     Schema { description, shape: Shape::Object(fields), rules: Vec::new() }
 }
 
 fn text(description: &'static str, pattern: Pattern) -> Schema {
     Schema { description, shape: Shape::Text(pattern), rules: Vec::new() }
+}
+
+fn boolean(description: &'static str) -> Schema {
+    Schema { description, shape: Shape::Boolean, rules: Vec::new() }
 }
 
 fn texts(description: &'static str, values: Pattern) -> Schema {
@@ -183,11 +279,11 @@ fn names(description: &'static str, pattern: Pattern, min: usize) -> Schema {
 }
 
 fn required(name: &'static str, schema: Schema) -> Field {
-    Field { name, required: true, schema }
+    Field { name, required: true, schema, default: None, feature: None }
 }
 
 fn optional(name: &'static str, schema: Schema) -> Field {
-    Field { name, required: false, schema }
+    Field { name, required: false, schema, default: None, feature: None }
 }
 
 const RESERVED_HEADER: Rule = Rule {
@@ -249,6 +345,10 @@ const METHOD: Pattern =
 /// Its grammar has many forms; only admission knows them all.
 const DURATION: Pattern =
     Pattern { regex: "", min: 1, max: duration::TEXT_BYTES_MAX, good: &["500ms", "2s", "1h 30m"], bad: &[] };
+/// A duration of at least [`StreamLimits::TIME_MIN`].
+const GRACE: Pattern = Pattern { good: &["1s", "1h 30m"], bad: &["500ms", "never", "none"], ..DURATION };
+/// The same, or none.
+const LIMIT: Pattern = Pattern { good: &["1s", "1h 30m", "none"], bad: &["500ms", "never"], ..DURATION };
 
 #[cfg(test)]
 mod tests;
