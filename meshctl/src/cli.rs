@@ -1,6 +1,8 @@
 //! The command line, as clap reads it.
 
 mod dashboard;
+#[cfg(test)]
+mod reference;
 mod verbs;
 
 use std::path::PathBuf;

@@ -2,27 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod pages;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// README.md and its like, and everything below docs/.
-fn pages() -> Vec<PathBuf> {
-    let below = |folder: PathBuf| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut folders = vec![root().join("docs")];
-    let mut pages: Vec<PathBuf> = below(root()).filter(|path| path.is_file()).collect();
-    while let Some(folder) = folders.pop() {
-        let (inner, files): (Vec<_>, Vec<_>) = below(folder).partition(|path| path.is_dir());
-        folders.extend(inner);
-        pages.extend(files);
-    }
-    pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-    assert!(pages.len() > 8, "{pages:?}");
-    pages
-}
+use pages::{Fate, pages, root};
 
 /// Targets of `[text](target)`, outside of code.
 fn links(text: &str) -> Vec<&str> {
@@ -54,15 +38,15 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_link_leads_somewhere() {
     let mut broken = Vec::new();
-    for page in pages() {
-        let text = std::fs::read_to_string(&page).unwrap();
+    for (page, text) in pages() {
+        let place = root().join(&page);
         for link in links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
             let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
-            let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            let target = if path.is_empty() { place.clone() } else { place.parent().unwrap().join(path) };
             let is_there = target.exists()
                 && anchor.is_none_or(|anchor| anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
             if !is_there {
-                broken.push(format!("{}: {link}", page.strip_prefix(root()).unwrap().display()));
+                broken.push(format!("{page}: {link}"));
             }
         }
     }
@@ -71,7 +55,7 @@ fn every_link_leads_somewhere() {
 
 #[test]
 fn the_page_lists_the_fields_of_filters() {
-    let text = std::fs::read_to_string(root().join("docs/tap.md")).unwrap();
+    let text = pages::page("docs/tap.md");
     let rows: String = archipelago_telemetry::filter::Field::ALL
         .iter()
         .map(|(_, name, what)| format!("| `{name}` | {what} |\n"))
@@ -80,25 +64,80 @@ fn the_page_lists_the_fields_of_filters() {
 }
 
 #[test]
-fn every_row_of_failure_modes_is_held_by_a_test() {
-    let text = std::fs::read_to_string(root().join("docs/failure-modes.md")).unwrap();
-    let mut rows = 0;
-    for row in text
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.contains("| held by |"))
-    {
-        rows += 1;
-        let cell = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap();
-        // `path` `name`, `path` `name`
-        let quoted: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
-        assert!(!quoted.is_empty() && quoted.len().is_multiple_of(2), "no test is named in: {row}");
-        for pair in quoted.chunks(2) {
-            let source =
-                std::fs::read_to_string(root().join(pair[0])).unwrap_or_else(|error| panic!("{}: {error}", pair[0]));
-            let is_there =
-                source.contains(&format!("fn {}(", pair[1])) || source.contains(&format!("@scenario(\"{}\"", pair[1]));
-            assert!(is_there, "{} has no {}", pair[0], pair[1]);
+fn every_shell_block_is_run_or_says_why_not() {
+    let scenarios = sources("topologies/kubernetes/e2e/scenarios", "py");
+    let mut complaints = Vec::new();
+    let mut count = 0;
+    for (page, text) in pages() {
+        for block in pages::blocks(&text) {
+            count += 1;
+            let is_on_kubernetes = page == "docs/kubernetes.md";
+            let complaint = match &block.fate {
+                Fate::Unsaid => Some("neither `<!-- run: … -->` nor `<!-- not run: … -->` stands before it"),
+                Fate::Not(reason) => (reason.split(' ').count() < 4).then_some("why is it not run?"),
+                // `join-paris` is run as f"join-{name}".
+                Fate::Run(name) if is_on_kubernetes => (!scenarios.contains(&format!("\"{name}\""))
+                    && !name.strip_prefix("join-").is_some_and(|_| scenarios.contains("f\"join-{name}\"")))
+                .then_some("no scenario runs it"),
+                Fate::Run(name) => (name != "federation").then_some("only blocks of `federation` are run"),
+                Fate::Start(_) => None,
+            };
+            complaints.extend(complaint.map(|complaint| format!("{page}:{}: {complaint}", block.line)));
         }
     }
-    assert!(rows >= 30, "{rows}");
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    assert!(count > 20, "{count}");
+}
+
+#[test]
+fn what_a_block_prints_is_looked_for_in_order() {
+    let text = "<!-- run: federation -->\n```sh\none\ntwo   # prints: b … d\n```\n\n```text\nA  B\n…\n… C\n```\n\nWords.\n\n```text\nnot this\n```\n";
+    let blocks = pages::blocks(text);
+    assert_eq!(blocks.len(), 1);
+    assert_eq!((blocks[0].line, &blocks[0].fate), (2, &Fate::Run("federation".to_owned())));
+    assert_eq!(blocks[0].prints, ["b … d", "A  B", "…", "… C"]);
+    let missing = |printed| pages::missing(printed, &blocks[0].prints);
+    assert_eq!(missing("x\nb c d\ny\nA B\nab C\n"), None);
+    assert_eq!(missing("A B\nb c d\nab C\n"), Some("A  B"), "in another order");
+    assert_eq!(missing("b c d e\nA B\n C\n"), Some("b … d"));
+}
+
+/// The text of all sources in a folder.
+fn sources(folder: &str, extension: &str) -> String {
+    let files = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let ours = files.filter(|path| path.extension().is_some_and(|found| found == extension));
+    ours.map(|path| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn every_row_that_names_a_test_is_held_by_it() {
+    for (page, least) in [("docs/failure-modes.md", 30), ("docs/security.md", 20), ("docs/versioning.md", 8)] {
+        let text = pages::page(page);
+        let mut rows = 0;
+        let mut is_held = false;
+        for line in text.lines() {
+            if line.starts_with("| ") && line.contains("| held by |") {
+                is_held = true;
+            } else if !line.starts_with('|') {
+                is_held = false;
+            } else if is_held && !line.starts_with("| ---") {
+                rows += 1;
+                held(page, line);
+            }
+        }
+        assert!(rows >= least, "{page}: {rows}");
+    }
+}
+
+/// The last cell names tests: `path` `name`, `path` `name`.
+fn held(page: &str, row: &str) {
+    let cell = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap();
+    let quoted: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+    assert!(!quoted.is_empty() && quoted.len().is_multiple_of(2), "{page}: no test is named in: {row}");
+    for pair in quoted.chunks(2) {
+        let source = pages::page(pair[0]);
+        let is_there =
+            source.contains(&format!("fn {}(", pair[1])) || source.contains(&format!("@scenario(\"{}\"", pair[1]));
+        assert!(is_there, "{page}: {} has no {}", pair[0], pair[1]);
+    }
 }
