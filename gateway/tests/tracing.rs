@@ -243,6 +243,32 @@ async fn each_attempt_has_a_span_and_says_how_it_ended() {
 }
 
 #[tokio::test]
+async fn latencies_name_a_recorded_trace_to_who_asks_for_openmetrics() {
+    let (_collector, address) = Collector::start().await;
+    let (endpoint, _) = backend("paris").await;
+    let mesh = paris(config(address, "parentbased_always_off"), &[endpoint]).await;
+    for flags in ["01", "00"] {
+        let parent = format!("00-{}-00f067aa0ba902b7-{flags}", flags.repeat(16));
+        assert_eq!(passed(&mesh, &[("traceparent", &parent)]).await[0].len(), 1);
+    }
+    let metrics = mesh.metrics("paris");
+    let (accept, exemplar) =
+        ("application/openmetrics-text; version=1.0.0", format!(" # {{trace_id=\"{}\"}} 0.", "01".repeat(16)));
+    eventually("it is there", async || {
+        let told = text(get(metrics, "m", "/metrics", &[("accept", accept)]).await.unwrap()).await;
+        let with: Vec<_> = told.lines().filter(|line| line.contains("trace_id")).collect();
+        assert!(with.len() <= 1 && told.ends_with("# EOF\n"), "only what was recorded: {with:?}");
+        let is_bucket =
+            |line: &&str| line.starts_with("mesh_request_duration_seconds_bucket{") && line.contains(&exemplar);
+        with.first().is_some_and(is_bucket)
+    })
+    .await;
+    let plain = get(metrics, "m", "/metrics", &[]).await.unwrap();
+    assert_eq!(plain.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert!(!text(plain).await.contains("trace_id"), "the older text has no exemplars");
+}
+
+#[tokio::test]
 async fn failures_are_errors_of_whoever_made_them() {
     let (collector, address) = Collector::start().await;
     let (endpoint, _) = backend("paris").await;

@@ -1,6 +1,7 @@
 //! The metrics port of a process: `/metrics`, `/healthz`, `/readyz` over plain HTTP/1.1.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -17,6 +18,11 @@ use tokio::sync::Semaphore;
 /// Says whether the process can do its job, or why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// The exemplars of this moment: by sample, name and labels as they are written, what OpenMetrics has behind `#`.
+///
+/// prometheus-client has no way to make one for a histogram that is kept elsewhere. One for a sample that is not there is not written.
+pub type Exemplars = Arc<dyn Fn() -> HashMap<String, String> + Send + Sync>;
+
 /// Serves the three paths on `listener` until dropped.
 ///
 /// `/metrics` is Prometheus text 0.0.4, or OpenMetrics 1.0 when the scraper's `Accept` names it; `/healthz` answers 200 while
@@ -27,6 +33,19 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub async fn serve(
     listener: std::net::TcpListener,
     registry: Arc<Mutex<Registry>>,
+    ready: Readiness,
+) -> std::io::Result<()> {
+    serve_with(listener, registry, Arc::new(HashMap::new), ready).await
+}
+
+/// As [`serve`], with exemplars for whoever asks for OpenMetrics; the older text has none.
+///
+/// # Errors
+/// The listener cannot be used by tokio.
+pub async fn serve_with(
+    listener: std::net::TcpListener,
+    registry: Arc<Mutex<Registry>>,
+    exemplars: Exemplars,
     ready: Readiness,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
@@ -43,11 +62,11 @@ pub async fn serve(
                 continue;
             }
         };
-        let (registry, ready) = (registry.clone(), ready.clone());
+        let (registry, exemplars, ready) = (registry.clone(), exemplars.clone(), ready.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let (registry, ready) = (registry.clone(), ready.clone());
-                async move { Ok::<_, Infallible>(respond(&request, registry, &ready).await) }
+                let (registry, exemplars, ready) = (registry.clone(), exemplars.clone(), ready.clone());
+                async move { Ok::<_, Infallible>(respond(&request, registry, exemplars, &ready).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -63,6 +82,7 @@ pub async fn serve(
 async fn respond(
     request: &Request<Incoming>,
     registry: Arc<Mutex<Registry>>,
+    exemplars: Exemplars,
     ready: &Readiness,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -75,7 +95,7 @@ async fn respond(
                 .iter()
                 .any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("application/openmetrics-text")));
             // Thousands of services are megabytes of text, and whatever else this runtime does must not wait for them.
-            let encoded = tokio::task::spawn_blocking(move || encode(&registry, open_metrics));
+            let encoded = tokio::task::spawn_blocking(move || encode(&registry, &exemplars, open_metrics));
             encoded
                 .await
                 .ok()
@@ -91,15 +111,35 @@ async fn respond(
     }
 }
 
-fn encode(registry: &Mutex<Registry>, open_metrics: bool) -> Option<Response<Full<Bytes>>> {
+fn encode(registry: &Mutex<Registry>, exemplars: &Exemplars, open_metrics: bool) -> Option<Response<Full<Bytes>>> {
     let mut body = String::new();
     let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
     prometheus_client::encoding::text::encode(&mut body, &registry).ok()?;
     drop(registry);
-    let mut response = text(StatusCode::OK, if open_metrics { body } else { to_text_format(&body) });
+    let body = if open_metrics { with_exemplars(body, &exemplars()) } else { to_text_format(&body) };
+    let mut response = text(StatusCode::OK, body);
     let content_type = if open_metrics { OPEN_METRICS } else { TEXT_FORMAT };
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     Some(response)
+}
+
+/// Writes exemplars behind the samples that they are of.
+fn with_exemplars(text: String, exemplars: &HashMap<String, String>) -> String {
+    if exemplars.is_empty() {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + exemplars.len() * EXEMPLAR_BYTES_TYPICAL);
+    for line in text.lines() {
+        out.push_str(line);
+        // Whatever a label's value is, the sample's is behind the last space.
+        let sample = line.rsplit_once(' ').map(|(sample, _)| sample);
+        if let Some(exemplar) = sample.and_then(|sample| exemplars.get(sample)) {
+            out.push_str(" # ");
+            out.push_str(exemplar);
+        }
+        out.push('\n');
+    }
+    out
 }
 
 /// Turns OpenMetrics 1.0 text into the text format 0.0.4.
@@ -123,7 +163,7 @@ fn to_text_format(open_metrics: &str) -> String {
         } else if line.starts_with("# UNIT ") || line == "# EOF" {
             continue;
         } else {
-            // No sample here carries an exemplar, which 0.0.4 does not know; what looks like one is part of a label's value.
+            // No sample here carries an exemplar yet, which 0.0.4 does not know; what looks like one is part of a label's value.
             text.push_str(line);
             text.push('\n');
         }
@@ -143,6 +183,7 @@ const CONNECTIONS_MAX: usize = 32;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than any scrape interval in use, so that keep-alive works, and still bounded.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+const EXEMPLAR_BYTES_TYPICAL: usize = 80;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -156,6 +197,16 @@ mod tests {
     fn a_label_may_hold_what_ends_a_sample() {
         let open = "# HELP mesh_x X.\n# TYPE mesh_x gauge\nmesh_x{a=\"b # {c=\\\"d\\\"} \\n 1\"} 3\n# EOF\n";
         assert_eq!(to_text_format(open).lines().last(), open.lines().nth(2));
+    }
+
+    #[test]
+    fn exemplars_stand_behind_their_samples_and_nowhere_else() {
+        let text = "# TYPE mesh_x histogram\nmesh_x_bucket{le=\"1.0\",a=\"b c # {\"} 3\nmesh_x_bucket{le=\"+Inf\",a=\"b\"} 4\n# EOF\n";
+        let sample = "mesh_x_bucket{le=\"1.0\",a=\"b c # {\"}".to_owned();
+        let exemplars = [(sample, "{trace_id=\"a\"} 0.5".to_owned()), ("mesh_y".to_owned(), "no".to_owned())].into();
+        let expected = text.replace("} 3\n", "} 3 # {trace_id=\"a\"} 0.5\n");
+        assert_eq!(with_exemplars(text.to_owned(), &exemplars), expected);
+        assert_eq!(with_exemplars(text.to_owned(), &HashMap::new()), text);
     }
 
     #[test]

@@ -81,9 +81,11 @@ impl ControlTasks {
         let mut tasks = tokio::task::JoinSet::new();
         for listener in self.listeners {
             let (registry, ready) = (Arc::clone(&self.registry), Arc::clone(&ready));
+            let exemplars = self.metrics.exemplars();
             let serve = move || {
-                let serve =
-                    listener.try_clone().map(|own| metrics::serve(own, Arc::clone(&registry), Arc::clone(&ready)));
+                let serve = listener.try_clone().map(|own| {
+                    metrics::serve_with(own, Arc::clone(&registry), Arc::clone(&exemplars), Arc::clone(&ready))
+                });
                 async move {
                     let ended = match serve {
                         Ok(serve) => serve.await,

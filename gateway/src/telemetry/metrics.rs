@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::time::Duration;
 
+use archipelago_base::metrics::Exemplars;
 use archipelago_proto::v1::TunnelStatus;
 use archipelago_tunnel::TunnelStats;
 use http::StatusCode;
@@ -25,6 +25,7 @@ use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
 use crate::telemetry::latency::{Latencies, WorkerLatencies};
+use crate::telemetry::series::Series;
 use crate::telemetry::tunnels::{TrafficShown, Tunnels};
 use crate::telemetry::vitals::Vitals;
 use crate::visitors::Full;
@@ -157,6 +158,12 @@ impl GatewayMetrics {
         self.tunnels.set(tunnels);
     }
 
+    /// Which traces are examples of which samples; see [`archipelago_base::metrics::Exemplars`].
+    pub fn exemplars(&self) -> Exemplars {
+        let requests = Arc::clone(&self.requests);
+        Arc::new(move || requests.exemplars())
+    }
+
     /// The state of the tunnels as last collected.
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
         self.tunnels.get()
@@ -211,7 +218,8 @@ impl WorkerMetrics {
             code: folded(record.code),
             flags: record.flags,
         };
-        self.requests.borrow_mut().entry(key).or_default().observe(done.duration);
+        let trace = record.trace.as_deref().map(|trace| trace.trace_id);
+        self.requests.borrow_mut().entry(key).or_default().observe(done.duration, trace);
     }
 
     /// Adds what was counted since the last time to what the scraper sees.
@@ -232,7 +240,7 @@ impl WorkerMetrics {
             if shared.len() >= SERIES_MAX && !shared.contains_key(&labels) {
                 labels = labels.nameless();
             }
-            shared.entry(labels).or_default().add(&series);
+            shared.entry(labels).or_default().add(series);
         }
     }
 
@@ -421,34 +429,23 @@ fn code_text(code: u16) -> String {
     }
 }
 
-#[derive(Debug, Clone, Default)]
-struct Series {
-    count: u64,
-    seconds: f64,
-    buckets: [u64; BUCKETS.len()],
-}
-
-impl Series {
-    fn observe(&mut self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        self.count += 1;
-        self.seconds += seconds;
-        if let Some(bucket) = BUCKETS.iter().position(|upper| seconds <= *upper).and_then(|i| self.buckets.get_mut(i)) {
-            *bucket += 1;
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.count += other.count;
-        self.seconds += other.seconds;
-        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
-            *mine += theirs;
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Requests(Mutex<HashMap<Labels, Series, foldhash::fast::RandomState>>);
+
+impl Requests {
+    fn exemplars(&self) -> HashMap<String, String> {
+        let series = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = HashMap::new();
+        for (key, series) in series.iter().filter(|(_, series)| series.has_exemplars()) {
+            let labels: Vec<_> = key.encoded().iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+            for (upper, exemplar) in series.exemplars() {
+                let sample = format!("{DURATION}_bucket{{le=\"{upper}\",{}}}", labels.join(","));
+                all.insert(sample, exemplar.to_string());
+            }
+        }
+        all
+    }
+}
 
 impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -458,27 +455,21 @@ impl Collector for Requests {
         ConstGauge::new(series.len() as u64).encode(many)?;
         let mut counts = encoder.encode_descriptor("mesh_requests", "Requests finished", None, MetricType::Counter)?;
         for (key, series) in &series {
-            ConstCounter::new(series.count).encode(counts.encode_family(&key.encoded())?)?;
+            ConstCounter::new(series.count()).encode(counts.encode_family(&key.encoded())?)?;
         }
         let mut durations = encoder.encode_descriptor(
-            "mesh_request_duration_seconds",
+            DURATION,
             "From the head of the request to the end of the response",
             None,
             MetricType::Histogram,
         )?;
         for (key, series) in &series {
-            // prometheus-client adds the buckets up itself.
-            let buckets: Vec<(f64, u64)> = BUCKETS
-                .iter()
-                .copied()
-                .zip(series.buckets)
-                .chain(std::iter::once((f64::INFINITY, series.count - series.buckets.iter().sum::<u64>())))
-                .collect();
+            let buckets = series.buckets();
             let labels = key.encoded();
             let mut metric = durations.encode_family(&labels)?;
             metric.encode_histogram::<prometheus_client::encoding::NoLabelSet>(
-                series.seconds,
-                series.count,
+                series.seconds(),
+                series.count(),
                 &buckets,
                 None,
             )?;
@@ -487,9 +478,7 @@ impl Collector for Requests {
     }
 }
 
-/// OpenTelemetry's list, finer below 5 ms: a gateway hop is a fraction of a millisecond.
-const BUCKETS: [f64; 17] =
-    [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+const DURATION: &str = "mesh_request_duration_seconds";
 /// 1,000 services × a few clusters × a few codes.
 const SERIES_MAX: usize = 20_000;
 /// Classes 1xx to 5xx are known.
@@ -500,7 +489,7 @@ const OTHER: &str = "other";
 mod tests {
     use super::*;
     use crate::exchange::books::Record;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn the_text_of_metrics() {
@@ -535,6 +524,49 @@ mod tests {
         }
     }
 
+    /// It would not return, if it waited.
+    #[test]
+    fn a_worker_does_not_wait_for_a_scrape() {
+        let shared = GatewayMetrics::register(&mut Registry::default());
+        let worker = WorkerMetrics::new(&shared);
+        let record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+        let scrape = shared.requests.0.lock().unwrap();
+        worker.request(&Done { record: &record, duration: Duration::ZERO, bytes_received: 0, bytes_sent: 0 });
+        worker.flush();
+        assert!(scrape.is_empty());
+        drop(scrape);
+        worker.flush();
+        let requests = shared.requests.0.lock().unwrap();
+        assert_eq!(requests.values().map(Series::count).sum::<u64>(), 1, "nothing is lost by that");
+    }
+
+    /// Only a sample that is there can have an exemplar, so what names it must be what prometheus-client writes.
+    #[test]
+    fn the_exemplars_of_metrics() {
+        let mut registry = Registry::default();
+        let shared = GatewayMetrics::register(&mut registry);
+        let worker = WorkerMetrics::new(&shared);
+        let (head, paris) = (archipelago_http::RequestHead::default(), Name::from("paris"));
+        for (id, millis) in [(1, 0), (2, 1), (3, 1), (4, 30), (5, 700), (6, 5_000), (7, 20_000)] {
+            let mut record = Record::new(Reporter::Source, paris.clone(), Instant::now());
+            record.code = 200;
+            let traced = crate::trace::Traced::new(&head, None, id, String::new(), Instant::now());
+            record.trace = Some(std::rc::Rc::new(traced));
+            let duration = Duration::from_millis(millis);
+            worker.request(&Done { record: &record, duration, bytes_received: 0, bytes_sent: 0 });
+        }
+        assert!(shared.exemplars()().is_empty(), "until it is flushed");
+        worker.flush();
+        let exemplars = shared.exemplars()();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert_eq!(exemplars.len(), 6, "the last of each bucket: {exemplars:?}");
+        assert!(!exemplars.values().any(|exemplar| exemplar.contains("000000002\"")), "{exemplars:?}");
+        for sample in exemplars.keys() {
+            assert!(text.lines().any(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == sample)), "{sample}");
+        }
+    }
+
     #[test]
     fn codes_without_a_name_are_counted_by_class() {
         let texts: std::collections::BTreeSet<_> =
@@ -562,6 +594,6 @@ mod tests {
         let requests = shared.requests.0.lock().unwrap();
         assert_eq!(requests.len(), SERIES_MAX + 1);
         let other = requests.iter().find(|(labels, _)| *labels.service == *OTHER).unwrap();
-        assert_eq!(other.1.count, extra as u64);
+        assert_eq!(other.1.count(), extra as u64);
     }
 }

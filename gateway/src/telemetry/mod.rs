@@ -5,6 +5,7 @@ mod events;
 mod latency;
 pub mod metrics;
 mod name;
+mod series;
 mod serving;
 mod tunnels;
 mod vitals;
