@@ -162,6 +162,7 @@ fn gateway(dir: &std::path::Path, services: usize, backend: SocketAddr) -> anyho
         peers_per_cluster: 4,
         workers: 2,
         access_log: "off".into(),
+        access_log_sample: 1.0,
         otlp: None,
         limits: Limits::default(),
         share: archipelago_gateway::Share {

@@ -86,6 +86,9 @@ pub struct Args {
     /// File for the access log, "-" for standard output, "off".
     #[arg(long, default_value = "off")]
     pub access_log: String,
+    /// Of requests that were answered with less than 500, and whole, how many are in the access log, from 0 to 1; all others always are.
+    #[arg(long, default_value_t = 1.0, value_parser = ratio)]
+    pub access_log_sample: f64,
     /// Milliseconds until a response must begin, counted from the last byte of the request.
     #[arg(long, default_value_t = 30_000)]
     pub request_timeout_ms: u64,
@@ -168,6 +171,7 @@ impl Args {
             peers_per_cluster: usize::from(self.peers_per_cluster),
             workers,
             access_log: self.access_log.clone(),
+            access_log_sample: self.access_log_sample,
             otlp,
             limits,
             share,
@@ -221,6 +225,11 @@ fn connections_max(descriptors: u64) -> usize {
 const MILLIS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 /// For listeners, tunnels, files, and everything else that a gateway has open beside the connections of clients.
 const DESCRIPTORS_RESERVED: u64 = 128;
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a number from 0 to 1, such as 0.1".to_owned())
+}
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
@@ -295,6 +304,15 @@ mod tests {
         assert_eq!(networks.len(), 2);
         assert!(parsed(&["--unbounded-clients", "shop"]).unwrap_err().contains("such as 10.0.0.0/8"));
         assert!(parsed(&["--client-connections-max", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_sample_is_a_part_of_all() {
+        assert_eq!(parsed(&[]).unwrap().access_log_sample, 1.0);
+        assert_eq!(parsed(&["--access-log-sample", "0.1"]).unwrap().access_log_sample, 0.1);
+        for bad in ["2", "NaN", "some"] {
+            assert!(parsed(&["--access-log-sample", bad]).unwrap_err().contains("from 0 to 1"), "{bad}");
+        }
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub struct Settings {
     pub workers: usize,
     /// Path, "-" or "off".
     pub access_log: String,
+    /// Of requests that went well, how many are in it, from 0 to 1.
+    pub access_log_sample: f64,
     /// Where spans go; `None`: no request is recorded.
     pub otlp: Option<archipelago_otlp::Config>,
     /// Bounds of each worker.
@@ -134,8 +136,9 @@ impl Gateway {
         process::register_expiries(&mut registry, move || live.current().expiries());
         metrics.set_cluster(&settings.cluster);
         metrics.vitals.limits(&settings.limits, settings.workers.max(1));
-        let access_log = AccessLog::start(&settings.access_log, metrics.access_log_dropped.clone())
-            .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
+        let access_log =
+            AccessLog::start(&settings.access_log, settings.access_log_sample, metrics.access_log_dropped.clone())
+                .with_context(|| format!("cannot write the access log {}", settings.access_log))?;
 
         let exporter = export(&settings, &identity, &mut registry).context("cannot start the export of spans")?;
         let tracer = settings.otlp.as_ref().zip(exporter.as_ref());

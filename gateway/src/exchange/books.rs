@@ -128,6 +128,13 @@ pub struct Text {
     pub failure: String,
 }
 
+impl Text {
+    /// As much of a value as is worth writing down: a head may have a hundred kilobytes.
+    pub fn short(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes.get(..TEXT_BYTES_MAX).unwrap_or(bytes)).into_owned()
+    }
+}
+
 impl Record {
     /// A record that begins now.
     pub fn new(reporter: Reporter, source_cluster: Name, now: Instant) -> Self {
@@ -382,3 +389,6 @@ pub struct Done<'a> {
     /// Of the response body.
     pub bytes_sent: u64,
 }
+
+/// Of each value that a client chooses.
+const TEXT_BYTES_MAX: usize = 1_024;

@@ -313,14 +313,14 @@ pub fn vouched(caller: &Caller, fields: &Fields) -> Option<Rc<Workload>> {
 }
 
 fn text(head: &RequestHead, source: Option<&Workload>, peer: Option<&SpiffeId>, trace: Option<&trace::Traced>) -> Text {
-    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let lossy = Text::short;
     let field = |name| lossy(head.fields.get(name).unwrap_or_default());
     let path = head.path();
     let path = path.iter().position(|byte| *byte == b'?').and_then(|at| path.get(..at)).unwrap_or(path);
     Text {
         start_time: SystemTime::now(),
         rule: String::new(),
-        method: head.method.to_string(),
+        method: lossy(head.method.as_str().as_bytes()),
         path: if head.method == Method::CONNECT { String::new() } else { lossy(path) },
         protocol: format!("{:?}", head.version),
         authority: lossy(head.authority().unwrap_or_default()),

@@ -10,6 +10,7 @@ use archipelago_http::RequestHead;
 use http::Method;
 
 use super::context::{self, Parent, SAMPLED};
+use crate::exchange::books::Text;
 use crate::exchange::upstream::Endpoint;
 use crate::worker::view::Remote;
 
@@ -169,8 +170,8 @@ impl Asked {
         Self {
             method: head.method.clone(),
             scheme: head.scheme.as_str(),
-            authority: short(head.authority().unwrap_or_default()),
-            path: if head.method == Method::CONNECT { String::new() } else { short(path) },
+            authority: Text::short(head.authority().unwrap_or_default()),
+            path: if head.method == Method::CONNECT { String::new() } else { Text::short(path) },
             version: match head.version {
                 http::Version::HTTP_10 => "1.0",
                 http::Version::HTTP_2 => "2",
@@ -181,11 +182,5 @@ impl Asked {
     }
 }
 
-fn short(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..TEXT_BYTES_MAX).unwrap_or(bytes)).into_owned()
-}
-
 /// A request of more attempts than this has met something else.
 const ATTEMPTS_MAX: usize = 16;
-/// Of a path, and of an authority.
-const TEXT_BYTES_MAX: usize = 1_024;

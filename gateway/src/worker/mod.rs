@@ -313,7 +313,7 @@ impl Worker {
             tracer.finish(trace, done.record, [done.bytes_received, done.bytes_sent], end);
         }
         if let Some(log) = &self.access_log {
-            log.log(done);
+            log.log(done, self.random());
         }
     }
 }
