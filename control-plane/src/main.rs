@@ -21,7 +21,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a member.
-    Run(Args),
+    Run(Box<Args>),
     /// Fill the data directory of a member that begins, where an orchestrator starts it on an empty disk.
     Seed(Seed),
     /// Found a federation: authority, member identities, and the first operator's credential.
@@ -49,7 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => archipelago_control_plane::run(args),
+        Command::Run(args) => archipelago_control_plane::run(*args),
         Command::Seed(args) => {
             archipelago_base::logging::init("seed");
             seed::seed(&args)
