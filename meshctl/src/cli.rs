@@ -82,8 +82,8 @@ Examples:
   meshctl down --keep-state    keep it: the next `up` resumes the same federation, with its logs and data")]
     Down(DownArgs),
     /// Control plane, clusters, gateways, and under `up` the processes
-    #[command(after_help = "Examples:\n  meshctl status\n  meshctl status -o json")]
-    Status,
+    #[command(after_help = "Examples:\n  meshctl status\n  meshctl status --watch\n  meshctl status -o json")]
+    Status(WatchArgs),
     /// Whether everything works, and what to do where it does not
     #[command(after_help = "\
 The control plane is asked, and the tunnels are judged by the beats that gateways send through them all the time. Warnings do
@@ -97,12 +97,12 @@ Examples:
     Check(CheckArgs),
     /// Services, where they are ready, and their share of the traffic
     #[command(
-        after_help = "Examples:\n  meshctl services\n  meshctl services -o wide    what failing health checks heard\n  meshctl services -o json"
+        after_help = "Examples:\n  meshctl services\n  meshctl services -o wide    what failing health checks heard\n  meshctl services -w\n  meshctl services -o json"
     )]
-    Services,
+    Services(WatchArgs),
     /// Tunnels between gateways, with their state and round-trip time
-    #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -o json")]
-    Tunnels,
+    #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -w --interval 500ms\n  meshctl tunnels -o json")]
+    Tunnels(WatchArgs),
     /// Requests per second, success and percentiles of latency, live
     #[command(after_help = "\
 Each request is counted once, at the gateway where it entered, from its first byte to the last of its response. Percentiles are of
@@ -133,7 +133,7 @@ Examples:
     Tap(TapArgs),
     /// Gateways, their addresses and the revision they run
     #[command(after_help = "Examples:\n  meshctl gateways\n  meshctl gateways -o yaml")]
-    Gateways,
+    Gateways(WatchArgs),
     /// What changed, when, by whom, and what the mesh did about it
     #[command(after_help = "\
 Each event has a reason, one word for programs; docs/events.md lists them. Times are those of who says it: what several gateways say
@@ -179,6 +179,7 @@ Examples:
 Examples:
   meshctl get
   meshctl get trafficsplit -n shop
+  meshctl get trafficsplit -w -o json                         a line whenever one has changed
   meshctl get TrafficSplit checkout -n shop -o yaml")]
     Get(GetArgs),
     /// Delete resources and wait until the gateways run without them

@@ -33,7 +33,7 @@ impl Exit {
 }
 
 /// Why a command did not end with 0, and what to try next.
-#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Failure {
     exit: Exit,

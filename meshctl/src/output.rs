@@ -5,7 +5,9 @@
 //! text ([`printable`]).
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::rc::Rc;
 
 use serde::Serialize;
 
@@ -25,10 +27,12 @@ pub(crate) enum Format {
 }
 
 /// Where and how a command prints.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Output {
     format: Format,
     colour: bool,
+    /// In the place of stdout; what is one value in JSON is one line in it.
+    record: Option<Rc<RefCell<String>>>,
 }
 
 impl Output {
@@ -36,40 +40,61 @@ impl Output {
     pub(crate) fn new(format: Format) -> Self {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self { format, colour: io::stdout().is_terminal() && !no_colour && !dumb }
+        Self { format, colour: io::stdout().is_terminal() && !no_colour && !dumb, record: None }
+    }
+
+    /// The same into a text.
+    pub(crate) fn recorded(&self) -> (Self, Rc<RefCell<String>>) {
+        let record = Rc::default();
+        (Self { record: Some(Rc::clone(&record)), ..self.clone() }, record)
     }
 
     /// The format asked for.
-    pub(crate) fn format(self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         self.format
     }
 
     /// Whether people asked for more columns.
-    pub(crate) fn is_wide(self) -> bool {
+    pub(crate) fn is_wide(&self) -> bool {
         self.format == Format::Wide
     }
 
     /// Prints one value: `table` for people, the serialised value for programs.
-    pub(crate) fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> Text) -> Outcome {
+    pub(crate) fn print<T: Serialize>(&self, value: &T, table: impl FnOnce() -> Text) -> Outcome {
         match self.format {
             Format::Table | Format::Wide => self.text(&table()),
             Format::Json => {
-                let mut json = serde_json::to_string_pretty(value).map_err(unprintable)?;
+                let json = match &self.record {
+                    None => serde_json::to_string_pretty(value),
+                    Some(_) => serde_json::to_string(value),
+                };
+                let mut json = json.map_err(unprintable)?;
                 json.push('\n');
-                write_stdout(&json)
+                self.write(&json)
             }
-            Format::Yaml => write_stdout(&yaml(value)?),
+            Format::Yaml => self.write(&yaml(value)?),
+        }
+    }
+
+    /// Prints data that is text already.
+    pub(crate) fn write(&self, text: &str) -> Outcome {
+        match &self.record {
+            None => write_stdout(text),
+            Some(record) => {
+                record.borrow_mut().push_str(text);
+                Ok(())
+            }
         }
     }
 
     /// As [`Text::render`], for whom this prints.
-    pub(crate) fn render(self, text: &Text) -> String {
+    pub(crate) fn render(&self, text: &Text) -> String {
         text.render(self.colour)
     }
 
     /// Prints text made for people.
-    pub(crate) fn text(self, text: &Text) -> Outcome {
-        write_stdout(&text.render(self.colour))
+    pub(crate) fn text(&self, text: &Text) -> Outcome {
+        self.write(&text.render(self.colour))
     }
 }
 
@@ -86,6 +111,21 @@ pub(crate) fn write_part(text: &str) -> Outcome<bool> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::refused(format!("cannot write to stdout: {error}"))),
     }
+}
+
+/// In the place of the screen before, as far as it fits: each line ends what stood there, and what is left below goes.
+pub(crate) fn screen(text: &str) -> String {
+    let rows = terminal_size::terminal_size().map_or(usize::MAX, |(_, height)| usize::from(height.0));
+    let count = text.lines().count();
+    let shown = if count < rows { count } else { rows.saturating_sub(2) };
+    let mut screen = "\x1b[H".to_owned();
+    for line in text.lines().take(shown) {
+        screen.push_str(&format!("{line}\x1b[K\n"));
+    }
+    if shown < count {
+        screen.push_str(&format!("… and {} more lines\x1b[K\n", count - shown));
+    }
+    screen + "\x1b[J"
 }
 
 /// Writes data to stdout. A reader that went away (`| head`) ends the output, not the command.

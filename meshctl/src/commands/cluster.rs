@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::resources::documents;
 use super::write::Subject;
-use super::{Context, kubernetes, write};
+use super::{Context, kubernetes, watch, write};
 use crate::cli::{ClusterCommand, Wait};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Cell, Table};
@@ -14,7 +14,7 @@ use archipelago_model::edit::{self, Edit, cluster};
 /// `cluster …`.
 pub(super) async fn run(context: &Context, command: ClusterCommand) -> Outcome {
     match command {
-        ClusterCommand::List => list(context).await,
+        ClusterCommand::List(watch) => watch::run(context, watch, list).await,
         ClusterCommand::Join(args) => kubernetes::join::run(context, &args).await,
         ClusterCommand::Drain { cluster, wait } => drain(context, &cluster, true, wait.wait).await,
         ClusterCommand::Uncordon { cluster, wait } => drain(context, &cluster, false, wait.wait).await,

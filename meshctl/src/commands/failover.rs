@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::resources::documents;
 use super::write::Subject;
-use super::{Context, write};
+use super::{Context, watch, write};
 use crate::cli::FailoverCommand;
 use crate::client::Client;
 use crate::exit::{Failure, Outcome};
@@ -19,7 +19,9 @@ const KIND: &str = "FailoverPolicy";
 /// `failover …`.
 pub(super) async fn run(context: &Context, command: FailoverCommand) -> Outcome {
     match command {
-        FailoverCommand::Status { service } => status(context, service.as_ref()).await,
+        FailoverCommand::Status { service, watch } => {
+            watch::run(context, watch, async |context| status(context, service.as_ref()).await).await
+        }
         FailoverCommand::Trigger { service, from, wait } => {
             let client = context.client()?;
             exporter(&client, &service, &from).await?;

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use archipelago_proto::v1::{IdentityInfo, ListIdentitiesRequest, RevokeRequest, identity_client::IdentityClient};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, watch};
 use crate::cli::IdentityCommand;
 use crate::client::{Client, request_id};
 use crate::exit::{Failure, Outcome};
@@ -59,9 +59,12 @@ impl IdentityView {
 /// `identity …`.
 pub(super) async fn run(context: &Context, command: IdentityCommand) -> Outcome {
     match command {
-        IdentityCommand::List { prefix } => {
-            let views = list(&context.client()?, prefix.as_deref().unwrap_or_default()).await?;
-            context.output.print(&views, || table(&views, "no identity was ever issued"))
+        IdentityCommand::List { prefix, watch } => {
+            watch::run(context, watch, async |context| {
+                let views = list(&context.client()?, prefix.as_deref().unwrap_or_default()).await?;
+                context.output.print(&views, || table(&views, "no identity was ever issued"))
+            })
+            .await
         }
         IdentityCommand::Describe { spiffe_id } => {
             let path = path_of(&spiffe_id)?;

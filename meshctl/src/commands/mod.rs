@@ -22,6 +22,7 @@ mod tap;
 mod token;
 mod top;
 mod validate;
+mod watch;
 mod write;
 
 use std::path::Path;
@@ -42,13 +43,13 @@ pub(crate) fn run(cli: Cli) -> Outcome {
     match command {
         Command::Up(args) => up::up(&context.global, args),
         Command::Down(args) => up::down(&context.global, &args),
-        Command::Status => block_on(show::status(&context)),
+        Command::Status(watch) => block_on(watch::run(&context, watch, show::status)),
         Command::Check(args) => block_on(check::run(&context, &args)),
-        Command::Services => block_on(show::services(&context)),
-        Command::Tunnels => block_on(show::tunnels(&context)),
+        Command::Services(watch) => block_on(watch::run(&context, watch, show::services)),
+        Command::Tunnels(watch) => block_on(watch::run(&context, watch, show::tunnels)),
         Command::Top(args) => block_on(top::run(&context, args)),
         Command::Tap(args) => block_on(tap::run(&context, args)),
-        Command::Gateways => block_on(show::gateways(&context)),
+        Command::Gateways(watch) => block_on(watch::run(&context, watch, show::gateways)),
         Command::Events(args) => block_on(events::run(&context, args)),
         Command::Dashboard(args) => block_on(dashboard::run(&context, args)),
         Command::Validate(args) => block_on(validate::validate(&context, &args)),

@@ -9,7 +9,7 @@ use archipelago_proto::v1::{CreateOperatorRequest, SvidResponse, identity_client
 use archipelago_rpc::enrol::{self, Candidate};
 use serde::Serialize;
 
-use super::{Context, identity};
+use super::{Context, identity, watch};
 use crate::cli::OperatorCommand;
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Text};
@@ -27,9 +27,12 @@ struct CredentialView {
 pub(super) async fn run(context: &Context, command: OperatorCommand) -> Outcome {
     match command {
         OperatorCommand::Create { name, ttl, out, csr } => create(context, name, ttl, out, csr.as_deref()).await,
-        OperatorCommand::List => {
-            let views = identity::list(&context.client()?, "/operator/").await?;
-            context.output.print(&views, || identity::table(&views, "no operator is known"))
+        OperatorCommand::List(watch) => {
+            watch::run(context, watch, async |context| {
+                let views = identity::list(&context.client()?, "/operator/").await?;
+                context.output.print(&views, || identity::table(&views, "no operator is known"))
+            })
+            .await
         }
         OperatorCommand::Renew => renew(context).await,
         OperatorCommand::Revoke { name, reason } => {

@@ -6,7 +6,7 @@ use archipelago_proto::v1;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Context, files, write};
+use super::{Context, files, watch, write};
 use crate::cli::{ApplyArgs, DeleteArgs, GetArgs};
 use crate::exit::{Failure, Outcome};
 use crate::ordered::Ordered;
@@ -35,8 +35,12 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
 
 /// `get`.
 pub(super) async fn get(context: &Context, args: GetArgs) -> Outcome {
+    watch::run(context, args.watch, async |context| get_once(context, &args).await).await
+}
+
+async fn get_once(context: &Context, args: &GetArgs) -> Outcome {
     let kind = args.kind.as_deref().map(kind).transpose()?;
-    let (namespace, name) = qualified(args.namespace, args.name);
+    let (namespace, name) = qualified(args.namespace.clone(), args.name.clone());
     let client = context.client()?;
     let kind_name = kind.map_or("", Kind::name);
     let answer =
@@ -55,7 +59,7 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> Outcome {
                 }
                 text.push_str(&output::yaml(document)?);
             }
-            output::write_stdout(&text)
+            context.output.write(&text)
         }
         _ => match documents.as_slice() {
             // One that was asked for by name is itself; a list is a list, whatever its length.

@@ -147,7 +147,7 @@ impl Shown<'_> {
         }
         self.matched += matched;
         self.left_out += left_out;
-        let (output, wide) = (self.context.output, self.context.output.is_wide());
+        let (output, wide) = (&self.context.output, self.context.output.is_wide());
         let mut text = String::new();
         for record in records {
             let view = TapView::new(&cluster, &gateway, record);

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use archipelago_proto::v1;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, watch};
 use crate::cli::{JoinAs, TokenCommand};
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Cell, Table, Text};
@@ -20,7 +20,7 @@ struct CreatedView {
 /// `token …`.
 pub(super) async fn run(context: &Context, command: TokenCommand) -> Outcome {
     match command {
-        TokenCommand::List => list(context).await,
+        TokenCommand::List(watch) => watch::run(context, watch, list).await,
         TokenCommand::Create { cluster, role, name, ttl } => {
             let (role, name) = match (role, name) {
                 (JoinAs::Agent, name) => (v1::JoinRole::Agent, name.unwrap_or_default()),

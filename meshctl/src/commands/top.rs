@@ -48,7 +48,7 @@ pub(super) async fn run(context: &Context, args: TopArgs) -> Outcome {
         }
         let view = TopView::new(snapshot, by)?;
         if is_live {
-            return output::write_stdout(&screen(&context.output.render(&view.text())));
+            return output::write_stdout(&output::screen(&context.output.render(&view.text())));
         }
         if context.output.format() == Format::Yaml {
             output::write_stdout("---\n")?;
@@ -106,12 +106,6 @@ pub(super) async fn exist(client: &Client, asked: &[ServiceName]) -> Outcome {
             Err(Failure::refused(format!("no cluster has a service {name}")).hint("`meshctl services` lists them"))
         }
     }
-}
-
-/// In the place of the screen before: each line ends what stood there, and what is left below goes.
-fn screen(text: &str) -> String {
-    let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-    format!("\x1b[H{lines}\x1b[J")
 }
 
 const CLEAR: &str = "\x1b[2J\x1b[H";

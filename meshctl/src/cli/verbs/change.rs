@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::WatchArgs;
 use crate::duration;
 use crate::names::{self, ServiceName, Share, Target};
 use archipelago_model::edit::split::{RouteMatch, Sticky};
@@ -173,6 +174,8 @@ pub(crate) enum FailoverCommand {
     Status {
         /// namespace/name
         service: Option<ServiceName>,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Move a service away from a cluster
     #[command(after_help = "Examples:\n  meshctl failover trigger shop/checkout --from paris")]

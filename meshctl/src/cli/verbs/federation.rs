@@ -6,7 +6,7 @@ use std::time::Duration;
 use archipelago_control_plane::Compatibility;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::WaitArgs;
+use super::{WaitArgs, WatchArgs};
 use crate::duration;
 
 #[derive(Args, Clone)]
@@ -46,8 +46,8 @@ pub(crate) struct DownArgs {
 #[derive(Subcommand)]
 pub(crate) enum ClusterCommand {
     /// List clusters
-    #[command(after_help = "Examples:\n  meshctl cluster list")]
-    List,
+    #[command(after_help = "Examples:\n  meshctl cluster list\n  meshctl cluster list -w")]
+    List(WatchArgs),
     /// Print everything that a Kubernetes cluster needs to join, its token included
     #[command(after_help = "\
 A cluster that is not known yet is made first. The stream is for that cluster's own kubectl; with --out it is files, with
@@ -103,6 +103,8 @@ Examples:
         /// Only ids whose path begins so
         #[arg(long, value_name = "PATH")]
         prefix: Option<String>,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Everything that is known of one identity
     #[command(after_help = "Examples:\n  meshctl identity describe spiffe://mesh.local/cluster/paris/gateway/gw-1")]
@@ -153,7 +155,7 @@ Examples:
     },
     /// List operators
     #[command(after_help = "Examples:\n  meshctl operator list")]
-    List,
+    List(WatchArgs),
     /// Renew the credential in use, with a new key
     #[command(after_help = "Examples:\n  meshctl operator renew\n  meshctl --state ./ci operator renew")]
     Renew,
@@ -191,7 +193,7 @@ Examples:
     },
     /// List tokens; their secrets are not kept anywhere
     #[command(after_help = "Examples:\n  meshctl token list")]
-    List,
+    List(WatchArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,17 @@ use clap::{Args, ValueEnum};
 use crate::duration;
 use crate::names::{self, ServiceName, Source};
 
+/// What every listing takes.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct WatchArgs {
+    /// Go on until Ctrl-C: on a terminal in the place of what stood there, elsewhere what has changed
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// With --watch: how often to look
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse, requires = "watch")]
+    pub(crate) interval: Duration,
+}
+
 #[derive(Args)]
 pub(crate) struct CheckArgs {
     /// Only what must hold before another cluster joins
@@ -20,7 +31,7 @@ pub(crate) struct CheckArgs {
 #[derive(Args)]
 pub(crate) struct EventsArgs {
     /// Go on with what happens, until Ctrl-C
-    #[arg(long, short)]
+    #[arg(long, short, visible_alias = "watch", visible_short_alias = 'w')]
     pub(crate) follow: bool,
     /// Only what is about this service
     #[arg(long, value_name = "NAMESPACE/NAME")]
@@ -48,6 +59,8 @@ pub(crate) struct GetArgs {
     /// Only this namespace
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
 }
 
 #[derive(Args)]
