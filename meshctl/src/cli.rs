@@ -5,10 +5,11 @@ mod dashboard;
 mod reference;
 mod verbs;
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub(crate) use self::dashboard::DashboardArgs;
 pub(crate) use self::verbs::*;
@@ -101,7 +102,9 @@ Examples:
     )]
     Services(WatchArgs),
     /// Tunnels between gateways, with their state and round-trip time
-    #[command(after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -w --interval 500ms\n  meshctl tunnels -o json")]
+    #[command(
+        after_help = "Examples:\n  meshctl tunnels\n  meshctl tunnels -w --interval 500ms\n  meshctl tunnels -o json"
+    )]
     Tunnels(WatchArgs),
     /// Requests per second, success and percentiles of latency, live
     #[command(after_help = "\
@@ -264,23 +267,84 @@ Examples:
   meshctl slow shop/checkout --p99             the slowest hundredth, instead of the hundred slowest
   meshctl slow shop/checkout -o json")]
     Slow(SlowArgs),
-    /// Print a completion script
-    #[command(
-        after_help = "Examples:\n  source <(meshctl completion bash)\n  mkdir -p ~/.config/fish/completions && meshctl completion fish > ~/.config/fish/completions/meshctl.fish"
-    )]
-    Completion {
-        /// bash, zsh, fish, elvish or powershell
-        shell: clap_complete::Shell,
-    },
+    /// Let a shell complete commands, flags, and names of services, clusters, gateways and resources
+    #[command(after_help = "\
+`install` writes the script to where bash, zsh or fish look for it, and makes the folder if it is not there. Names are those that the
+control plane under --state knows; where none answers, there are none.
+
+Examples:
+  meshctl completion install                 for the shell in SHELL
+  meshctl completion install fish
+  source <(meshctl completion bash)          for this shell only")]
+    Completion(CompletionArgs),
+    /// Print the manual page, or write one for every command
+    #[command(after_help = "Examples:\n  meshctl man | man -l -\n  meshctl man --dir ~/.local/share/man/man1")]
+    Man(ManArgs),
+    /// Gather what whoever is asked for help will ask for into an archive, without secrets
+    #[command(after_help = "\
+Status, services, tunnels, gateways, events, resources, the findings of `check`, identities, metrics of gateways that can be reached, and
+the logs of what `up` started. What looks like a secret is removed; nobody can recognise every one: look through it first.
+
+Examples:
+  meshctl bug-report
+  meshctl bug-report --out /tmp/report.tar.gz")]
+    BugReport(BugReportArgs),
     /// Run one process of a federation (what `up` starts)
     #[command(subcommand, hide = true)]
     Role(Role),
 }
 
+/// As what the program was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Called {
+    /// `meshctl`.
+    Meshctl,
+    /// `kubectl-mesh`, which kubectl runs for `kubectl mesh`.
+    KubectlMesh,
+}
+
+impl Called {
+    /// By the name of the program's file.
+    pub(crate) fn of(program: Option<&OsStr>) -> Self {
+        let name = program.map(Path::new).and_then(Path::file_stem);
+        if name.is_some_and(|name| name == "kubectl-mesh") { Self::KubectlMesh } else { Self::Meshctl }
+    }
+
+    /// A text about commands, with what people type here.
+    pub(crate) fn says(self, text: &str) -> String {
+        match self {
+            Self::Meshctl => text.to_owned(),
+            Self::KubectlMesh => text.replace("meshctl ", "kubectl mesh ").replace("`meshctl`", "`kubectl mesh`"),
+        }
+    }
+}
+
+/// The whole command line.
+pub(crate) fn command(called: Called) -> clap::Command {
+    let command = Cli::command();
+    match called {
+        Called::Meshctl => command,
+        Called::KubectlMesh => as_plugin(command).name("kubectl-mesh").bin_name("kubectl mesh"),
+    }
+}
+
+fn as_plugin(command: clap::Command) -> clap::Command {
+    let says = |text: &clap::builder::StyledStr| Called::KubectlMesh.says(&text.to_string());
+    let help = command.get_after_help().map(says);
+    let command = match help {
+        Some(help) => command.after_help(help),
+        None => command,
+    };
+    let command = command.mut_args(|arg| match arg.get_help().map(says) {
+        Some(help) => arg.help(help),
+        None => arg,
+    });
+    let names: Vec<String> = command.get_subcommands().map(|inner| inner.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, as_plugin))
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -307,6 +371,71 @@ mod tests {
             }
         }
         visit(&Cli::command(), "meshctl");
+    }
+
+    /// The words of a line as a shell would see them, up to a pipe, a redirection, or what is explained behind three blanks.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quote = None;
+        for c in line.trim().chars() {
+            match (c, quote) {
+                (c, Some(quoted)) if c == quoted => quote = None,
+                (c, None) if matches!(c, '\'' | '"') => quote = Some(c),
+                ('|' | '>' | ')', None) => break,
+                (' ', None) => {
+                    if words.last().is_some_and(String::is_empty) {
+                        break;
+                    }
+                    words.push(String::new());
+                }
+                (c, _) => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn every_example_is_a_command_line() {
+        fn visit(command: &clap::Command, called: Called, count: &mut usize) {
+            let program = called.says("meshctl x").replace(" x", " ");
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = help.split_once("Examples:").map(|(_, examples)| examples).unwrap_or_default();
+            for line in examples.lines().filter(|line| !line.trim().starts_with("openssl")) {
+                for (at, _) in line.match_indices(&program) {
+                    let words = words(&line[at + program.len()..]);
+                    let args = std::iter::once("meshctl".to_owned()).chain(words);
+                    let parsed = super::command(Called::Meshctl).try_get_matches_from(args);
+                    assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
+                    *count += 1;
+                }
+            }
+            command.get_subcommands().for_each(|inner| visit(inner, called, count));
+        }
+        for called in [Called::Meshctl, Called::KubectlMesh] {
+            let mut count = 0;
+            visit(&super::command(called), called, &mut count);
+            assert!(count > 90, "{count}");
+        }
+    }
+
+    #[test]
+    fn as_a_plugin_of_kubectl_it_calls_itself_so() {
+        let of = |path: &str| Called::of(Some(OsStr::new(path)));
+        assert_eq!(
+            (of("/bin/kubectl-mesh"), of("meshctl"), Called::of(None)),
+            (Called::KubectlMesh, Called::Meshctl, Called::Meshctl)
+        );
+        let help =
+            |args: &[&str]| super::command(Called::KubectlMesh).try_get_matches_from(args).unwrap_err().to_string();
+        for args in [
+            &["kubectl-mesh", "--help"][..],
+            &["kubectl-mesh", "split", "set", "--help"],
+            &["kubectl-mesh", "split", "set"],
+        ] {
+            let help = help(args);
+            assert!(help.contains("Usage: kubectl mesh") && !help.contains("meshctl"), "{help}");
+        }
     }
 
     #[test]

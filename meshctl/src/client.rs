@@ -47,6 +47,13 @@ impl Client {
     /// Exit code 4 when there is no credential, since then no control plane can be asked; 1 when what
     /// is there cannot be read.
     pub(crate) fn open(state: &Path, timeout: Duration) -> Outcome<Self> {
+        let client = Self::open_quietly(state, timeout)?;
+        warn_before_expiry(&client.credential.current());
+        Ok(client)
+    }
+
+    /// The same without a word about what is left of the credential.
+    pub(crate) fn open_quietly(state: &Path, timeout: Duration) -> Outcome<Self> {
         let dir = state.join("operator");
         let credential = CredentialDir::new(&dir)
             .load()
@@ -60,7 +67,6 @@ impl Client {
         if addresses.is_empty() {
             return Err(Failure::refused(format!("{}: names no address", file.display())));
         }
-        warn_before_expiry(&credential);
         let credential = LiveCredential::new(credential)
             .map_err(|error| Failure::refused(format!("cannot use the operator credential: {error}")))?;
         Ok(Self { state: state.to_owned(), credential, addresses, timeout })

@@ -63,6 +63,12 @@ impl Failure {
         self
     }
 
+    /// The same, unless there is a hint, or it is not what was asked that is wrong.
+    #[must_use]
+    pub(crate) fn or_hint(self, hint: impl FnOnce() -> String) -> Self {
+        if self.hint.is_none() && self.exit == Exit::Refused { self.hint(hint()) } else { self }
+    }
+
     /// Adds lines printed above the error, such as `file:line:column: path: reason`.
     #[must_use]
     pub(crate) fn problems(mut self, problems: impl IntoIterator<Item = String>) -> Self {

@@ -113,6 +113,9 @@ pub(crate) fn write_part(text: &str) -> Outcome<bool> {
     }
 }
 
+/// Empties the screen, before what follows each other on it.
+pub(crate) const CLEAR: &str = "\x1b[2J\x1b[H";
+
 /// In the place of the screen before, as far as it fits: each line ends what stood there, and what is left below goes.
 pub(crate) fn screen(text: &str) -> String {
     let rows = terminal_size::terminal_size().map_or(usize::MAX, |(_, height)| usize::from(height.0));

@@ -126,6 +126,8 @@ fn without_a_federation_every_command_exits_with_4_and_says_what_starts_one() {
         &["status"][..],
         &["services"],
         &["tunnels"],
+        &["tap"],
+        &["services", "-w"],
         &["gateways", "-o", "json"],
         &["apply", "-f", file.to_str().unwrap()],
         &["get"],
@@ -217,9 +219,62 @@ fn a_taken_port_is_reported_with_its_owner_and_leaves_nothing() {
 
 #[test]
 fn completion_knows_the_commands() {
-    let output = meshctl(&["completion", "bash"]);
-    assert_eq!(output.status.code(), Some(0));
-    assert!(stdout(&output).contains("failover"));
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = meshctl(&["completion", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(stdout(&output).contains("COMPLETE"), "{}", stdout(&output));
+    }
+    // As the script for fish asks.
+    let output = command(&["--", "meshctl", "fail"]).env("COMPLETE", "fish").output().unwrap();
+    assert!(stdout(&output).starts_with("failover"), "{}", stdout(&output));
+    let no_shell = command(&["completion", "install"]).env_remove("SHELL").output().unwrap();
+    assert_eq!(no_shell.status.code(), Some(1));
+    assert!(stderr(&no_shell).contains("hint: name it: meshctl completion install fish"), "{}", stderr(&no_shell));
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    assert_eq!(meshctl(&["man", "--dir", folder.to_str().unwrap()]).status.code(), Some(0));
+    for page in ["meshctl.1", "meshctl-tap.1", "meshctl-split-set.1", "meshctl-identity-revoke.1"] {
+        let text = std::fs::read_to_string(folder.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.contains(".SH NAME") && text.contains("Examples:"), "{page}: {text}");
+    }
+    assert!(!folder.join("meshctl-role.1").exists(), "what `up` starts is not for people");
+    assert!(stdout(&meshctl(&["man"])).contains(".TH meshctl 1"));
+}
+
+#[test]
+fn under_the_name_of_a_plugin_it_calls_itself_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("kubectl-mesh");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_meshctl"), &plugin).unwrap();
+    let run = |args: &[&str]| Command::new(&plugin).args(args).env_remove("ARCHIPELAGO_STATE").output().unwrap();
+    let help = run(&["tap", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(
+        stdout(&help).contains("kubectl mesh tap --where") && !stdout(&help).contains("meshctl"),
+        "{}",
+        stdout(&help)
+    );
+    let nobody = run(&["--state", dir.path().to_str().unwrap(), "status"]);
+    assert_eq!(nobody.status.code(), Some(4));
+    assert!(stderr(&nobody).contains("`kubectl mesh --state"), "{}", stderr(&nobody));
+}
+
+#[test]
+fn whatever_is_refused_comes_with_a_hint() {
+    for args in [
+        &["validate", "-f", "/no/such/file"][..],
+        &["tap", "--where", "colour=red"],
+        &["get", "Teapot"],
+        &["completion", "install", "elvish"],
+    ] {
+        let output = meshctl(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).contains("hint: "), "{args:?}: {}", stderr(&output));
+    }
 }
 
 #[test]

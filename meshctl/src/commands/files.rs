@@ -1,7 +1,7 @@
 //! `-f FILE|DIR|-`.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use archipelago_model::document::Document;
@@ -30,6 +30,16 @@ pub(super) fn read(paths: &[PathBuf]) -> Outcome<Vec<Document>> {
         }
     }
     Ok(documents)
+}
+
+/// The last so many bytes of a file, as text.
+pub(super) fn tail(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn open(path: &Path) -> Outcome<Document> {

@@ -79,6 +79,12 @@ pub(super) async fn run(context: &Context, command: IdentityCommand) -> Outcome 
     }
 }
 
+/// Prints all identities.
+pub(super) async fn list_all(context: &Context) -> Outcome {
+    let views = list(&context.client()?, "").await?;
+    context.output.print(&views, || table(&views, "no identity was ever issued"))
+}
+
 /// Every identity whose path begins with `prefix`.
 pub(super) async fn list(client: &Client, prefix: &str) -> Outcome<Vec<IdentityView>> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());

@@ -1,5 +1,6 @@
 //! One module per family of commands.
 
+mod bug_report;
 mod check;
 mod cluster;
 mod complete;
@@ -12,9 +13,11 @@ mod files;
 mod identity;
 mod join;
 mod kubernetes;
+mod man;
 mod operator;
 mod raft;
 mod resources;
+mod scrape;
 mod show;
 mod slow;
 mod split;
@@ -70,7 +73,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Uninstall(args) => kubernetes::uninstall::run(&args),
         Command::Explain(args) => block_on(explain::run(&context, args)),
         Command::Slow(args) => block_on(slow::run(&context, args)),
-        Command::Completion { shell } => complete::run(shell),
+        Command::Completion(args) => complete::run(&args),
+        Command::BugReport(args) => block_on(bug_report::run(&context, args)),
+        Command::Man(args) => man::run(&args),
         Command::Role(role) => run_role(role),
     }
 }
@@ -103,6 +108,11 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T
         .build()
         .map_err(|error| Failure::refused(format!("cannot start: {error}")))?
         .block_on(future)
+}
+
+/// SPIFFE ids that were ever issued.
+pub(crate) async fn identities(client: &Client) -> Outcome<Vec<String>> {
+    Ok(identity::list(client, "").await?.into_iter().map(|view| view.spiffe_id).collect())
 }
 
 /// Becomes one process of a federation.

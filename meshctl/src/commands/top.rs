@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, args: TopArgs) -> Outcome {
         if snapshot.begins {
             let counting = crate::duration::display(args.interval);
             if is_live {
-                return output::write_stdout(CLEAR);
+                return output::write_stdout(output::CLEAR);
             }
             output::talk(format!("counting for {counting} at {} gateways", snapshot.gateways_reported));
             return Ok(());
@@ -108,7 +108,6 @@ pub(super) async fn exist(client: &Client, asked: &[ServiceName]) -> Outcome {
     }
 }
 
-const CLEAR: &str = "\x1b[2J\x1b[H";
 const ROWS_ON_A_TERMINAL: u32 = 20;
 /// A member gives gateways and other members ten seconds, and a page takes a moment.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);

@@ -20,6 +20,9 @@ pub(super) async fn run(context: &Context, args: WatchArgs, print: impl AsyncFn(
     let mut seen = Seen::new(format);
     let mut trouble: Option<String> = None;
     let mut is_first = true;
+    if is_live && !output::write_part(output::CLEAR)? {
+        return Ok(());
+    }
     loop {
         let (output, record) = context.output.recorded();
         let once = Context { global: context.global.clone(), output };
@@ -111,15 +114,24 @@ mod tests {
         let mut seen = Seen::new(Format::Table);
         assert_eq!(seen.news("NAME    STATE\nparis   up\ntokyo   up\n"), "NAME    STATE\nparis   up\ntokyo   up\n");
         assert_eq!(seen.news("NAME    STATE\nparis   up\ntokyo   up\n"), "");
-        assert_eq!(seen.news("NAME        STATE\nparis       up\nfrankfurt   up\ntokyo       down\n"), "frankfurt   up\ntokyo       down\n");
+        assert_eq!(
+            seen.news("NAME        STATE\nparis       up\nfrankfurt   up\ntokyo       down\n"),
+            "frankfurt   up\ntokyo       down\n"
+        );
         assert_eq!(seen.news("NAME    STATE\nparis   up\ntokyo   down\n"), "gone: frankfurt   up\n");
     }
 
     #[test]
     fn of_values_the_whole_one_follows() {
         let mut seen = Seen::new(Format::Json);
-        assert_eq!((seen.news("[1]\n"), seen.news("[1]\n"), seen.news("[1,2]\n")), ("[1]\n".into(), String::new(), "[1,2]\n".into()));
+        assert_eq!(
+            (seen.news("[1]\n"), seen.news("[1]\n"), seen.news("[1,2]\n")),
+            ("[1]\n".into(), String::new(), "[1,2]\n".into())
+        );
         let mut seen = Seen::new(Format::Yaml);
-        assert_eq!((seen.news("a: 1\n"), seen.news("a: 1\n"), seen.news("a: 2\n")), ("---\na: 1\n".into(), String::new(), "---\na: 2\n".into()));
+        assert_eq!(
+            (seen.news("a: 1\n"), seen.news("a: 1\n"), seen.news("a: 2\n")),
+            ("---\na: 1\n".into(), String::new(), "---\na: 2\n".into())
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! What those take by which operators look at a federation, and change nothing.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -150,4 +151,65 @@ pub(crate) struct TapArgs {
     /// At most so many a second of each gateway
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=250))]
     pub(crate) rate: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct BugReportArgs {
+    /// File to make [default: ./archipelago-bug-report-TIME.tar.gz]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManArgs {
+    /// Write a page for every command into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct CompletionArgs {
+    /// Shell to print the script of; or `install`
+    pub(crate) shell: CompletionFor,
+    /// With `install`: the shell [default: that in SHELL]
+    #[arg(value_name = "SHELL")]
+    pub(crate) of: Option<Shell>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompletionFor {
+    Bash,
+    Zsh,
+    Fish,
+    Elvish,
+    Powershell,
+    /// Write the script to where the shell looks for it
+    Install,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+    Elvish,
+    Powershell,
+}
+
+impl Shell {
+    /// The shell at a path.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        let name = path.rsplit('/').next()?;
+        Self::value_variants().iter().copied().find(|shell| shell.name() == name)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Zsh => "zsh",
+            Self::Fish => "fish",
+            Self::Elvish => "elvish",
+            Self::Powershell => "powershell",
+        }
+    }
 }
