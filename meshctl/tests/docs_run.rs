@@ -135,7 +135,9 @@ fn collect(at: &str, value: &Value, names: &mut BTreeMap<String, BTreeSet<&'stat
         Value::Object(fields) => {
             for (name, value) in fields {
                 let place = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-                if !OCCASIONAL.contains(&name.as_str()) {
+                if USUALLY_EMPTY.contains(&name.as_str()) {
+                    names.entry(place).or_default().insert("list");
+                } else if !OCCASIONAL.contains(&name.as_str()) {
                     collect(&place, value, names);
                 }
             }
@@ -312,6 +314,8 @@ const OCCASIONAL: [&str; 12] = [
     "refused",
     "unknown",
 ];
+/// Lists whose items a starved machine may show, and another not.
+const USUALLY_EMPTY: [&str; 6] = ["missing", "rejections", "restarted", "stragglers", "warnings", "withoutLedger"];
 const JSON_INTRODUCTION: &str = "\
 # Names in JSON and YAML
 
