@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     digest::{Digest, Divergence},
-    store::StoreError,
+    store::{NO_REPLACEMENT, StoreError},
 };
 
 /// Why a proposal was not acknowledged.
@@ -130,7 +130,8 @@ pub enum Fatal {
     /// The leader counts on entries that this node acknowledged and no longer has.
     #[error(
         "node {node_id} acknowledged log index {acknowledged} but its log ends at {last_index}: the disk lost durable \
-         writes. hint: wipe its data directory and let it join again under a new node id"
+         writes. hint: it stays stopped; {}",
+        NO_REPLACEMENT
     )]
     LogLost {
         /// This node.
@@ -175,8 +176,8 @@ pub enum Fatal {
     /// This node's state is not what a majority of the voters agrees on.
     #[error(
         "{divergence}: this member, {node_id}, has {own} there and must not serve it. hint: leave it stopped, and keep its \
-         data directory for diagnosis; the others go on as long as they are a majority. This version cannot put another member \
-         in its place: only a backup that is put back on all members brings it back"
+         data directory for diagnosis; {}",
+        NO_REPLACEMENT
     )]
     StateDiverged {
         /// This node.

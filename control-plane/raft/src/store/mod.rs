@@ -166,6 +166,10 @@ pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<
     Ok((Recovered { hard_state, conf_state, applied, truncated, entries }, checkpoint))
 }
 
+/// What becomes of a federation that has lost a member's disk.
+pub(crate) const NO_REPLACEMENT: &str = "the other members go on as long as they are a majority; this version cannot put another \
+     one in its place: only a backup that is put back on all members has them all again";
+
 /// Why storage cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -183,9 +187,8 @@ pub enum StoreError {
     /// The node was started before, and what it has promised is gone.
     #[error(
         "{}: {found} was started before and has voted, but its Raft state is not here: starting empty it could contradict \
-         what it promised. hint: restore the directory as it was; without it the others go on as long as they are a \
-         majority, and this version cannot put another member in its place; only to found another federation here, remove {} \
-         too", path.display(), marker.display()
+         what it promised. hint: restore the directory as it was; {}; only to found another federation here, \
+         remove {} too", path.display(), NO_REPLACEMENT, marker.display()
     )]
     Lost {
         /// The directory.
@@ -197,8 +200,7 @@ pub enum StoreError {
     },
     /// A file that must be there is not.
     #[error(
-        "{}: missing, though the directory has been in use. hint: restore the whole directory, or wipe it and let the \
-         node join again under a new node id", path.display()
+        "{}: missing, though the directory has been in use. hint: restore the whole directory; {}", path.display(), NO_REPLACEMENT
     )]
     Missing {
         /// The file.
@@ -206,8 +208,7 @@ pub enum StoreError {
     },
     /// A file is not what was written.
     #[error(
-        "{}: damaged: {what}. hint: restore the whole directory, or wipe it and let the node join again under a new \
-         node id", path.display()
+        "{}: damaged: {what}. hint: restore the whole directory; {}", path.display(), NO_REPLACEMENT
     )]
     Corrupt {
         /// The file.
@@ -217,8 +218,8 @@ pub enum StoreError {
     },
     /// Log and checkpoint contradict each other.
     #[error(
-        "log and checkpoint do not belong together: {what}. hint: wipe the directory and let the node join again under \
-         a new node id"
+        "log and checkpoint do not belong together: {what}. hint: keep the directory for diagnosis; {}",
+        NO_REPLACEMENT
     )]
     Inconsistent {
         /// How.
@@ -226,8 +227,7 @@ pub enum StoreError {
     },
     /// An earlier run stopped because an fsync failed.
     #[error(
-        "{}: an earlier run could not make its writes durable: {why}. hint: replace the disk, wipe the directory and let \
-         the node join again under a new node id", path.display()
+        "{}: an earlier run could not make its writes durable: {why}. hint: this member stays stopped; {}", path.display(), NO_REPLACEMENT
     )]
     Tainted {
         /// The marker.
