@@ -22,38 +22,7 @@ pub use exporter::{Counts, Exporter, Spans};
 pub use sampler::Sampler;
 
 /// OpenTelemetry's messages.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code; the .proto files carry the documentation"
-)]
-pub mod proto {
-    pub mod collector {
-        pub mod trace {
-            pub mod v1 {
-                include!(concat!(env!("OUT_DIR"), "/opentelemetry.proto.collector.trace.v1.rs"));
-            }
-        }
-    }
-    pub mod common {
-        pub mod v1 {
-            include!(concat!(env!("OUT_DIR"), "/opentelemetry.proto.common.v1.rs"));
-        }
-    }
-    pub mod resource {
-        pub mod v1 {
-            include!(concat!(env!("OUT_DIR"), "/opentelemetry.proto.resource.v1.rs"));
-        }
-    }
-    pub mod trace {
-        pub mod v1 {
-            include!(concat!(env!("OUT_DIR"), "/opentelemetry.proto.trace.v1.rs"));
-        }
-    }
-}
-
+pub use opentelemetry_proto::tonic as proto;
 pub use proto::common::v1::{AnyValue, KeyValue, any_value::Value};
 pub use proto::trace::v1::{Span, Status, span, status};
 
