@@ -28,11 +28,10 @@ pub(super) async fn split(context: &Context, command: SplitCommand) -> Outcome {
                 if route.is_empty() {
                     return Ok(Edit::Delete);
                 }
-                let without = clear_route(current, &route).ok_or_else(|| {
+                clear_route(current, &route).ok_or_else(|| {
                     Failure::refused(format!("the split of {service} has no route that matches exactly this"))
                         .hint(format!("`meshctl split get {service}` shows its routes"))
-                })?;
-                Ok(Edit::Apply(without))
+                })
             };
             let what = format!("split clear {service}");
             write::edit(context, &client, &what, Subject::About(KIND, &service), change, wait.wait).await

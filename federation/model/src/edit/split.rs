@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{ServiceName, Share, annotate, document, object, set, switch};
+use super::{Edit, ServiceName, Share, annotate, document, object, set, switch};
 
 /// What `split set` changes; everything not named stays.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -107,9 +107,10 @@ pub fn set_split(current: Option<&Value>, service: &ServiceName, edit: &SplitEdi
     split
 }
 
-/// The split without the route that matches exactly this; `None` when there is no such route.
+/// The split without the route that matches exactly this; `None` when there is no such route. Without its last route a split that has
+/// no other shares says nothing, and goes.
 #[must_use]
-pub fn clear_route(current: &Value, route: &RouteMatch) -> Option<Value> {
+pub fn clear_route(current: &Value, route: &RouteMatch) -> Option<Edit> {
     let matched = route.to_json();
     let mut split = current.clone();
     let spec = object(&mut split, "spec");
@@ -118,9 +119,13 @@ pub fn clear_route(current: &Value, route: &RouteMatch) -> Option<Value> {
     if after.len() == before.len() {
         return None;
     }
+    let has_shares = spec.get("backends").and_then(Value::as_array).is_some_and(|shares| !shares.is_empty());
+    if after.is_empty() && !has_shares {
+        return Some(Edit::Delete);
+    }
     set(spec, "routes", (!after.is_empty()).then(|| after.into()));
     annotate(&mut split, switch::HISTORY, None);
-    Some(split)
+    Some(Edit::Apply(split))
 }
 
 /// `backends` as the resource writes them.
@@ -221,9 +226,13 @@ mod tests {
 
         let only =
             |value: &str| RouteMatch { headers: vec![("x-preview".into(), value.into())], ..RouteMatch::default() };
-        let one_left = clear_route(&split, &only("pr-43")).unwrap();
+        let Some(Edit::Apply(one_left)) = clear_route(&split, &only("pr-43")) else { panic!("one is left") };
         assert_eq!(clear_route(&one_left, &only("pr-43")), None);
-        assert_eq!(clear_route(&one_left, &only("pr-42")), Some(first));
+        assert_eq!(clear_route(&one_left, &only("pr-42")), Some(Edit::Apply(first)));
+
+        // A split of nothing but a route is one that admission takes, without it one that it does not.
+        let alone = set_split(None, &checkout(), &route("pr-42", "tokyo=1"));
+        assert_eq!(clear_route(&alone, &only("pr-42")), Some(Edit::Delete));
     }
 
     #[test]
