@@ -246,8 +246,9 @@ impl<K: Ord + Clone, V: Word> Table<K, V> {
     /// What is said of the first rows behind `key`, at most `count` of them.
     pub(super) fn after(&self, key: Option<&K>, count: usize) -> Vec<(K, V)> {
         let behind = (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let rows = self.rows.range(behind).take(count);
-        rows.filter_map(|(key, row)| Some((key.clone(), row.together()?))).collect()
+        // A row of which nothing is said any more goes once that is settled, and ends no page.
+        let rows = self.rows.range(behind).filter_map(|(key, row)| Some((key.clone(), row.together()?)));
+        rows.take(count).collect()
     }
 
     fn due(&self) -> Option<i64> {

@@ -228,6 +228,13 @@ mod tests {
             _ => (Arc::clone(key), 2, false),
         });
         assert_eq!(said, expected.collect::<Vec<_>>());
+
+        // Many that go at once hide none of those behind them, even before that is settled.
+        settle(&journal, now_ms() + 10_000);
+        for key in &keys[..2 * SERVICES_AT_ONCE] {
+            (0..2).for_each(|worker| journal.service(worker, key, None));
+        }
+        assert_eq!(journal.services().count(), SERVICES_AT_ONCE + 1);
     }
 
     #[test]
