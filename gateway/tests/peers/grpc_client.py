@@ -124,15 +124,15 @@ async def cancellation(client):
 
 
 async def own_errors(client, address):
-    """What the gateway says itself is a status, not an HTTP code."""
+    """What the gateway says itself is a status, not an HTTP code, to calls of one message and to streams.
+
+    The stream sends no message of its own: grpcio calls a message that it could not send any more an INTERNAL
+    error of its own, whatever status has come (10 of 3,000 calls straight to a server of grpcio's that has no such method).
+    """
     for host, code in (("nobody.shop", StatusCode.UNIMPLEMENTED), ("empty.shop", StatusCode.UNAVAILABLE)):
         other = Client(address, host)
-        for call in (other.echo(b"x", timeout=PATIENCE), other.digest(iter([b"x"] * 5), timeout=PATIENCE)):
-            try:
-                await call
-                raise AssertionError(f"{host} answered")
-            except aio.AioRpcError as error:
-                assert error.code() is code and error.details(), error
+        for call in (other.echo(b"x", timeout=PATIENCE), other.digest(timeout=PATIENCE)):
+            assert (await call.code(), bool(await call.details())) == (code, True), (host, call)
         await other.channel.close()
 
 
