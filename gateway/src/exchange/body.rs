@@ -552,7 +552,11 @@ impl Body for ResponseBody {
         }
         let frame = frame.map(|frame| frame.map(without_mesh));
         match (&frame, this.books.as_mut()) {
-            (Some(Ok(frame)), Some(books)) => books.sent(frame.data_ref().map_or(0, Bytes::len)),
+            (Some(Ok(frame)), Some(books)) => match (frame.data_ref(), frame.trailers_ref()) {
+                (Some(data), _) => books.sent(data.len()),
+                (None, Some(trailers)) => books.trailers(trailers),
+                (None, None) => {}
+            },
             (Some(Err(error)), Some(books)) => books.broken(&**error),
             _ => {}
         }

@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use archipelago_http::{Fields, Known, Pooled, RequestHead};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
 use super::body::Replayable;
 use super::failure::Cut;
+use super::grpc::{Grpc, Status};
 use super::upstream::InFlight;
 use crate::ledger::{Keeper, Trail, report};
 use crate::pace::Limits;
@@ -83,6 +84,8 @@ pub struct Record {
     pub revision: u64,
     /// Status sent; 0 when the client was gone before there was one.
     pub code: u16,
+    /// Whether it is a gRPC call, and how that ended.
+    pub grpc: Grpc,
     /// Envoy's letters, comma separated; empty when all went well.
     pub flags: &'static str,
     /// Attempts made.
@@ -147,6 +150,7 @@ impl Record {
             service: None,
             revision: 0,
             code: 0,
+            grpc: Grpc::No,
             flags: "",
             attempts: 0,
             hedge: None,
@@ -308,6 +312,19 @@ impl Books {
         self.inner.record.text.as_deref_mut()
     }
 
+    /// If it is a gRPC call, it failed here.
+    pub fn calls_failed(&mut self, status: u8) {
+        let record = &mut self.inner.record;
+        if record.grpc != Grpc::No {
+            record.grpc = Grpc::Status(Status::new(status));
+        }
+    }
+
+    /// The response ends with these.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        self.inner.record.grpc.trailers(trailers);
+    }
+
     /// Counts body bytes of the response.
     pub fn sent(&mut self, bytes: usize) {
         self.inner.sent += bytes as u64;
@@ -364,6 +381,9 @@ impl Drop for Inner {
             (End::Broken, "") => "UC",
             (_, flags) => flags,
         };
+        if self.end == End::Clean {
+            self.record.grpc.ends(self.record.code);
+        }
         let end = Instant::now();
         let done = Done {
             duration: end.saturating_duration_since(self.record.started),

@@ -9,6 +9,7 @@
 //! | [`local`], [`remote`] | one attempt: at an endpoint here, at a gateway elsewhere | |
 //! | [`body`] | bodies on their way through, kept for another attempt | |
 //! | [`books`] | what a request holds until its last byte, and what is written down then | |
+//! | [`grpc`] | how a gRPC call ended | none |
 //! | [`watch`] | who is too slow once a response has begun | |
 //! | [`timers`] | deadlines of a worker | |
 //!
@@ -32,6 +33,7 @@ pub mod call;
 pub mod client;
 pub mod door;
 pub mod failure;
+pub mod grpc;
 pub mod headers;
 pub mod http1;
 pub mod http2;
@@ -64,6 +66,7 @@ use books::{Books, Record, Reporter, Text};
 use call::{Call, Origin};
 use client::Entrance;
 use failure::Failure;
+use grpc::Grpc;
 use interim::Interim;
 
 /// What a request is answered with.
@@ -195,6 +198,7 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
                 worker.metrics.refused_stream(refusal);
             }
             (books.record().code, books.record().flags) = (failure.status().as_u16(), failure.flags());
+            books.calls_failed(failure.grpc_status());
             books.fails(failure.reason());
             responder.reject();
         }
@@ -255,7 +259,11 @@ impl Response {
     }
 
     fn with(self, mut books: Books) -> Self {
-        books.record().code = self.head.status.as_u16();
+        let record = books.record();
+        record.code = self.head.status.as_u16();
+        if record.grpc != Grpc::No {
+            record.grpc.head(self.head.fields.get(Known::GrpcStatus));
+        }
         Self { head: self.head, body: self.body.with_books(books) }
     }
 }
@@ -271,6 +279,10 @@ fn answer(worker: &Worker, failure: Failure, mut books: Books, is_grpc: bool, is
     if let Some(cut) = failure.cut() {
         worker.metrics.cut(cut);
     }
+    if is_grpc {
+        books.record().grpc = Grpc::Call;
+    }
+    books.calls_failed(failure.grpc_status());
     let response = if is_grpc { said_in_grpc(failure) } else { said(failure) };
     response.without_body_if(is_head).with(books)
 }

@@ -11,6 +11,7 @@ use super::books::Books;
 use super::call::{Arrival, Deadline};
 use super::client::Entrance;
 use super::failure::Failure;
+use super::grpc::Grpc;
 use super::headers::Malformed;
 use crate::authorize::{Asked, Authorized, Refusal, authorize};
 use crate::config::{Capture, Protocol};
@@ -58,6 +59,9 @@ pub fn of_client(
     let service = find(worker, view, entrance.capture.as_ref(), head, books)?;
     worker.deposit();
     let is_grpc = is_grpc(head);
+    if is_grpc {
+        books.record().grpc = Grpc::Call;
+    }
     let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);
     let limits = limits(worker, view, service).of(is_grpc, true);
     books.limit(limits);
@@ -87,6 +91,9 @@ pub fn of_peer(
         return Err(Failure::Malformed(Malformed::Authority));
     }
     let is_grpc = is_grpc(head);
+    if is_grpc {
+        books.record().grpc = Grpc::Call;
+    }
     let left = number(&head.fields, Known::MeshDeadlineMs).map(Duration::from_millis);
     let deadline = Deadline::of_peer(left, is_grpc, worker.limits.request_timeout, now);
     let small = |name| number(&head.fields, name).and_then(|n| u32::try_from(n).ok());

@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use crate::exchange::books::{Done, Hedge, Reporter};
+use crate::exchange::grpc::Status;
 use crate::worker::view::Target;
 
 /// Where workers hand lines in; cheap to clone.
@@ -42,7 +43,8 @@ impl AccessLog {
 
     /// Hands in one request, if it is one to be logged.
     pub fn log(&self, done: &Done<'_>, random: u64) {
-        let is_ordinary = done.record.flags.is_empty() && (100..500).contains(&done.record.code);
+        let has_failed = done.record.grpc.status().is_some_and(Status::is_failure);
+        let is_ordinary = done.record.flags.is_empty() && (100..500).contains(&done.record.code) && !has_failed;
         // 53 bits, as many as such a number has: no rounding takes the last of them for one more than all.
         if is_ordinary && (random >> 11) as f64 >= self.sample * (1_u64 << 53) as f64 {
             return;
@@ -105,6 +107,9 @@ struct Line<'a> {
     protocol: &'a str,
     authority: &'a str,
     response_code: u16,
+    /// Of a gRPC call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u8>,
     response_flags: &'a str,
     bytes_received: u64,
     bytes_sent: u64,
@@ -152,6 +157,7 @@ impl<'a> Line<'a> {
             protocol: of(|t| &t.protocol),
             authority: of(|t| &t.authority),
             response_code: record.code,
+            grpc_status: record.grpc.status().map(Status::number),
             response_flags: record.flags,
             bytes_received: done.bytes_received,
             bytes_sent: done.bytes_sent,
@@ -190,6 +196,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 mod tests {
     use super::*;
     use crate::exchange::books::{Record, Text};
+    use crate::exchange::grpc::Grpc;
     use proptest::prelude::*;
     use std::time::{Instant, SystemTime};
 
@@ -250,6 +257,12 @@ mod tests {
         for (code, flags) in [(500, ""), (503, "UH"), (200, "UC"), (0, "DC")] {
             assert!(logged(code, flags, u64::MAX), "{code} {flags}");
         }
+        let call = |status| Record { grpc: Grpc::Status(Status::new(status)), ..record(200, "") };
+        log.log(&done(&call(14)), u64::MAX);
+        let failed: serde_json::Value = serde_json::from_slice(&queue.try_recv().unwrap()).unwrap();
+        assert_eq!((&failed["response_code"], &failed["grpc_status"]), (&200.into(), &14.into()));
+        log.log(&done(&call(5)), u64::MAX);
+        assert!(queue.try_recv().is_err(), "what the service has not is no failure of it");
         let all = AccessLog { sample: 1.0, ..log.clone() };
         all.log(&done(&record(200, "")), u64::MAX);
         assert!(queue.try_recv().is_ok());

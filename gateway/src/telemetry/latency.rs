@@ -14,6 +14,7 @@ use archipelago_telemetry::store::Limits;
 use archipelago_telemetry::{self as telemetry, Outcome, Store, Tally};
 
 use crate::exchange::books::{Done, Record, Reporter};
+use crate::exchange::grpc::Status;
 use crate::telemetry::Name;
 
 /// Those of a gateway.
@@ -153,7 +154,9 @@ fn outcome(record: &Record) -> Outcome {
     match (record.flags, record.code) {
         ("DC", _) | (_, 0) => Outcome::Abandoned,
         ("UC", code) if code < 500 => Outcome::Broken,
-        (_, code) => Outcome::of_status(code),
+        // Cut, because its endpoint gave nothing more of it; what the gateway says of itself to a gRPC caller has a status.
+        ("UT", code) if code < 500 && record.grpc.status().is_none() => Outcome::Broken,
+        (_, code) => Outcome::of_status(record.grpc.status().map_or(code, Status::class)),
     }
 }
 
@@ -228,6 +231,25 @@ mod tests {
         for _ in 0..BATCHES_MAX + 10 {
             note(&worker, "shop/0", 200, "", 1);
             worker.flush();
+    #[test]
+    fn a_call_is_counted_by_its_own_status() {
+        use crate::exchange::grpc::Grpc;
+        let how = |code, flags, grpc| {
+            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+            (record.code, record.flags, record.grpc) = (code, flags, grpc);
+            outcome(&record)
+        };
+        let status = |number| Grpc::Status(Status::new(number));
+        assert_eq!(how(200, "", status(0)), Outcome::Status2xx);
+        assert_eq!(how(200, "", status(5)), Outcome::Status4xx, "NOT_FOUND");
+        assert_eq!(how(200, "", status(14)), Outcome::Status5xx, "UNAVAILABLE");
+        assert_eq!(how(200, "UT", status(4)), Outcome::Status5xx, "the gateway's own word");
+        assert_eq!(how(200, "UC", Grpc::Call), Outcome::Broken);
+        assert_eq!(how(200, "DC", status(1)), Outcome::Abandoned);
+        assert_eq!(how(200, "UT", Grpc::No), Outcome::Broken, "cut in the middle");
+        assert_eq!(how(504, "UT", Grpc::No), Outcome::Status5xx);
+    }
+
         }
         assert_eq!(latencies.inbox.lock().unwrap().len(), BATCHES_MAX);
         let count = |latencies: &Latencies| told(latencies).iter().map(|(.., count)| count).sum::<u64>();

@@ -23,6 +23,7 @@ use crate::balance::budget::Purpose;
 use crate::exchange::books::{Done, Reporter};
 use crate::exchange::failure::{Cut, Failure};
 use crate::telemetry::Name;
+use crate::exchange::grpc::Status;
 use crate::telemetry::events::{Counts, Event, Events};
 use crate::telemetry::latency::{Latencies, WorkerLatencies};
 use crate::telemetry::series::Series;
@@ -220,6 +221,7 @@ impl WorkerMetrics {
         };
         let trace = record.trace.as_deref().map(|trace| trace.trace_id);
         self.requests.borrow_mut().entry(key).or_default().observe(done.duration, trace);
+            grpc: record.grpc.status(),
     }
 
     /// Adds what was counted since the last time to what the scraper sees.
@@ -385,6 +387,7 @@ impl Labels {
     fn of(key: &Key) -> Self {
         let or_unknown = |name: &Option<Name>| name.as_deref().unwrap_or("unknown").into();
         Self {
+    grpc: Option<Status>,
             reporter: key.reporter,
             source: (*key.source).into(),
             destination: or_unknown(&key.destination),
@@ -396,18 +399,23 @@ impl Labels {
 
     /// Without names: for what there is no room for, so that sums stay true.
     fn nameless(self) -> Self {
+    grpc: Option<Status>,
         Self { source: OTHER.into(), destination: OTHER.into(), service: OTHER.into(), ..self }
     }
 
     fn encoded(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut labels = vec![
             ("reporter", self.reporter.label().to_owned()),
             ("source_cluster", self.source.to_string()),
             ("destination_cluster", self.destination.to_string()),
             ("destination_service", self.service.to_string()),
             ("response_code", code_text(self.code)),
             ("response_flags", if self.flags.is_empty() { "-" } else { self.flags }.to_owned()),
-        ]
+        ];
+        // Only calls have one: to Prometheus a label without a value is none.
+        labels.extend(self.grpc.map(|status| ("grpc_response_status", status.label().to_owned())));
+        labels
+            grpc: key.grpc,
     }
 }
 
@@ -597,3 +605,26 @@ mod tests {
         assert_eq!(other.1.count(), extra as u64);
     }
 }
+    #[test]
+    fn calls_have_a_status_of_their_own() {
+        use crate::exchange::grpc::Grpc;
+        let mut registry = Registry::default();
+        let shared = GatewayMetrics::register(&mut registry);
+        let worker = WorkerMetrics::new(&shared);
+        let words: Vec<String> =
+            (0..5_000).map(|n| n.to_string()).chain(["".into(), "\"\n".into(), "0x1".into()]).collect();
+        for word in &words {
+            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+            (record.code, record.grpc) = (200, Grpc::Status(Status::read(word.as_bytes())));
+            worker.request(&Done { record: &record, duration: Duration::ZERO, bytes_received: 0, bytes_sent: 0 });
+        }
+        worker.flush();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let of = |status: &str| format!("response_flags=\"-\",grpc_response_status=\"{status}\"}}");
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("mesh_requests_total{")).collect();
+        assert_eq!(lines.len(), 17, "{lines:?}");
+        let count = |status| lines.iter().find_map(|line| line.split_once(&of(status))?.1.trim().parse().ok());
+        assert_eq!((count("0"), count("14"), count("2")), (Some(1), Some(1), Some(words.len() - 16)));
+    }
+

@@ -26,6 +26,10 @@ fn of_request(traced: &Traced, record: &Record, [received, sent]: [u64; 2], end:
     push_text(&mut attributes, "server.address", host);
     push_number(&mut attributes, "server.port", port);
     push_number(&mut attributes, "http.response.status_code", u64::from(record.code));
+    if let Some(status) = record.grpc.status() {
+        attributes.push(attribute("rpc.system", "grpc"));
+        attributes.push(attribute("rpc.grpc.status_code", u64::from(status.number())));
+    }
     push_number(&mut attributes, "http.request.body.size", received);
     push_number(&mut attributes, "http.response.body.size", sent);
     push_text(&mut attributes, "mesh.reporter", record.reporter.label());
@@ -41,10 +45,12 @@ fn of_request(traced: &Traced, record: &Record, [received, sent]: [u64; 2], end:
     push_text(&mut attributes, "mesh.response_flags", record.flags);
     push_text(&mut attributes, "mesh.failure", traced.failure.get().unwrap_or_default());
     hops(&record.trail.hops(traced.arrived(), end), &mut attributes);
+    let failed_call = record.grpc.status().filter(|status| status.is_failure());
     let error = match (traced.failure.get(), record.code) {
         // What its sender did wrong is no error of whoever says so.
         (Some(failure), ..400 | 500..) => Some(failure.to_owned()),
         (None, 500..) => Some(record.code.to_string()),
+        (None, _) if failed_call.is_some() => failed_call.map(|status| status.label().to_owned()),
         // Whoever asked has gone, or the answer broke off.
         (None, _) if !record.flags.is_empty() => Some(record.flags.to_owned()),
         (_, _) => None,

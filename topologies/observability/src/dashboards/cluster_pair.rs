@@ -10,8 +10,8 @@ pub(super) fn dashboard() -> Dashboard {
         .row("Traffic", [
             stat("Requests", "Requests per second that enter at the one and are served by the other.", "reqps",
                 query(r#"sum(rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination"}[$__rate_interval])) or vector(0)"#, "")),
-            stat("5xx", "Share of them answered with a 5xx.", "percentunit",
-                query(r#"(sum(rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination", response_code=~"5.."}[$__rate_interval])) or vector(0)) / (sum(rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination"}[$__rate_interval])) > 0) or vector(0)"#, ""))
+            stat("Failed", "Share of them answered with a 5xx, or with a gRPC status that says that the service failed.", "percentunit",
+                query(r#"(sum(rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination", response_code=~"5.."}[$__rate_interval]) or rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination", grpc_response_status=~"2|4|12|13|14|15"}[$__rate_interval])) or vector(0)) / (sum(rate(mesh_requests_total{@, reporter="source", source_cluster="$source", destination_cluster="$destination"}[$__rate_interval])) > 0) or vector(0)"#, ""))
                 .share().below(0.01),
             stat("Tunnels up", "Share of the tunnels from the one to the other that are up.", "percentunit",
                 query(r#"avg(mesh_tunnel_state{@, source_cluster="$source", destination_cluster="$destination", state="up"})"#, ""))

@@ -7,8 +7,8 @@ pub(super) fn dashboard() -> Dashboard {
     Dashboard::new("drills", "Drills", "What to watch while meshctl drill breaks something on purpose: what died, who noticed, what clients felt.")
         .by_cluster()
         .row("What clients feel", [
-            stat("Failed", "Requests answered with a 5xx in the last minutes, of all.", "none",
-                query(r#"sum(increase(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval])) or vector(0)"#, "")).below(1.0).width(6),
+            stat("Failed", "Requests answered with a 5xx, or with a gRPC status that says that the service failed, in the last minutes, of all.", "none",
+                query(r#"sum(increase(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval]) or increase(mesh_requests_total{@, reporter="source", grpc_response_status=~"2|4|12|13|14|15"}[$__rate_interval])) or vector(0)"#, "")).below(1.0).width(6),
             stat("Saved", "Attempts beyond the first in the last minutes.", "none",
                 query("sum(increase(mesh_gateway_replays_total{@}[$__rate_interval])) or vector(0)", "")).width(6),
             stat("Failed over", "Services of which some gateway cannot reach the first choice.", "none",

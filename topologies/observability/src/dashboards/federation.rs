@@ -9,8 +9,8 @@ pub(super) fn dashboard() -> Dashboard {
         .row("Now", [
             stat("Requests", "Requests per second that clients send to all gateways.", "reqps",
                 query(r#"sum(rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, "")),
-            stat("Success", "Share of requests that were not answered with a 5xx, as the gateways saw them at which they entered.", "percentunit",
-                query(r#"1 - (sum(rate(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval])) or vector(0)) / sum(rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, ""))
+            stat("Success", "Share of requests that were answered with neither a 5xx nor a gRPC status that says that the service failed, as the gateways saw them at which they entered.", "percentunit",
+                query(r#"1 - (sum(rate(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval]) or rate(mesh_requests_total{@, reporter="source", grpc_response_status=~"2|4|12|13|14|15"}[$__rate_interval])) or vector(0)) / sum(rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, ""))
                 .share().thresholds(&[(None, "red"), (Some(0.99), "orange"), (Some(0.999), "green")]).runbook("MeshErrorBudgetBurn"),
             stat("p99", "99 of 100 requests were over within this time, from their head to the end of the response.", "s",
                 query(r#"histogram_quantile(0.99, sum by (le) (rate(mesh_request_duration_seconds_bucket{@, reporter="source"}[$__rate_interval])))"#, "")),
@@ -26,8 +26,8 @@ pub(super) fn dashboard() -> Dashboard {
         .row("Traffic", [
             lines("Requests between clusters", "From the cluster at which a request entered to the one that served it.", "reqps",
                 [query(r#"sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, "{{source_cluster}} → {{destination_cluster}}")]).stacked(),
-            lines("5xx between clusters", "Share of requests answered with a 5xx.", "percentunit",
-                [query(r#"(sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval])) or 0 * sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))) / sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, "{{source_cluster}} → {{destination_cluster}}")]).share(),
+            lines("Failures between clusters", "Share of requests answered with a 5xx, or with a gRPC status that says that the service failed.", "percentunit",
+                [query(r#"(sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source", response_code=~"5.."}[$__rate_interval]) or rate(mesh_requests_total{@, reporter="source", grpc_response_status=~"2|4|12|13|14|15"}[$__rate_interval])) or 0 * sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))) / sum by (source_cluster, destination_cluster) (rate(mesh_requests_total{@, reporter="source"}[$__rate_interval]))"#, "{{source_cluster}} → {{destination_cluster}}")]).share(),
             lines("p99 between clusters", "99 of 100 requests were over within this time.", "s",
                 [query(r#"histogram_quantile(0.99, sum by (le, source_cluster, destination_cluster) (rate(mesh_request_duration_seconds_bucket{@, reporter="source"}[$__rate_interval])))"#, "{{source_cluster}} → {{destination_cluster}}")]),
             lines("Busiest services", "The ten services with the most requests.", "reqps",

@@ -10,8 +10,8 @@ pub(super) fn dashboard() -> Dashboard {
         .row("Now", [
             stat("Requests", "Requests per second that clients send to it.", "reqps",
                 query(r#"sum(rate(mesh_requests_total{@, reporter="source", destination_service="$service"}[$__rate_interval]))"#, "")),
-            stat("Success", "Share of requests that were not answered with a 5xx.", "percentunit",
-                query(r#"1 - (sum(rate(mesh_requests_total{@, reporter="source", destination_service="$service", response_code=~"5.."}[$__rate_interval])) or vector(0)) / sum(rate(mesh_requests_total{@, reporter="source", destination_service="$service"}[$__rate_interval]))"#, ""))
+            stat("Success", "Share of requests that were answered with neither a 5xx nor a gRPC status that says that the service failed.", "percentunit",
+                query(r#"1 - (sum(rate(mesh_requests_total{@, reporter="source", destination_service="$service", response_code=~"5.."}[$__rate_interval]) or rate(mesh_requests_total{@, reporter="source", destination_service="$service", grpc_response_status=~"2|4|12|13|14|15"}[$__rate_interval])) or vector(0)) / sum(rate(mesh_requests_total{@, reporter="source", destination_service="$service"}[$__rate_interval]))"#, ""))
                 .share().thresholds(&[(None, "red"), (Some(0.99), "orange"), (Some(0.999), "green")]).runbook("MeshErrorBudgetBurn"),
             stat("p50", "Half of the requests were over within this time.", "s",
                 query(r#"histogram_quantile(0.5, sum by (le) (rate(mesh_request_duration_seconds_bucket{@, reporter="source", destination_service="$service"}[$__rate_interval])))"#, "")),
