@@ -24,6 +24,8 @@ use crate::exchange::policy::version_asked;
 use crate::exchange::upstream::{Endpoint, UpstreamError};
 use crate::exchange::vouched;
 use crate::source::{Source, Workload};
+use crate::telemetry::Name;
+use crate::telemetry::flows::{Between, Carried};
 use crate::worker::Worker;
 use crate::worker::streams::{End, Stream};
 use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
@@ -31,6 +33,7 @@ use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 /// Carries one client's connection to wherever the service is served; other clusters are tried only while connecting.
 pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source, stream: TcpStream) {
     let _open = worker.metrics.tcp_connection(Reporter::Source);
+    let began = Instant::now();
     prepare(&stream);
     let source = source.current(&worker.clients, worker.clients_seen.get()).cloned();
     let from = source.as_ref().map_or("", |workload| workload.as_str());
@@ -39,14 +42,20 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
         let chosen = worker.seek(|| choose(&worker, &service, &mut key, &tried)).await;
-        let Some((view, config, Decision { target, version, .. })) = chosen else { break };
+        let Some((view, config, Decision { target, version, cluster })) = chosen else { break };
+        let taken = |version| {
+            let destination = view.cluster_name(cluster).unwrap_or(&worker.cluster).clone();
+            let between = Between { destination: Some(destination), version, ..nobody(&worker, &service) };
+            worker.metrics.tcp_connected(between, began.elapsed())
+        };
         match &target {
             Target::Local(endpoint) => match connect(&view, &service, endpoint).await {
                 Ok(upstream) => {
                     let _in_flight = endpoint.enter();
                     let end = End::Client { served_by: Arc::clone(&worker.identity.cluster) };
                     let open = worker.streams.open(Arc::clone(&service), end);
-                    return splice(&worker, &open, stream, upstream).await;
+                    let carried = taken(version_of(&view, &service, endpoint));
+                    return splice(&open, &carried, stream, upstream).await;
                 }
                 Err(error) => {
                     tracing::debug!(%service, error = &error as &dyn std::error::Error, "endpoint refused a TCP connection");
@@ -64,7 +73,8 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
                     Some(Ok((response, send, recv))) if response.status.is_success() => {
                         let end = End::Client { served_by: Arc::clone(&remote.cluster) };
                         let open = worker.streams.open(Arc::clone(&service), end);
-                        return through_tunnel(&worker, &open, stream, send, recv).await;
+                        let carried = taken(None);
+                        return through_tunnel(&open, &carried, Way::Up, stream, send, recv).await;
                     }
                     Some(Ok((response, ..))) => {
                         tracing::debug!(%service, peer = %remote.name, status = %response.status, "peer refused a TCP connection")
@@ -84,7 +94,24 @@ pub async fn serve_client(worker: Rc<Worker>, service: Arc<str>, source: Source,
         }
     }
     tracing::debug!(%service, "no cluster can serve a TCP connection");
+    worker.metrics.tcp_failed(nobody(&worker, &service));
     reset(&stream);
+}
+
+/// A connection of a client, before anybody has taken it.
+fn nobody(worker: &Worker, service: &str) -> Between {
+    Between {
+        service: worker.names.of(service),
+        version: None,
+        source: worker.cluster.clone(),
+        destination: None,
+        reporter: Reporter::Source,
+    }
+}
+
+/// The version of an endpoint here.
+fn version_of(view: &View, service: &str, endpoint: &Rc<Endpoint>) -> Option<Name> {
+    view.service(view.snapshot.service_by_key(service)?)?.version_of(endpoint).cloned()
 }
 
 /// Who takes a connection of a client now; else until when it is worth waiting for somebody.
@@ -112,8 +139,12 @@ fn choose(
 /// Takes a CONNECT out of a tunnel to an endpoint of this cluster.
 pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
     let IncomingRequest { peer, head, responder, .. } = incoming;
-    let authorized =
-        worker.caller(&peer).and_then(|caller| authorize(&worker.view().snapshot, &caller.admitted, Asked::by(&head)));
+    let began = Instant::now();
+    let caller = worker.caller(&peer);
+    let authorized = caller
+        .as_ref()
+        .map_err(|refusal| *refusal)
+        .and_then(|caller| authorize(&worker.view().snapshot, &caller.admitted, Asked::by(&head)));
     let authorized = match authorized {
         Ok(authorized) => authorized,
         Err(refusal) => {
@@ -127,24 +158,37 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: IncomingRequest) {
             return;
         }
     };
-    let source = worker.caller(&peer).ok().and_then(|caller| vouched(&caller, &head.fields));
+    let source = caller.as_ref().ok().and_then(|caller| vouched(caller, &head.fields));
     let from = source.as_ref().map_or("", |workload| workload.as_str());
     tracing::debug!(service = %authorized.service(), peer = %peer.spiffe_id, source = from, "a TCP connection of a peer");
     let _open = worker.metrics.tcp_connection(Reporter::Destination);
     let version = version_asked(&head.fields);
+    let between = |version, destination| Between {
+        service: worker.names.of(authorized.service()),
+        version,
+        source: caller.as_ref().map_or(&worker.cluster, |caller| &caller.cluster).clone(),
+        destination,
+        reporter: Reporter::Destination,
+    };
     let mut tried = Tried::default();
     loop {
         let view = worker.view();
         let decision = view.decide_for_peer(&authorized, &version, &tried, worker.random(), Instant::now());
         // Nothing of it reached an endpoint: another gateway may try.
-        let Some(Decision { target: Target::Local(endpoint), .. }) = decision else { return responder.reject() };
+        let Some(Decision { target: Target::Local(endpoint), .. }) = decision else {
+            worker.metrics.tcp_failed(between(None, None));
+            return responder.reject();
+        };
         match connect(&view, authorized.service(), &endpoint).await {
             Ok(upstream) => {
                 let _in_flight = endpoint.enter();
+                let served_by = version_of(&view, authorized.service(), &endpoint);
+                let between = between(served_by, Some(worker.cluster.clone()));
+                let carried = worker.metrics.tcp_connected(between, began.elapsed());
                 match responder.accept_connect(&ResponseHead::new()).await {
                     Ok((send, recv)) => {
                         let open = worker.streams.open(Arc::clone(authorized.service()), End::Peer);
-                        through_tunnel(&worker, &open, upstream, send, recv).await;
+                        through_tunnel(&open, &carried, Way::Down, upstream, send, recv).await;
                     }
                     Err(error) => {
                         tracing::debug!(%error, "the peer gave a TCP connection up");
@@ -194,21 +238,18 @@ fn connect_request(service: &Service, version: Option<&str>, source: Option<&Wor
 }
 
 /// Socket to socket.
-async fn splice(worker: &Worker, open: &Stream, mut client: TcpStream, mut upstream: TcpStream) {
-    let copied = tokio::select! {
-        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES, READ_BYTES) => copied,
-        () = open.reset() => Err(not_allowed()),
+async fn splice(open: &Stream, carried: &Carried, mut client: TcpStream, mut upstream: TcpStream) {
+    let copied = {
+        let (mut client, mut upstream) = (carried.downstream(&mut client), carried.upstream(&mut upstream));
+        tokio::select! {
+            copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, READ_BYTES, READ_BYTES) => copied,
+            () = open.reset() => Err(not_allowed()),
+        }
     };
-    match copied {
-        Ok((sent, received)) => {
-            worker.metrics.tcp_bytes("sent", sent);
-            worker.metrics.tcp_bytes("received", received);
-        }
-        Err(error) => {
-            tracing::debug!(%error, "TCP connection reset");
-            reset(&client);
-            reset(&upstream);
-        }
+    if let Err(error) = copied {
+        tracing::debug!(%error, "TCP connection reset");
+        reset(&client);
+        reset(&upstream);
     }
 }
 
@@ -216,12 +257,31 @@ fn not_allowed() -> io::Error {
     io::Error::other("the configuration does not allow this connection any more")
 }
 
+/// Where what a socket gives to a tunnel goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Towards the service: the socket is a client's.
+    Up,
+    /// Towards the client: the socket is an endpoint's.
+    Down,
+}
+
 /// Socket to tunnel. Each direction ends on its own; an error in either resets both.
-async fn through_tunnel(worker: &Worker, open: &Stream, mut stream: TcpStream, mut send: SendHalf, mut recv: RecvHalf) {
+async fn through_tunnel(
+    open: &Stream,
+    carried: &Carried,
+    way: Way,
+    mut stream: TcpStream,
+    mut send: SendHalf,
+    mut recv: RecvHalf,
+) {
+    let count = |bytes, is_given| match (way, is_given) {
+        (Way::Up, true) | (Way::Down, false) => carried.sent(bytes),
+        (Way::Up, false) | (Way::Down, true) => carried.received(bytes),
+    };
     let result = {
         let (mut reader, mut writer) = stream.split();
         let up = async {
-            let mut total = 0;
             let mut buffer = BytesMut::new();
             loop {
                 buffer.reserve(READ_BYTES);
@@ -231,21 +291,18 @@ async fn through_tunnel(worker: &Worker, open: &Stream, mut stream: TcpStream, m
                     n = reader.read_buf(&mut buffer) => n?,
                 };
                 if n == 0 {
-                    send.finish().await.map_err(io::Error::other)?;
-                    return Ok(total);
+                    return send.finish().await.map_err(io::Error::other);
                 }
-                total += n as u64;
                 send.send(buffer.split().freeze()).await.map_err(io::Error::other)?;
+                count(n, true);
             }
         };
         let down = async {
-            let mut total = 0;
             while let Some(bytes) = recv.recv().await.map_err(io::Error::other)? {
-                total += bytes.len() as u64;
                 writer.write_all(&bytes).await?;
+                count(bytes.len(), false);
             }
-            writer.shutdown().await?;
-            Ok(total)
+            writer.shutdown().await
         };
         let both = async { tokio::try_join!(up, down) };
         tokio::select! {
@@ -253,17 +310,11 @@ async fn through_tunnel(worker: &Worker, open: &Stream, mut stream: TcpStream, m
             () = open.reset() => Err(not_allowed()),
         }
     };
-    match result {
-        Ok((up, down)) => {
-            worker.metrics.tcp_bytes("sent", up);
-            worker.metrics.tcp_bytes("received", down);
-        }
-        Err(error) => {
-            tracing::debug!(%error, "tunnelled TCP connection reset");
-            send.abort();
-            recv.abort();
-            reset(&stream);
-        }
+    if let Err(error) = result {
+        tracing::debug!(%error, "tunnelled TCP connection reset");
+        send.abort();
+        recv.abort();
+        reset(&stream);
     }
 }
 

@@ -13,7 +13,8 @@ use harness::command::MESHCTL;
 use harness::suite::{self, shared};
 use harness::{Federation, PATIENCE, saw};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     suite::run(&shared![
         every_request_is_counted_once_and_percentiles_are_those_of_the_clients,
         one_look_names_what_it_looked_at,
+        tcp_connections_are_counted_while_they_live,
     ])
 }
 
@@ -29,9 +31,9 @@ const BANDS: [(&str, u64, u64); 3] = [("paris/gw-1", 0, 600), ("frankfurt/gw-1",
 
 async fn every_request_is_counted_once_and_percentiles_are_those_of_the_clients(federation: &Federation) {
     federation.ok("split set shop/web tokyo=1").await;
-    let mut services = Top::start(federation, "").await;
-    let mut sources = Top::start(federation, "--by source").await;
-    let mut versions = Top::start(federation, "--by version").await;
+    let mut services = Top::start(federation, "shop/web", "").await;
+    let mut sources = Top::start(federation, "shop/web", "--by source").await;
+    let mut versions = Top::start(federation, "shop/web", "--by version").await;
     let loads = BANDS
         .map(|(gateway, delay_ms, requests)| tokio::spawn(load::run(plan(federation, gateway, delay_ms, requests))));
     let mut reports = Vec::new();
@@ -84,6 +86,64 @@ async fn one_look_names_what_it_looked_at(federation: &Federation) {
     assert!(table.stderr.contains("-o json"), "{table}");
 }
 
+async fn tcp_connections_are_counted_while_they_live(federation: &Federation) {
+    federation.ok("split set shop/ledger tokyo=1").await;
+    let services = federation.json("services").await;
+    let ledger = services.as_array().unwrap().iter().find(|service| service["name"] == "shop/ledger").unwrap();
+    let mut top = Top::start(federation, "shop/ledger", "--by source").await;
+    let mut versions = Top::start(federation, "shop/ledger", "--by version").await;
+    let mut open = Vec::new();
+    for (at, count) in [("paris", 3), ("tokyo", 2)] {
+        let place = ledger["tcp"].as_array().unwrap().iter().find(|place| place["cluster"] == at).unwrap();
+        for _ in 0..count {
+            let address = harness::client::address(place["address"].as_str().unwrap());
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&[b'x'; 100_000]).await.unwrap();
+            open.push(stream);
+        }
+    }
+    let mut seen = Connections::default();
+    top.connections(&mut seen, |seen| seen.of(|c| (c.connected, c.open)) == [("paris", (3, 3)), ("tokyo", (2, 2))])
+        .await;
+    assert!(seen.0.values().all(|c| c.failed == 0 && c.sent > 0.0 && c.received == 0.0), "{seen:?}");
+    assert!(seen.0.values().all(|c| c.p50.is_some_and(|micros| micros > 0)), "{seen:?}");
+    let mut served = Connections::default();
+    versions.connections(&mut served, |seen| seen.of(|c| (c.connected, c.open)) == [("v1", (5, 5))]).await;
+    // One of paris ends, with an answer.
+    open[0].shutdown().await.unwrap();
+    let mut answer = String::new();
+    open[0].read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("100000"), "{answer}");
+    top.connections(&mut seen, |seen| seen.of(|c| c.open) == [("paris", 2), ("tokyo", 2)]).await;
+    assert!(seen.0["paris"].received > 0.0, "{seen:?}");
+    drop(open);
+    top.connections(&mut seen, |seen| seen.0.values().all(|c| c.open == 0)).await;
+    assert_eq!(seen.of(|c| c.connected), [("paris", 3), ("tokyo", 2)], "each once");
+    let table = federation.ok("top shop/ledger --once --interval 250ms").await.stdout;
+    assert!(!table.contains("not report"), "{table}");
+    federation.ok("split clear shop/ledger").await;
+}
+
+/// TCP connections of all windows together, by where they entered, or by version.
+#[derive(Debug, Default)]
+struct Connections(BTreeMap<String, Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    connected: u64,
+    failed: u64,
+    open: u64,
+    sent: f64,
+    received: f64,
+    p50: Option<u64>,
+}
+
+impl Connections {
+    fn of<T>(&self, get: impl Fn(&Seen) -> T) -> Vec<(&str, T)> {
+        self.0.iter().map(|(from, seen)| (&**from, get(seen))).collect()
+    }
+}
+
 /// So many requests of a service that answers after a delay.
 fn plan(federation: &Federation, gateway: &str, delay_ms: u64, requests: u64) -> Plan {
     let base = federation.load(gateway, "web.shop", RATE);
@@ -120,9 +180,9 @@ struct Row {
 
 impl Top {
     /// Returns once it counts.
-    async fn start(federation: &Federation, flags: &str) -> Self {
+    async fn start(federation: &Federation, service: &str, flags: &str) -> Self {
         let mut command = Command::new(MESHCTL);
-        command.arg("--state").arg(&federation.state).args(["top", "shop/web", "-n", "100000", "-o", "json"]);
+        command.arg("--state").arg(&federation.state).args(["top", service, "-n", "100000", "-o", "json"]);
         command.args(["--interval", "500ms", "--histogram"]).args(flags.split_whitespace());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
@@ -163,6 +223,33 @@ impl Top {
             }
         }
         self.rows.values().collect()
+    }
+
+    /// Adds TCP connections of windows up until there is what is waited for.
+    async fn connections(&mut self, seen: &mut Connections, is_there: impl Fn(&Connections) -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !is_there(seen) {
+            let look = tokio::time::timeout_at(deadline, self.look()).await;
+            let look = look.unwrap_or_else(|_| panic!("{seen:?}"));
+            let tcp = &look["tcp"];
+            assert_eq!(tcp["notReported"], serde_json::json!([]), "{look}");
+            // What is open is of now, and a gateway that was not heard has none that is known.
+            if look["gateways"]["missing"].as_array().unwrap().is_empty() {
+                seen.0.values_mut().for_each(|seen| seen.open = 0);
+            }
+            for row in tcp["rows"].as_array().unwrap() {
+                let from: Vec<&str> = row["sources"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+                let name = row["version"].as_str().map_or_else(|| from.join(","), str::to_owned);
+                let seen = seen.0.entry(name).or_default();
+                let number = |name: &str| row[name].as_f64().unwrap();
+                seen.connected += row["connected"].as_u64().unwrap();
+                seen.failed += row["failed"].as_u64().unwrap();
+                seen.open = row["open"].as_u64().unwrap();
+                seen.sent += number("sentBytesPerSecond");
+                seen.received += number("receivedBytesPerSecond");
+                seen.p50 = row["connectMicros"]["p50"].as_u64().or(seen.p50);
+            }
+        }
     }
 
     async fn look(&mut self) -> Value {

@@ -91,10 +91,6 @@ impl Key {
     /// As it is told.
     #[must_use]
     pub fn to_wire(&self, counts: &Counts) -> LatencySeries {
-        let reporter = match self.reporter {
-            Reporter::Source => proto::Reporter::Source,
-            Reporter::Destination => proto::Reporter::Destination,
-        };
         let outcome = match self.outcome {
             Outcome::Status2xx => proto::Outcome::Outcome2xx,
             Outcome::Status3xx => proto::Outcome::Outcome3xx,
@@ -108,7 +104,7 @@ impl Key {
             version: self.version.to_string(),
             source_cluster: self.source.to_string(),
             destination_cluster: self.destination.to_string(),
-            reporter: reporter.into(),
+            reporter: self.reporter.to_wire().into(),
             outcome: outcome.into(),
             overflow: self.overflow,
             counts: counts.encode(),
@@ -120,11 +116,7 @@ impl Key {
     /// # Errors
     /// Why it cannot be used.
     pub fn of_wire(cluster: &str, series: &LatencySeries) -> Result<(Self, Counts), Refused> {
-        let reporter = match series.reporter() {
-            proto::Reporter::Source => Reporter::Source,
-            proto::Reporter::Destination => Reporter::Destination,
-            proto::Reporter::Unspecified => return Err(Refused::Unknown),
-        };
+        let reporter = Reporter::of_wire(series.reporter())?;
         let outcome = match series.outcome() {
             proto::Outcome::Outcome2xx => Outcome::Status2xx,
             proto::Outcome::Outcome3xx => Outcome::Status3xx,
@@ -157,6 +149,29 @@ impl Key {
             overflow: series.overflow,
         };
         Ok((key, Counts::decode(&series.counts)?))
+    }
+}
+
+impl Reporter {
+    /// As it is told.
+    #[must_use]
+    pub const fn to_wire(self) -> proto::Reporter {
+        match self {
+            Self::Source => proto::Reporter::Source,
+            Self::Destination => proto::Reporter::Destination,
+        }
+    }
+
+    /// Out of what was told.
+    ///
+    /// # Errors
+    /// This build does not know it.
+    pub const fn of_wire(told: proto::Reporter) -> Result<Self, Refused> {
+        match told {
+            proto::Reporter::Source => Ok(Self::Source),
+            proto::Reporter::Destination => Ok(Self::Destination),
+            proto::Reporter::Unspecified => Err(Refused::Unknown),
+        }
     }
 }
 

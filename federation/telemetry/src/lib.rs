@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | [`counts`] | microseconds | an HdrHistogram that holds only what is in it |
 //! | [`filter`] | a text, facts of a request | whether somebody looks at it |
+//! | [`flow`] | TCP connections | how many, how long until they were connected, what they carried |
 //! | [`store`] | what workers counted, questions | a gateway's answers: counts since it began |
 //! | [`window`] | answers of many gateways, time | what happened between two moments, and whom that leaves out |
 //! | [`hop`] | what a gateway kept of a slow request | the parts of its time, and the places that have them |
@@ -15,6 +16,7 @@
 
 pub mod counts;
 pub mod filter;
+pub mod flow;
 pub mod hop;
 pub mod key;
 pub mod rows;
@@ -23,6 +25,7 @@ pub mod window;
 
 pub use counts::{Counts, Tally};
 pub use filter::Filter;
+pub use flow::{Flow, FlowKey};
 pub use hop::{Hop, Place};
 pub use key::{Key, Outcome, Reporter};
 pub use store::Store;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::counts::Counts;
+use crate::flow::{Flow, FlowKey};
 use crate::key::{Key, Reporter};
 use crate::window::Snapshot;
 
@@ -91,6 +92,73 @@ pub fn rows(snapshot: &Snapshot, by: By) -> Vec<Row> {
     rows
 }
 
+/// TCP connections that have in common what was asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FlowRow {
+    /// `None`: of series beyond those that a gateway keeps.
+    pub service: Option<Box<str>>,
+    /// Only by version; `None`: nobody took them, or who did names none.
+    pub version: Option<Box<str>>,
+    /// Where they entered.
+    pub sources: BTreeSet<Box<str>>,
+    /// Who took them.
+    pub destinations: BTreeSet<Box<str>>,
+    /// Of series beyond those that a gateway keeps.
+    pub overflow: bool,
+    /// Begun in a second.
+    pub per_second: f64,
+    /// What came.
+    pub flow: Flow,
+    /// Open at the end.
+    pub open: u64,
+    /// Bytes towards the service in a second.
+    pub sent_per_second: f64,
+    /// Bytes towards clients in a second.
+    pub received_per_second: f64,
+}
+
+/// Rows of TCP connections by `by`, those with most new ones first, then those with most open ones.
+#[must_use]
+pub fn flow_rows(snapshot: &Snapshot, by: By) -> Vec<FlowRow> {
+    let mut rows: BTreeMap<(bool, &str, &str, &str, &str), FlowRow> = BTreeMap::new();
+    for (key, measured) in &snapshot.flows {
+        let is_counted = match (by, key.reporter) {
+            (By::Service | By::Destination | By::Source, reporter) => reporter == Reporter::Source,
+            (By::Version, Reporter::Source) => key.overflow || key.source == key.destination,
+            (By::Version, Reporter::Destination) => !key.overflow,
+        };
+        if !is_counted {
+            continue;
+        }
+        let row = rows.entry(place(key, by)).or_insert_with(|| FlowRow {
+            service: (!key.service.is_empty()).then(|| key.service.clone()),
+            version: (by == By::Version && !key.version.is_empty()).then(|| key.version.clone()),
+            overflow: key.overflow,
+            ..FlowRow::default()
+        });
+        row.sources.extend((!key.source.is_empty()).then(|| key.source.clone()));
+        row.destinations.extend((!key.destination.is_empty()).then(|| key.destination.clone()));
+        row.per_second += measured.per_second;
+        row.sent_per_second += measured.sent_per_second;
+        row.received_per_second += measured.received_per_second;
+        row.open += measured.open;
+        row.flow.add(&measured.flow);
+    }
+    let mut rows: Vec<FlowRow> = rows.into_values().collect();
+    rows.sort_by(|a, b| b.per_second.total_cmp(&a.per_second).then(b.open.cmp(&a.open)));
+    rows
+}
+
+fn place(key: &FlowKey, by: By) -> (bool, &str, &str, &str, &str) {
+    let (version, source, destination) = match by {
+        By::Service => ("", "", ""),
+        By::Destination => ("", "", &*key.destination),
+        By::Source => ("", &*key.source, &*key.destination),
+        By::Version => (&*key.version, "", &*key.destination),
+    };
+    (key.overflow, &key.service, version, source, destination)
+}
+
 /// Each request once: where it entered, or where it was served.
 fn is_counted(key: &Key, by: By) -> bool {
     match (by, key.reporter) {
@@ -175,5 +243,55 @@ mod tests {
                 "shop/web - tokyo>tokyo 0/0/1 Some(70)",
             ]
         );
+    }
+
+    #[test]
+    fn each_connection_is_counted_once_whoever_reports_it() {
+        use crate::window::MeasuredFlow;
+        let flow = |service: &str, source: &str, destination: &str, reporter, version: &str, per_second, open| {
+            let key = FlowKey {
+                service: service.into(),
+                version: version.into(),
+                source: source.into(),
+                destination: destination.into(),
+                reporter,
+                overflow: false,
+            };
+            (
+                key,
+                MeasuredFlow {
+                    per_second,
+                    open,
+                    flow: Flow { failed: 1, ..Flow::default() },
+                    ..MeasuredFlow::default()
+                },
+            )
+        };
+        let flows = [
+            flow("shop/ledger", "paris", "tokyo", Reporter::Source, "", 1.0, 2),
+            flow("shop/ledger", "paris", "paris", Reporter::Source, "v1", 2.0, 3),
+            flow("shop/ledger", "paris", "tokyo", Reporter::Destination, "v2", 1.0, 2),
+            flow("shop/ledger", "paris", "", Reporter::Source, "", 4.0, 0),
+            flow("shop/quiet", "paris", "tokyo", Reporter::Source, "", 0.0, 9),
+        ];
+        let snapshot = Snapshot { flows: flows.into(), ..Snapshot::default() };
+        let of = |by| {
+            let row = |row: FlowRow| {
+                let list = |names: &BTreeSet<Box<str>>| names.iter().map(|name| &**name).collect::<Vec<_>>().join(",");
+                let version = row.version.as_deref().unwrap_or("-").to_owned();
+                let (from, to) = (list(&row.sources), list(&row.destinations));
+                format!(
+                    "{} {version} {from}>{to} {} {} {}",
+                    row.service.unwrap(),
+                    row.per_second,
+                    row.open,
+                    row.flow.failed
+                )
+            };
+            flow_rows(&snapshot, by).into_iter().map(row).collect::<Vec<_>>()
+        };
+        assert_eq!(of(By::Service), ["shop/ledger - paris>paris,tokyo 7 5 3", "shop/quiet - paris>tokyo 0 9 1"]);
+        assert_eq!(of(By::Source).len(), 4);
+        assert_eq!(of(By::Version), ["shop/ledger v1 paris>paris 2 3 1", "shop/ledger v2 paris>tokyo 1 2 1"]);
     }
 }

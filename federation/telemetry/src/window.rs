@@ -4,12 +4,13 @@
 //! answer comes: after one that was lost, the next brings both. One that began again (another incarnation) had nothing before, so all of
 //! it is new; what its former process counted after its last answer is gone with it, and the restart is told.
 
-use std::collections::{BTreeMap, HashMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::time::Duration;
 
 use archipelago_proto::v1::{LatencyAnswer, LatencyQuestion, NoAnswer, NoAnswerReason};
 
 use crate::counts::Counts;
+use crate::flow::{Flow, FlowKey};
 use crate::key::{Key, Refused};
 
 /// One asker's view of all gateways. Time is what the caller's clock says, from any moment on.
@@ -18,6 +19,7 @@ pub struct Window {
     services: Vec<String>,
     gateways: BTreeMap<Gateway, Seen>,
     measured: BTreeMap<Key, Measured>,
+    flows: BTreeMap<FlowKey, MeasuredFlow>,
     missing: BTreeMap<Gateway, NoAnswer>,
     restarted: BTreeMap<Gateway, u32>,
     silent_workers: u32,
@@ -48,11 +50,30 @@ pub struct Measured {
     pub per_second: f64,
 }
 
+/// What happened to TCP connections of one series.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MeasuredFlow {
+    /// What came.
+    pub flow: Flow,
+    /// Connections begun in a second, taken or not.
+    pub per_second: f64,
+    /// Bytes towards the service in a second.
+    pub sent_per_second: f64,
+    /// Bytes towards clients in a second.
+    pub received_per_second: f64,
+    /// Open at the end, also those that began long before.
+    pub open: u64,
+}
+
 /// What happened in a window.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
     /// By series, those only of which there was something.
     pub measured: BTreeMap<Key, Measured>,
+    /// TCP connections by series, those only of which there was something.
+    pub flows: BTreeMap<FlowKey, MeasuredFlow>,
+    /// Gateways whose figures are in it, but none of TCP connections, since their build counts none.
+    pub without_flows: BTreeSet<Gateway>,
     /// How long it was.
     pub elapsed: Duration,
     /// Gateways whose figures are in it.
@@ -82,6 +103,8 @@ struct Seen {
     last: Option<Duration>,
     /// Its figures of this window are complete.
     is_complete: bool,
+    /// It counts TCP connections.
+    tells_flows: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +119,7 @@ struct Process {
     /// It was there when the window of this gateway began, and until then its series are where they begin.
     is_baseline: bool,
     series: HashMap<Key, Counts>,
+    flows: HashMap<FlowKey, Flow>,
 }
 
 impl Window {
@@ -106,6 +130,7 @@ impl Window {
             services,
             gateways: BTreeMap::new(),
             measured: BTreeMap::new(),
+            flows: BTreeMap::new(),
             missing: BTreeMap::new(),
             restarted: BTreeMap::new(),
             silent_workers: 0,
@@ -156,16 +181,30 @@ impl Window {
         }
         let mut snapshot = Snapshot {
             measured: std::mem::take(&mut self.measured),
+            flows: std::mem::take(&mut self.flows),
+            without_flows: BTreeSet::new(),
             elapsed: now.saturating_sub(self.began),
             reported: 0,
             missing: std::mem::take(&mut self.missing),
             restarted: std::mem::take(&mut self.restarted),
             silent_workers: std::mem::take(&mut self.silent_workers),
         };
-        for seen in self.gateways.values_mut() {
-            snapshot.reported += usize::from(std::mem::take(&mut seen.is_complete));
+        for (gateway, seen) in &mut self.gateways {
+            if !std::mem::take(&mut seen.is_complete) {
+                continue;
+            }
+            snapshot.reported += 1;
+            if !seen.tells_flows {
+                snapshot.without_flows.insert(gateway.clone());
+            }
+            // What a former process still has open, nobody tells.
+            let flows = seen.processes.first().into_iter().flat_map(|process| &process.flows);
+            for (key, flow) in flows.filter(|(_, flow)| flow.open() > 0) {
+                snapshot.flows.entry(key.clone()).or_default().open += flow.open();
+            }
         }
         self.buckets -= snapshot.measured.values().map(|measured| measured.counts.buckets()).sum::<usize>();
+        self.buckets -= snapshot.flows.values().map(|measured| measured.flow.connected.buckets()).sum::<usize>();
         self.began = now;
         snapshot
     }
@@ -220,7 +259,7 @@ impl Window {
                 None => counts.clone(),
                 Some(before) => counts.since(before).ok_or(Unusable::WentBack)?,
             };
-            if before.is_none() && process.series.len() >= self.limits.series_max {
+            if before.is_none() && process.series.len() + process.flows.len() >= self.limits.series_max {
                 return Err(Unusable::Series { series_max: self.limits.series_max });
             }
             self.buckets += counts.buckets();
@@ -234,6 +273,35 @@ impl Window {
                 measured.counts.add(&added);
                 measured.per_second += per_second;
                 self.buckets += measured.counts.buckets();
+            }
+            if self.buckets > self.limits.buckets_max {
+                return Err(Unusable::Buckets);
+            }
+        }
+        for told in &answer.flows {
+            let (key, flow) = FlowKey::of_wire(cluster, told)?;
+            let before = process.flows.get(&key);
+            let added = match before {
+                None if process.is_baseline => Flow::default(),
+                None => flow.clone(),
+                Some(before) => flow.since(before).ok_or(Unusable::WentBack)?,
+            };
+            if before.is_none() && process.series.len() + process.flows.len() >= self.limits.series_max {
+                return Err(Unusable::Series { series_max: self.limits.series_max });
+            }
+            self.buckets += flow.connected.buckets();
+            self.buckets -= before.map_or(0, |before| before.connected.buckets());
+            process.flows.insert(key.clone(), flow);
+            if !added.is_empty() {
+                let measured = self.flows.entry(key).or_default();
+                #[allow(clippy::cast_precision_loss, reason = "a rate is for people")]
+                let rate = |number: u64| span.map_or(0.0, |span| number as f64 / span.as_secs_f64());
+                measured.per_second += rate(added.connected.total().saturating_add(added.failed));
+                measured.sent_per_second += rate(added.sent_bytes);
+                measured.received_per_second += rate(added.received_bytes);
+                self.buckets -= measured.flow.connected.buckets();
+                measured.flow.add(&added);
+                self.buckets += measured.flow.connected.buckets();
             }
             if self.buckets > self.limits.buckets_max {
                 return Err(Unusable::Buckets);
@@ -256,6 +324,7 @@ impl Window {
         // Series that changed while the parts were taken come again next time.
         process.since = process.as_of;
         seen.last = Some(now);
+        seen.tells_flows = answer.tells_flows;
         seen.is_complete = !std::mem::take(&mut process.is_baseline);
         if seen.is_complete {
             self.missing.remove(gateway);
@@ -277,11 +346,20 @@ impl Window {
 
 impl Process {
     fn new(incarnation: u64, is_baseline: bool) -> Self {
-        Self { incarnation, since: 0, as_of: 0, next_series: 0, is_baseline, series: HashMap::new() }
+        Self {
+            incarnation,
+            since: 0,
+            as_of: 0,
+            next_series: 0,
+            is_baseline,
+            series: HashMap::new(),
+            flows: HashMap::new(),
+        }
     }
 
     fn buckets(&self) -> usize {
-        self.series.values().map(Counts::buckets).sum()
+        let connected = self.flows.values().map(|flow| flow.connected.buckets()).sum::<usize>();
+        self.series.values().map(Counts::buckets).sum::<usize>() + connected
     }
 }
 

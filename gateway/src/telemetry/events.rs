@@ -94,7 +94,11 @@ impl Event {
                 ("mesh_gateway_refused_streams", "Streams of other gateways that the authoriser refused", &["reason"])
             }
             Self::TcpOpened => ("mesh_tcp_connections_opened", "TCP connections proxied", &["reporter"]),
-            Self::TcpBytes => ("mesh_tcp_bytes", "Bytes of proxied TCP connections", &["direction"]),
+            Self::TcpBytes => (
+                "mesh_tcp_bytes",
+                "Bytes of proxied TCP connections towards services (sent) and from them (received), as they pass",
+                &["direction"],
+            ),
         }
     }
 }

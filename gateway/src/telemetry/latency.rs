@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use archipelago_proto::v1::{LatencyAnswer, LatencyQuestion};
 use archipelago_telemetry::store::Limits;
-use archipelago_telemetry::{self as telemetry, Outcome, Store, Tally};
+use archipelago_telemetry::{self as telemetry, Flow, FlowKey, Outcome, Store, Tally};
 
 use crate::exchange::books::{Done, Record, Reporter};
 use crate::exchange::grpc::Status;
@@ -25,7 +25,11 @@ pub struct Latencies {
 }
 
 /// What a worker noted since it handed over the last one.
-type Batch = Vec<(telemetry::Key, Tally)>;
+#[derive(Debug)]
+enum Batch {
+    Requests(Vec<(telemetry::Key, Tally)>),
+    Connections(Vec<(FlowKey, Flow)>),
+}
 
 impl Latencies {
     /// None yet. `random` tells this process from others of the same gateway.
@@ -54,7 +58,10 @@ impl Latencies {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let batches = mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
         for batch in batches {
-            store.add(batch);
+            match batch {
+                Batch::Requests(tallies) => store.add(tallies),
+                Batch::Connections(flows) => store.add_flows(flows),
+            }
         }
         store
     }
@@ -98,7 +105,12 @@ impl WorkerLatencies {
         if notes.is_empty() {
             return;
         }
-        self.shared.put(|| notes.drain().map(|(key, tally)| (key.told(), tally)).collect());
+        self.shared.put(|| Batch::Requests(notes.drain().map(|(key, tally)| (key.told(), tally)).collect()));
+    }
+
+    /// Hands over what happened to TCP connections; not asked for if there is no room.
+    pub fn flush_flows(&self, flows: impl FnOnce() -> Vec<(FlowKey, Flow)>) {
+        self.shared.put(|| Batch::Connections(flows()));
     }
 }
 
@@ -149,7 +161,7 @@ impl Key {
     }
 }
 
-/// How a request ended, by Envoy's letters where its status does not say it.
+/// How a request ended, by Envoy's letters where its status does not say it; that of a gRPC call is gRPC's.
 fn outcome(record: &Record) -> Outcome {
     match (record.flags, record.code) {
         ("DC", _) | (_, 0) => Outcome::Abandoned,
@@ -220,18 +232,6 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_where_there_is_no_room() {
-        let latencies = Arc::new(Latencies::new(7));
-        let worker = WorkerLatencies::new(&latencies);
-        for n in 0..SERIES_MAX + 5 {
-            note(&worker, &format!("shop/{n}"), 200, "", 1);
-        }
-        worker.flush();
-        // Nobody settles: from here on the worker keeps what it notes.
-        for _ in 0..BATCHES_MAX + 10 {
-            note(&worker, "shop/0", 200, "", 1);
-            worker.flush();
-    #[test]
     fn a_call_is_counted_by_its_own_status() {
         use crate::exchange::grpc::Grpc;
         let how = |code, flags, grpc| {
@@ -250,6 +250,18 @@ mod tests {
         assert_eq!(how(504, "UT", Grpc::No), Outcome::Status5xx);
     }
 
+    #[test]
+    fn nothing_is_lost_where_there_is_no_room() {
+        let latencies = Arc::new(Latencies::new(7));
+        let worker = WorkerLatencies::new(&latencies);
+        for n in 0..SERIES_MAX + 5 {
+            note(&worker, &format!("shop/{n}"), 200, "", 1);
+        }
+        worker.flush();
+        // Nobody settles: from here on the worker keeps what it notes.
+        for _ in 0..BATCHES_MAX + 10 {
+            note(&worker, "shop/0", 200, "", 1);
+            worker.flush();
         }
         assert_eq!(latencies.inbox.lock().unwrap().len(), BATCHES_MAX);
         let count = |latencies: &Latencies| told(latencies).iter().map(|(.., count)| count).sum::<u64>();

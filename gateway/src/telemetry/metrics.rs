@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
 use archipelago_base::metrics::Exemplars;
 use archipelago_proto::v1::TunnelStatus;
@@ -22,9 +23,10 @@ use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
 use crate::exchange::books::{Done, Reporter};
 use crate::exchange::failure::{Cut, Failure};
-use crate::telemetry::Name;
 use crate::exchange::grpc::Status;
+use crate::telemetry::Name;
 use crate::telemetry::events::{Counts, Event, Events};
+use crate::telemetry::flows::{Between, Carried, WorkerFlows};
 use crate::telemetry::latency::{Latencies, WorkerLatencies};
 use crate::telemetry::series::Series;
 use crate::telemetry::tunnels::{TrafficShown, Tunnels};
@@ -183,6 +185,7 @@ pub struct WorkerMetrics {
     requests: RefCell<HashMap<Key, Series, foldhash::fast::RandomState>>,
     events: Arc<Counts>,
     latencies: WorkerLatencies,
+    flows: WorkerFlows,
     http_connections: Gauge,
     tcp_open: Gauge,
     /// What this worker has added to the gauge of all.
@@ -197,6 +200,7 @@ impl WorkerMetrics {
             requests: RefCell::default(),
             events: shared.events.of_worker(),
             latencies: WorkerLatencies::new(&shared.latencies),
+            flows: WorkerFlows::default(),
             http_connections: open("http"),
             tcp_open: open("tcp"),
             unreachable_endpoints: Cell::default(),
@@ -217,16 +221,16 @@ impl WorkerMetrics {
             destination: record.destination_cluster.clone(),
             service: record.service.clone(),
             code: folded(record.code),
+            grpc: record.grpc.status(),
             flags: record.flags,
         };
         let trace = record.trace.as_deref().map(|trace| trace.trace_id);
         self.requests.borrow_mut().entry(key).or_default().observe(done.duration, trace);
-            grpc: record.grpc.status(),
     }
 
     /// Adds what was counted since the last time to what the scraper sees.
     pub fn flush(&self) {
-        self.latencies.flush();
+        self.flush_latencies();
         let mut local = self.requests.borrow_mut();
         if local.is_empty() {
             return;
@@ -246,9 +250,28 @@ impl WorkerMetrics {
         }
     }
 
-    /// Hands over how long requests took, for whoever asks now.
+    /// Hands over how long requests took and what TCP connections did, for whoever asks now.
     pub fn flush_latencies(&self) {
         self.latencies.flush();
+        if self.flows.is_empty() {
+            return;
+        }
+        self.latencies.flush_flows(|| {
+            let (flows, [sent, received]) = self.flows.take();
+            self.events.add(Event::TcpBytes, ["sent", ""], sent);
+            self.events.add(Event::TcpBytes, ["received", ""], received);
+            flows
+        });
+    }
+
+    /// Somebody has taken a TCP connection, after so long.
+    pub fn tcp_connected(&self, between: Between, took: Duration) -> Carried {
+        self.flows.connected(between, took)
+    }
+
+    /// Nobody took a TCP connection.
+    pub fn tcp_failed(&self, between: Between) {
+        self.flows.failed(between);
     }
 
     /// An attempt beyond the first.
@@ -301,11 +324,6 @@ impl WorkerMetrics {
     pub fn tcp_connection(&self, reporter: Reporter) -> OpenGuard {
         self.events.add(Event::TcpOpened, [reporter.label(), ""], 1);
         OpenGuard::new(&self.tcp_open)
-    }
-
-    /// Bytes of a TCP connection; `direction` is "sent" (towards the service) or "received".
-    pub fn tcp_bytes(&self, direction: &'static str, bytes: u64) {
-        self.events.add(Event::TcpBytes, [direction, ""], bytes);
     }
 
     /// A "connection" or "request" of a client that has as many as it may.
@@ -369,6 +387,7 @@ struct Key {
     destination: Option<Name>,
     service: Option<Name>,
     code: u16,
+    grpc: Option<Status>,
     flags: &'static str,
 }
 
@@ -380,6 +399,7 @@ struct Labels {
     destination: Box<str>,
     service: Box<str>,
     code: u16,
+    grpc: Option<Status>,
     flags: &'static str,
 }
 
@@ -387,19 +407,18 @@ impl Labels {
     fn of(key: &Key) -> Self {
         let or_unknown = |name: &Option<Name>| name.as_deref().unwrap_or("unknown").into();
         Self {
-    grpc: Option<Status>,
             reporter: key.reporter,
             source: (*key.source).into(),
             destination: or_unknown(&key.destination),
             service: or_unknown(&key.service),
             code: key.code,
+            grpc: key.grpc,
             flags: key.flags,
         }
     }
 
     /// Without names: for what there is no room for, so that sums stay true.
     fn nameless(self) -> Self {
-    grpc: Option<Status>,
         Self { source: OTHER.into(), destination: OTHER.into(), service: OTHER.into(), ..self }
     }
 
@@ -415,7 +434,6 @@ impl Labels {
         // Only calls have one: to Prometheus a label without a value is none.
         labels.extend(self.grpc.map(|status| ("grpc_response_status", status.label().to_owned())));
         labels
-            grpc: key.grpc,
     }
 }
 
@@ -497,7 +515,7 @@ const OTHER: &str = "other";
 mod tests {
     use super::*;
     use crate::exchange::books::Record;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[test]
     fn the_text_of_metrics() {
@@ -588,24 +606,6 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_room_for_is_counted_without_names() {
-        let mut registry = Registry::default();
-        let shared = GatewayMetrics::register(&mut registry);
-        let worker = WorkerMetrics::new(&shared);
-        let extra = 50;
-        for number in 0..SERIES_MAX + extra {
-            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
-            (record.service, record.code) = (Some(format!("shop/s{number}").as_str().into()), 200);
-            worker.request(&Done { record: &record, duration: Duration::ZERO, bytes_received: 0, bytes_sent: 0 });
-        }
-        worker.flush();
-        let requests = shared.requests.0.lock().unwrap();
-        assert_eq!(requests.len(), SERIES_MAX + 1);
-        let other = requests.iter().find(|(labels, _)| *labels.service == *OTHER).unwrap();
-        assert_eq!(other.1.count(), extra as u64);
-    }
-}
-    #[test]
     fn calls_have_a_status_of_their_own() {
         use crate::exchange::grpc::Grpc;
         let mut registry = Registry::default();
@@ -628,3 +628,21 @@ mod tests {
         assert_eq!((count("0"), count("14"), count("2")), (Some(1), Some(1), Some(words.len() - 16)));
     }
 
+    #[test]
+    fn what_there_is_no_room_for_is_counted_without_names() {
+        let mut registry = Registry::default();
+        let shared = GatewayMetrics::register(&mut registry);
+        let worker = WorkerMetrics::new(&shared);
+        let extra = 50;
+        for number in 0..SERIES_MAX + extra {
+            let mut record = Record::new(Reporter::Source, "paris".into(), Instant::now());
+            (record.service, record.code) = (Some(format!("shop/s{number}").as_str().into()), 200);
+            worker.request(&Done { record: &record, duration: Duration::ZERO, bytes_received: 0, bytes_sent: 0 });
+        }
+        worker.flush();
+        let requests = shared.requests.0.lock().unwrap();
+        assert_eq!(requests.len(), SERIES_MAX + 1);
+        let other = requests.iter().find(|(labels, _)| *labels.service == *OTHER).unwrap();
+        assert_eq!(other.1.count(), extra as u64);
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 mod events;
+pub mod flows;
 mod latency;
 pub mod metrics;
 mod name;

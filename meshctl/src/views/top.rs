@@ -1,9 +1,12 @@
 //! `top`: figures of one window.
 
+mod tcp;
+
 use archipelago_proto::v1::{self, NoAnswerReason, TopBy, TopRow, TopSnapshot};
 use archipelago_telemetry::Counts;
 use serde::Serialize;
 
+use self::tcp::TcpView;
 use super::qualified;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Cell, Table, Text};
@@ -17,6 +20,8 @@ pub(crate) struct TopView {
     /// The busiest first.
     rows: Vec<RowView>,
     rows_left_off: u32,
+    /// Null: the member that was asked does not report TCP connections.
+    tcp: Option<TcpView>,
     #[serde(skip)]
     by: TopBy,
 }
@@ -116,7 +121,9 @@ impl TopView {
             restarted: restarted.collect(),
             silent_workers: snapshot.silent_workers,
         };
-        Ok(Self { seconds, gateways, rows: rows?, rows_left_off: snapshot.rows_left_off, by })
+        let tcp = TcpView::new(snapshot.tcp_rows, snapshot.tcp_rows_left_off, snapshot.tcp_missing);
+        let tcp = snapshot.tells_tcp.then_some(tcp);
+        Ok(Self { seconds, gateways, rows: rows?, rows_left_off: snapshot.rows_left_off, tcp, by })
     }
 
     /// The same for people.
@@ -135,8 +142,26 @@ impl TopView {
         if *silent_workers > 0 {
             text = text.line(format!("{silent_workers} workers do not answer; their latest requests come later"));
         }
+        text = self.requests(text);
+        let Some(tcp) = &self.tcp else {
+            return text.line("the member that was asked is of a build that does not report TCP connections");
+        };
+        if !tcp.not_reported.is_empty() {
+            let who = listed(tcp.not_reported.iter().map(|m| m.name.clone()));
+            text = text.line(format!("TCP connections not reported, by gateways of a build before this: {who}"));
+        }
+        if !tcp.rows.is_empty() {
+            text = text.line("").table(tcp.table(self.by));
+        }
+        match tcp.rows_left_off {
+            0 => text,
+            more => text.line(format!("{more} more, with fewer connections; name services to see them")),
+        }
+    }
+
+    fn requests(&self, text: Text) -> Text {
         if self.rows.is_empty() {
-            let none = if *reported == 0 { "nothing is known" } else { "no requests" };
+            let none = if self.gateways.reported == 0 { "nothing is known" } else { "no requests" };
             return text.line(none);
         }
         let mut headings = vec!["SERVICE"];
@@ -152,15 +177,10 @@ impl TopView {
             cells.push(clusters(&row.destinations).into());
             cells.push(rate(row.requests_per_second).into());
             cells.push(row.success_percent.map_or_else(|| "-".to_owned(), percent).into());
-            let latency = |get: fn(&LatencyView) -> u64| {
-                row.latency_micros.as_ref().map_or_else(|| "-".to_owned(), |latency| time(get(latency)))
-            };
-            cells.extend(
-                [latency(|l| l.p50), latency(|l| l.p90), latency(|l| l.p99), latency(|l| l.p999)].map(Cell::from),
-            );
+            cells.extend(latency_cells(row.latency_micros.as_ref()));
             table.row(cells);
         }
-        text = text.table(table);
+        let text = text.table(table);
         match self.rows_left_off {
             0 => text,
             more => text.line(format!("{more} more, with fewer requests; name services to see them")),
@@ -176,12 +196,7 @@ impl RowView {
         let buckets =
             counts.filled().map(|(from_micros, to_micros, requests)| BucketView { from_micros, to_micros, requests });
         let judged = row.succeeded + row.failed;
-        #[allow(clippy::cast_precision_loss, reason = "a share is for people")]
-        let success_percent = (judged > 0).then(|| row.succeeded as f64 * 100.0 / judged as f64);
-        let latency_micros = match (row.p50_micros, row.p90_micros, row.p99_micros, row.p999_micros) {
-            (Some(p50), Some(p90), Some(p99), Some(p999)) => Some(LatencyView { p50, p90, p99, p999 }),
-            _ => None,
-        };
+        let latency_micros = LatencyView::new([row.p50_micros, row.p90_micros, row.p99_micros, row.p999_micros]);
         Ok(Self {
             histogram: (!counts.is_empty()).then(|| buckets.collect()),
             service: some(row.service),
@@ -194,7 +209,7 @@ impl RowView {
             succeeded: row.succeeded,
             failed: row.failed,
             abandoned: row.abandoned,
-            success_percent,
+            success_percent: share(row.succeeded, row.failed),
             latency_micros,
         })
     }
@@ -206,6 +221,27 @@ impl RowView {
             (None, false) => "(no service)".to_owned(),
         }
     }
+}
+
+impl LatencyView {
+    /// Null where any of them is missing: there was nothing.
+    fn new(percentiles: [Option<u64>; 4]) -> Option<Self> {
+        let [Some(p50), Some(p90), Some(p99), Some(p999)] = percentiles else { return None };
+        Some(Self { p50, p90, p99, p999 })
+    }
+}
+
+/// Percentiles as cells, dashes where there are none.
+fn latency_cells(latency: Option<&LatencyView>) -> [Cell; 4] {
+    let shown = latency.map(|l| [l.p50, l.p90, l.p99, l.p999].map(time));
+    shown.unwrap_or_else(|| ["-"; 4].map(str::to_owned)).map(Cell::from)
+}
+
+/// The share of those that went well, in percent.
+#[allow(clippy::cast_precision_loss, reason = "a share is for people")]
+fn share(good: u64, bad: u64) -> Option<f64> {
+    let judged = good + bad;
+    (judged > 0).then(|| good as f64 * 100.0 / judged as f64)
 }
 
 impl MissingView {
@@ -276,7 +312,7 @@ const CLUSTERS_MAX: usize = 3;
 #[cfg(test)]
 mod tests {
     use archipelago_telemetry::Tally;
-    use v1::{MissingGateway, NoAnswer, RestartedGateway};
+    use v1::{MissingGateway, NoAnswer, RestartedGateway, TopTcpRow};
 
     use super::*;
 
@@ -305,6 +341,22 @@ mod tests {
         };
         let nobody = TopRow { requests_per_second: 0.5, abandoned: 1, ..TopRow::default() };
         let other = TopRow { overflow: true, ..row("", 0.2, 1, 0) };
+        let ledger = TopTcpRow {
+            service: "shop/ledger".into(),
+            sources: vec!["paris".into()],
+            destinations: vec!["tokyo".into()],
+            connections_per_second: 12.5,
+            connected: 24,
+            failed: 1,
+            open: 31,
+            sent_bytes_per_second: 1_234_567.0,
+            received_bytes_per_second: 890.0,
+            p50_micros: Some(150),
+            p90_micros: Some(151_000),
+            p99_micros: Some(152_000),
+            p999_micros: Some(153_000),
+            ..TopTcpRow::default()
+        };
         let snapshot = TopSnapshot {
             elapsed_micros: 2_000_000,
             rows: vec![row("shop/checkout", 1234.5, 99_999, 1), row("shop/\u{1b}[2J", 7.25, 14, 0), nobody, other],
@@ -314,6 +366,10 @@ mod tests {
             restarted: vec![RestartedGateway { cluster: "paris".into(), gateway: "gw-1".into(), times: 1 }],
             silent_workers: 1,
             begins: false,
+            tcp_rows: vec![ledger, TopTcpRow { service: "shop/quiet".into(), open: 7, ..TopTcpRow::default() }],
+            tcp_rows_left_off: 1,
+            tcp_missing: vec![missing("gw-3")],
+            tells_tcp: true,
         };
         let view = TopView::new(snapshot, TopBy::Service).unwrap();
         let expected = "\
@@ -327,6 +383,12 @@ shop/\\u{1b}[2J   paris   frankfurt,oslo,paris,+1   7.2     100.00%   0.85ms   1
 (no service)     -       -                         0.5     -         -        -        -       -
 (others)         paris   frankfurt,oslo,paris,+1   0.2     100.00%   0.85ms   12.3ms   1.23s   >60s
 3 more, with fewer requests; name services to see them
+TCP connections not reported, by gateways of a build before this: tokyo/gw-3
+
+TCP SERVICE   FROM    TO      CONN/S   CONNECTED   OPEN   SENT/S   RECEIVED/S   P50      P90     P99     P99.9
+shop/ledger   paris   tokyo   12.5     96.00%      31     1.2MB    890B         0.15ms   151ms   152ms   153ms
+shop/quiet    -       -       0.0      -           7      0B       0B           -        -       -       -
+1 more, with fewer connections; name services to see them
 ";
         assert_eq!(view.text().render(false), expected);
         let json = serde_json::to_value(&view).unwrap();
@@ -335,8 +397,14 @@ shop/\\u{1b}[2J   paris   frankfurt,oslo,paris,+1   7.2     100.00%   0.85ms   1
         assert_eq!(json["rows"][2]["latencyMicros"], serde_json::Value::Null, "what is not known is not zero");
         assert_eq!(json["rows"][2]["successPercent"], serde_json::Value::Null);
         assert_eq!((&json["rows"][0]["requests"], json["gateways"]["expected"].as_u64()), (&100_000.into(), Some(6)));
+        assert_eq!(json["tcp"]["rows"][0]["successPercent"], 96.0);
+        assert_eq!(json["tcp"]["rows"][1]["connectMicros"], serde_json::Value::Null);
+        assert_eq!(json["tcp"]["notReported"][0]["name"], "tokyo/gw-3");
         let version = TopView::new(TopSnapshot::default(), TopBy::Version).unwrap().text().render(false);
-        assert_eq!(version, "0.0 s at 0 of 0 gateways\nnothing is known\n");
+        let old = "the member that was asked is of a build that does not report TCP connections";
+        assert_eq!(version, format!("0.0 s at 0 of 0 gateways\nnothing is known\n{old}\n"));
+        let old = serde_json::to_value(TopView::new(TopSnapshot::default(), TopBy::Service).unwrap()).unwrap();
+        assert_eq!(old["tcp"], serde_json::Value::Null, "what is not reported is not none");
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::{
 
 use archipelago_proto::v1::{
     LatencyQuestion, MissingGateway, NoAnswer, NoAnswerReason, RestartedGateway, TopBy, TopRequest, TopRow,
-    TopSnapshot, answer, gateway_answer::Outcome, question,
+    TopSnapshot, TopTcpRow, answer, gateway_answer::Outcome, question,
 };
 use archipelago_telemetry::{
     Snapshot, Window,
-    rows::{By, Row, rows},
+    rows::{By, FlowRow, Row, flow_rows, rows},
     window::{Gateway, Limits, Next},
 };
 use prost::Message as _;
@@ -118,6 +118,18 @@ impl Look {
                 bytes <= ROWS_BYTES_MAX
             })
             .collect();
+        let tcp_rows = flow_rows(snapshot, self.by);
+        let count_tcp = tcp_rows.len();
+        let tcp_told: Vec<TopTcpRow> = tcp_rows
+            .into_iter()
+            .take(self.rows_max)
+            .map(tcp_row)
+            .take_while(|row| {
+                bytes += row.encoded_len();
+                bytes <= ROWS_BYTES_MAX
+            })
+            .collect();
+        let no_tcp = no_answer(NoAnswerReason::NotSupported, "is of a build that does not count TCP connections");
         TopSnapshot {
             elapsed_micros: u64::try_from(snapshot.elapsed.as_micros()).unwrap_or(u64::MAX),
             rows_left_off: count(count_all - told.len()),
@@ -135,6 +147,10 @@ impl Look {
                 .collect(),
             silent_workers: snapshot.silent_workers,
             begins: false,
+            tcp_rows_left_off: count(count_tcp - tcp_told.len()),
+            tcp_rows: tcp_told,
+            tcp_missing: snapshot.without_flows.iter().map(|gateway| missing((gateway, &no_tcp))).collect(),
+            tells_tcp: true,
         }
     }
 }
@@ -221,6 +237,28 @@ fn row(row: Row, with_counts: bool) -> TopRow {
         p99_micros: row.counts.quantile(0.99),
         p999_micros: row.counts.quantile(0.999),
         counts: if with_counts { row.counts.encode() } else { Vec::new() },
+        service: owned(row.service),
+        version: owned(row.version),
+    }
+}
+
+fn tcp_row(row: FlowRow) -> TopTcpRow {
+    let owned = |name: Option<Box<str>>| name.map(String::from).unwrap_or_default();
+    let connected = &row.flow.connected;
+    TopTcpRow {
+        sources: row.sources.iter().map(ToString::to_string).collect(),
+        destinations: row.destinations.iter().map(ToString::to_string).collect(),
+        overflow: row.overflow,
+        connections_per_second: row.per_second,
+        connected: connected.total(),
+        failed: row.flow.failed,
+        open: row.open,
+        sent_bytes_per_second: row.sent_per_second,
+        received_bytes_per_second: row.received_per_second,
+        p50_micros: connected.quantile(0.5),
+        p90_micros: connected.quantile(0.9),
+        p99_micros: connected.quantile(0.99),
+        p999_micros: connected.quantile(0.999),
         service: owned(row.service),
         version: owned(row.version),
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::counts::Tally;
+use crate::flow::{Flow, FlowKey};
 use crate::key::{Outcome, Reporter};
 use crate::store::{self, Store};
 
@@ -272,4 +273,53 @@ proptest! {
         prop_assert!(untold.iter().all(Vec::is_empty));
         prop_assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn connections_are_told_as_rates_and_as_what_is_open() {
+    let flow_key = |service: &str| FlowKey {
+        service: service.into(),
+        version: "".into(),
+        source: "paris".into(),
+        destination: "tokyo".into(),
+        reporter: Reporter::Source,
+        overflow: false,
+    };
+    let flow = |micros: &[u64], failed, ended, sent_bytes| {
+        (
+            flow_key("shop/ledger"),
+            Flow { connected: tally(micros).counted(), failed, ended, sent_bytes, received_bytes: 0 },
+        )
+    };
+    let (mut window, mut paris) = (window(), store(1));
+    paris.add_flows([flow(&[5, 5, 5], 1, 1, 100)]);
+    ask(&mut window, "gw-1", &paris, 0);
+    assert_eq!(window.close(Duration::ZERO).flows, BTreeMap::new(), "where figures begin is no figure");
+    paris.add_flows([flow(&[700, 900], 2, 0, 4_000)]);
+    // An old build has requests only.
+    let mut old = store(2);
+    old.add([(key("shop/web"), tally(&[1]))]);
+    let ask_old = |window: &mut Window, now| {
+        let question = window.question(&gateway("gw-2"));
+        let told = LatencyAnswer { tells_flows: false, ..old.answer(&question, usize::MAX) };
+        assert_eq!(window.take(&gateway("gw-2"), &told, Duration::from_secs(now)), Ok(Next::Done));
+    };
+    ask_old(&mut window, 0);
+    ask(&mut window, "gw-1", &paris, 2);
+    let second = window.close(Duration::from_secs(2));
+    let seen = &second.flows[&flow_key("shop/ledger")];
+    assert_eq!((seen.per_second, seen.sent_per_second, seen.received_per_second), (2.0, 2_000.0, 0.0));
+    assert_eq!((seen.flow.connected.total(), seen.flow.failed, seen.open), (2, 2, 4));
+    assert!(second.without_flows.is_empty(), "what is not in it at all is missing, not without them");
+    // Nothing happened, and four are still open.
+    ask(&mut window, "gw-1", &paris, 3);
+    ask_old(&mut window, 3);
+    let third = window.close(Duration::from_secs(3));
+    let seen = &third.flows[&flow_key("shop/ledger")];
+    assert_eq!((seen.per_second, seen.flow.is_empty(), seen.open), (0.0, true, 4));
+    assert_eq!(third.without_flows, [gateway("gw-2")].into());
+    // Who is not heard has nothing open that is known.
+    window.missing(gateway("gw-1"), NoAnswer::default());
+    ask_old(&mut window, 4);
+    assert!(window.close(Duration::from_secs(4)).flows.is_empty());
 }
