@@ -89,6 +89,10 @@ pub struct Args {
     /// Of requests that were answered with less than 500, and whole, how many are in the access log, from 0 to 1; all others always are.
     #[arg(long, default_value_t = 1.0, value_parser = ratio)]
     pub access_log_sample: f64,
+    /// Services, namespace/name, separated by commas, whose clients are told where the time of their requests went: in the field
+    /// Server-Timing of each response.
+    #[arg(long, value_delimiter = ',', value_parser = service)]
+    pub server_timing: Vec<String>,
     /// Milliseconds until a response must begin, counted from the last byte of the request.
     #[arg(long, default_value_t = 30_000)]
     pub request_timeout_ms: u64,
@@ -172,6 +176,7 @@ impl Args {
             workers,
             access_log: self.access_log.clone(),
             access_log_sample: self.access_log_sample,
+            server_timing: self.server_timing.clone(),
             otlp,
             limits,
             share,
@@ -229,6 +234,16 @@ const DESCRIPTORS_RESERVED: u64 = 128;
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| "expected a number from 0 to 1, such as 0.1".to_owned())
+}
+
+fn service(text: &str) -> Result<String, String> {
+    let is_one = text.split_once('/').is_some_and(|(namespace, name)| {
+        [namespace, name].iter().all(|part| {
+            let is_fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            (1..=63).contains(&part.len()) && part.bytes().all(is_fit)
+        })
+    });
+    if is_one { Ok(text.to_owned()) } else { Err("expected namespace/name, such as shop/checkout".to_owned()) }
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -312,6 +327,16 @@ mod tests {
         assert_eq!(parsed(&["--access-log-sample", "0.1"]).unwrap().access_log_sample, 0.1);
         for bad in ["2", "NaN", "some"] {
             assert!(parsed(&["--access-log-sample", bad]).unwrap_err().contains("from 0 to 1"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn services_whose_clients_see_times_are_named_one_by_one() {
+        assert!(parsed(&[]).unwrap().server_timing.is_empty());
+        let named = parsed(&["--server-timing", "shop/checkout,shop/web"]).unwrap().server_timing;
+        assert_eq!(named, ["shop/checkout", "shop/web"]);
+        for bad in ["checkout", "shop/", "shop/*", "*", "shop/check out", "shop/a/b"] {
+            assert!(parsed(&["--server-timing", bad]).unwrap_err().contains("such as shop/checkout"), "{bad}");
         }
     }
 

@@ -31,6 +31,7 @@ use crate::control::status::ControlStatus;
 use crate::dns;
 use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::journal::Journal;
+use crate::ledger::timing::Told;
 use crate::tap::Taps;
 use crate::telemetry::{AccessLog, GatewayMetrics, ServingShown};
 use crate::trace::Tracer;
@@ -83,6 +84,8 @@ pub struct Settings {
     pub access_log: String,
     /// Of requests that went well, how many are in it, from 0 to 1.
     pub access_log_sample: f64,
+    /// Services whose clients see where the time of their requests went, "namespace/name".
+    pub server_timing: Vec<String>,
     /// Where spans go; `None`: no request is recorded.
     pub otlp: Option<archipelago_otlp::Config>,
     /// Bounds of each worker.
@@ -187,6 +190,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access_log,
             tracer,
+            server_timing: Told::new(&settings.server_timing),
             taps: Arc::clone(&taps),
             tcp_ports: Arc::clone(&tcp_ports),
             clients: Arc::clone(&callers),

@@ -242,3 +242,39 @@ async fn nobody_else_says_or_hears_what_gateways_tell_each_other() {
         assert_eq!(kept["endpoint"], endpoint.to_string(), "where it really was: {kept}");
     }
 }
+
+/// The parts that a response's head tells its client, in milliseconds.
+fn timing(head: &http::HeaderMap) -> std::collections::BTreeMap<String, f64> {
+    let values = head.get_all("server-timing").into_iter().map(|value| value.to_str().unwrap());
+    let parts = values.flat_map(|value| value.split(", ")).map(|part| part.split_once(";dur=").unwrap());
+    parts.map(|(name, millis)| (name.to_owned(), millis.parse().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn clients_are_told_where_time_went_by_services_that_allow_it_only() {
+    let mut mesh = Mesh::start(&["paris", "tokyo"]).await;
+    let (endpoint, _) = backend("tokyo").await;
+    // The harness allows `shop/timed`.
+    let services = ["timed", "checkout", "empty"].map(|name| service(name, Protocol::Http1, &["tokyo"], &[]));
+    let endpoints = [("timed", "tokyo", endpoint, ""), ("checkout", "tokyo", endpoint, "")];
+    mesh.configure(services.into(), &endpoints).await;
+    for entry in ["paris", "tokyo"] {
+        let answer = get(mesh.http(entry), "timed.shop", "/delay/200", &[]).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let told = timing(answer.headers());
+        let total = told["total"];
+        assert!(told["first-byte"] >= 200.0 && told["first-byte"] <= total, "{entry}: {told:?}");
+        assert_eq!(told.contains_key("tunnel"), entry == "paris", "{entry}: {told:?}");
+        let parts: f64 = told.iter().filter(|(name, _)| *name != "total").map(|(_, millis)| millis).sum();
+        assert!((parts - total).abs() < 0.001, "{entry}: {told:?}");
+        let other = get(mesh.http(entry), HOST, "/", &[]).await.unwrap();
+        assert_eq!(other.status(), 200);
+        assert!(!other.headers().contains_key("server-timing"), "{entry}: {:?}", other.headers());
+        let nobody = get(mesh.http(entry), "empty.shop", "/", &[]).await.unwrap();
+        assert!(nobody.status().is_server_error() && !nobody.headers().contains_key("server-timing"), "{nobody:?}");
+    }
+    // What the gateway answers itself says it, too.
+    mesh.configure(vec![service("timed", Protocol::Http1, &["tokyo"], &[])], &[]).await;
+    let nobody = get(mesh.http("tokyo"), "timed.shop", "/", &[]).await.unwrap();
+    assert_eq!((nobody.status().as_u16(), timing(nobody.headers()).is_empty()), (503, false), "{nobody:?}");
+}

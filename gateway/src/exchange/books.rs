@@ -94,6 +94,8 @@ pub struct Record {
     pub hedge: Option<Hedge>,
     /// Its way through this gateway.
     pub trail: Trail,
+    /// Its client may see where its time went.
+    pub shows_timing: bool,
     /// Who keeps the slowest of its service; only where it entered.
     pub keeper: Option<Rc<Keeper>>,
     /// What its spans are made of, if it is recorded.
@@ -155,6 +157,7 @@ impl Record {
             attempts: 0,
             hedge: None,
             trail: Trail::default(),
+            shows_timing: false,
             keeper: None,
             trace: None,
             text: None,

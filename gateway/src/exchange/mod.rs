@@ -58,6 +58,7 @@ use archipelago_identity::SpiffeId;
 use archipelago_tunnel::{IncomingRequest, Responder};
 use http::{Method, StatusCode};
 
+use crate::ledger::timing;
 use crate::source::Workload;
 use crate::trace;
 use crate::worker::{Caller, Worker};
@@ -108,6 +109,8 @@ pub async fn serve_client(
         Err(failure) => return answer(&worker, failure, books, policy::is_grpc(&head), is_head),
     };
     let is_grpc = routed.is_grpc;
+    books.record().shows_timing =
+        worker.server_timing.has(|| view.snapshot.service(routed.service).map(|service| (*service.service).into()));
     let call = Call {
         worker: Rc::clone(&worker),
         head,
@@ -258,11 +261,16 @@ impl Response {
         self
     }
 
-    fn with(self, mut books: Books) -> Self {
+    fn with(mut self, mut books: Books) -> Self {
         let record = books.record();
         record.code = self.head.status.as_u16();
         if record.grpc != Grpc::No {
             record.grpc.head(self.head.fields.get(Known::GrpcStatus));
+        }
+        if record.shows_timing {
+            let value = timing::value(&record.trail, record.started);
+            // Beside what the service says there itself.
+            let _ = self.head.fields.push_named(b"server-timing", value.as_bytes());
         }
         Self { head: self.head, body: self.body.with_books(books) }
     }

@@ -7,6 +7,7 @@
 //! | [`minutes`] | which requests of a minute are kept |
 //! | [`keeper`] | one service of one worker: the cores above on its requests |
 //! | [`report`] | what is kept, for whoever asks |
+//! | [`timing`] | the same in the head of a response, for clients that may see it |
 //!
 //! The times of a request are parts of one span, from its head to the last byte of its response: nothing is counted twice, and what
 //! no part claims is the endpoint's, or the tunnel's. A gateway knows its own parts; those behind a tunnel are said by the gateway
@@ -18,6 +19,7 @@ pub mod field;
 pub mod keeper;
 pub mod minutes;
 pub mod report;
+pub mod timing;
 pub mod trail;
 
 use std::time::Instant;

@@ -42,6 +42,7 @@ use crate::exchange::books::Done;
 use crate::exchange::timers::Timers;
 use crate::handover::Turn;
 use crate::journal::Journal;
+use crate::ledger::timing::Told;
 use crate::pace;
 use crate::source::Source;
 use crate::tap::Taps;
@@ -121,6 +122,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Whose clients see where the time of their requests went.
+    pub server_timing: Told,
     /// Who looks at requests as they end.
     pub taps: Arc<Taps>,
     /// Ports of TCP services.
@@ -159,6 +162,8 @@ pub struct Worker {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Whose clients see where the time of their requests went.
+    pub server_timing: Told,
     /// Who looks at requests as they end.
     pub taps: Arc<Taps>,
     /// Whose address is whose on our node.
@@ -221,6 +226,7 @@ impl Worker {
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
             tracer: shared.tracer.clone(),
+            server_timing: shared.server_timing.clone(),
             taps: Arc::clone(&shared.taps),
             clients: Arc::clone(&shared.clients),
             timers: Rc::default(),

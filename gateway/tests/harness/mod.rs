@@ -131,6 +131,7 @@ impl Mesh {
             capture_from: archipelago_gateway::CaptureFrom::OwnNode,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             access_log_sample: 1.0,
+            server_timing: vec!["shop/timed".into()],
             otlp: self.otlp.clone(),
             state_dir,
             peers_per_cluster: 4,
