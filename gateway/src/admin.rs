@@ -291,7 +291,9 @@ async fn read<T: for<'de> Deserialize<'de>>(request: Request<Incoming>) -> Resul
 fn tunnel(t: &TunnelStatus) -> Value {
     json!({
         "from": t.from, "to": t.to, "fromCluster": t.from_cluster, "toCluster": t.to_cluster, "state": t.state,
-        "rttMicros": t.rtt_micros, "transport": t.transport, "connections": t.connections,
+        "rttMicros": t.rtt_micros, "transport": t.transport, "connections": t.connections, "sentPackets": t.sent_packets,
+        "lostPackets": t.lost_packets, "congestionWindowBytes": t.congestion_window_bytes, "blackHoles": t.black_holes,
+        "tlsVersion": t.tls_version,
     })
 }
 

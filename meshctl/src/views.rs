@@ -424,7 +424,16 @@ pub(crate) struct TunnelView {
     /// Null without a connection.
     pub(crate) rtt_micros: Option<u64>,
     pub(crate) transport: String,
+    /// Null where it is not reported.
+    pub(crate) tls_version: Option<String>,
     pub(crate) connections: u32,
+    /// Of the packets of the last minute. Null where it is not reported, or too few were sent.
+    pub(crate) loss_percent: Option<f64>,
+    /// On connections that are open.
+    pub(crate) sent_packets: Option<u64>,
+    pub(crate) lost_packets: Option<u64>,
+    pub(crate) congestion_window_bytes: Option<u64>,
+    pub(crate) black_holes: Option<u64>,
 }
 
 impl TunnelView {
@@ -438,14 +447,20 @@ impl TunnelView {
             state: tunnel.state,
             rtt_micros: some(tunnel.rtt_micros),
             transport: tunnel.transport,
+            tls_version: tunnel.tls_version,
             connections: tunnel.connections,
+            loss_percent: tunnel.lost_ppm.map(|ppm| f64::from(ppm) / 1e4),
+            sent_packets: tunnel.sent_packets,
+            lost_packets: tunnel.lost_packets,
+            congestion_window_bytes: tunnel.congestion_window_bytes,
+            black_holes: tunnel.black_holes,
         }
     }
 }
 
 /// `tunnels` for people.
 pub(crate) fn tunnel_table(tunnels: &[TunnelView]) -> Table {
-    let mut table = Table::new(&["FROM", "TO", "STATE", "RTT", "TRANSPORT", "CONNECTIONS"]);
+    let mut table = Table::new(&["FROM", "TO", "STATE", "RTT", "LOSS", "TRANSPORT", "TLS", "CONNECTIONS"]);
     for tunnel in tunnels {
         let rtt = tunnel.rtt_micros.map_or_else(|| "-".to_owned(), duration::measured);
         table.row([
@@ -453,11 +468,22 @@ pub(crate) fn tunnel_table(tunnels: &[TunnelView]) -> Table {
             tunnel.to.clone().into(),
             Cell::state(&tunnel.state),
             rtt.into(),
+            tunnel.loss_percent.map_or_else(|| "-".to_owned(), loss).into(),
             tunnel.transport.clone().into(),
+            tunnel.tls_version.as_deref().unwrap_or("-").into(),
             u64::from(tunnel.connections).into(),
         ]);
     }
     table
+}
+
+/// Never 0 unless nothing was lost.
+fn loss(percent: f64) -> String {
+    match percent {
+        0.0 => "0%".to_owned(),
+        ..0.01 => "<0.01%".to_owned(),
+        _ => format!("{percent:.2}%"),
+    }
 }
 
 /// `token list`: one.

@@ -158,7 +158,7 @@ impl GatewayMetrics {
 
     /// Replaces the state of the tunnels.
     pub fn set_tunnels(&self, tunnels: Vec<TunnelStatus>) {
-        self.tunnels.set(tunnels);
+        self.tunnels.set(tunnels, std::time::Instant::now());
     }
 
     /// Which traces are examples of which samples; see [`archipelago_base::metrics::Exemplars`].

@@ -4,6 +4,7 @@ pub mod access_log;
 mod events;
 pub mod flows;
 mod latency;
+mod loss;
 pub mod metrics;
 mod name;
 mod series;

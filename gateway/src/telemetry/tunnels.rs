@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use archipelago_proto::v1::TunnelStatus;
 use archipelago_tunnel::{Traffic, TunnelStats};
@@ -12,19 +13,23 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use super::loss::Losses;
+
 /// The tunnels as last collected.
 #[derive(Debug, Default)]
-pub struct Tunnels(Mutex<Vec<TunnelStatus>>);
+pub struct Tunnels(Mutex<(Vec<TunnelStatus>, Losses)>);
 
 impl Tunnels {
-    /// Replaces them.
-    pub fn set(&self, tunnels: Vec<TunnelStatus>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tunnels;
+    /// Replaces them, and works out what they lost lately.
+    pub fn set(&self, mut tunnels: Vec<TunnelStatus>, now: Instant) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.1.fill(&mut tunnels, now);
+        inner.0 = tunnels;
     }
 
     /// A copy.
     pub fn get(&self) -> Vec<TunnelStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
 
@@ -52,6 +57,20 @@ impl Collector for Tunnels {
         for tunnel in tunnels.iter().filter(|tunnel| tunnel.rtt_micros > 0) {
             #[allow(clippy::cast_precision_loss, reason = "microseconds of a round trip fit 52 bits")]
             ConstGauge::new(tunnel.rtt_micros as f64 / 1e6).encode(rtt.encode_family(&labels(tunnel))?)?;
+        }
+        let help =
+            "Share of the packets sent to a gateway in the last minute that were lost; missing where too few were sent";
+        let mut loss = encoder.encode_descriptor("mesh_tunnel_loss_ratio", help, None, MetricType::Gauge)?;
+        for tunnel in &tunnels {
+            let Some(ppm) = tunnel.lost_ppm else { continue };
+            ConstGauge::new(f64::from(ppm) / 1e6).encode(loss.encode_family(&labels(tunnel))?)?;
+        }
+        for (name, help, value) in PATHS {
+            let mut gauges = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for tunnel in &tunnels {
+                let Some(value) = value(tunnel) else { continue };
+                ConstGauge::new(value).encode(gauges.encode_family(&labels(tunnel))?)?;
+            }
         }
         Ok(())
     }
@@ -115,6 +134,19 @@ impl Collector for TrafficShown {
     }
 }
 
+type ReadPath = fn(&TunnelStatus) -> Option<u64>;
+const PATHS: [(&str, &str, ReadPath); 2] = [
+    (
+        "mesh_tunnel_congestion_window_bytes",
+        "The smallest congestion window of the connections with a gateway",
+        |tunnel| tunnel.congestion_window_bytes,
+    ),
+    (
+        "mesh_tunnel_path_black_holes",
+        "How often the connections that are open with a gateway found that large packets vanish",
+        |tunnel| tunnel.black_holes,
+    ),
+];
 type Read = fn(&Traffic) -> u64;
 const TRAFFIC: [(&str, &str, Read); 4] = [
     ("mesh_tunnel_sent_bytes", "UDP payload sent to gateways of a cluster", |traffic| traffic.sent_bytes),
@@ -140,14 +172,22 @@ mod tests {
     #[test]
     fn a_tunnel_is_in_one_state_of_all() {
         let tunnels = Arc::new(Tunnels::default());
-        tunnels.set(vec![TunnelStatus {
+        let told = |sent_packets| TunnelStatus {
             from_cluster: "paris".into(),
             to: "tokyo/gw-1".into(),
             to_cluster: "tokyo".into(),
             state: "suspect".into(),
             rtt_micros: 1500,
+            sent_packets: Some(sent_packets),
+            lost_packets: Some(sent_packets / 4),
+            congestion_window_bytes: Some(12_000),
             ..Default::default()
-        }]);
+        };
+        let silent = TunnelStatus { to: "oslo/gw-1".into(), to_cluster: "oslo".into(), ..Default::default() };
+        for (sent, second) in [(100, 0), (500, 1)] {
+            let now = Instant::now() + std::time::Duration::from_secs(second);
+            tunnels.set(vec![told(sent), silent.clone()], now);
+        }
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&tunnels)));
         let mut text = String::new();
@@ -162,6 +202,10 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "{line} missing in:\n{text}");
         }
         assert!(text.contains(&format!("mesh_tunnel_rtt_seconds{{{labels}}} 0.0015\n")), "{text}");
+        assert!(text.contains(&format!("mesh_tunnel_loss_ratio{{{labels}}} 0.25\n")), "{text}");
+        assert!(text.contains(&format!("mesh_tunnel_congestion_window_bytes{{{labels}}} 12000\n")), "{text}");
+        let of_oslo = text.lines().filter(|line| line.contains("oslo") && !line.starts_with("mesh_tunnel_state"));
+        assert_eq!(of_oslo.count(), 0, "what is not known is not zero:\n{text}");
     }
 
     #[test]

@@ -155,8 +155,10 @@ fn knowledge(worker: &Worker) -> Knowledge {
 }
 
 fn report(worker: &Worker) -> Report {
+    let paths = worker.tunnels.paths();
     let tunnels = worker.tunnels.peers().into_iter().map(|peer| {
         let name = peer.name();
+        let path = paths.get(peer.spiffe_id());
         TunnelStatus {
             from: format!("{}/{}", worker.identity.cluster, worker.identity.gateway),
             to: name.to_string(),
@@ -166,6 +168,14 @@ fn report(worker: &Worker) -> Report {
             rtt_micros: micros(peer.rtt()),
             transport: "quic".to_owned(),
             connections: u32::from(matches!(peer.state(), PeerState::Up | PeerState::Suspect | PeerState::Draining)),
+            sent_packets: path.map(|path| path.sent_packets),
+            lost_packets: path.map(|path| path.lost_packets),
+            // That is of a minute, and known of all workers together.
+            lost_ppm: None,
+            congestion_window_bytes: path.map(|path| path.congestion_window_bytes),
+            black_holes: path.map(|path| path.black_holes),
+            // QUIC has no other (RFC 9001 §4.2).
+            tls_version: path.map(|_| "TLSv1.3".to_owned()),
         }
     });
     Report {
@@ -180,7 +190,8 @@ fn report(worker: &Worker) -> Report {
     }
 }
 
-/// One entry per peer out of those of all workers: the worst state, the connections added up, the largest round trip.
+/// One entry per peer out of those of all workers: the worst state, connections and packets added up, the largest round trip, the
+/// smallest window.
 pub fn merge(reports: impl IntoIterator<Item = Vec<TunnelStatus>>) -> Vec<TunnelStatus> {
     let mut merged: Vec<TunnelStatus> = Vec::new();
     for tunnel in reports.into_iter().flatten() {
@@ -189,6 +200,12 @@ pub fn merge(reports: impl IntoIterator<Item = Vec<TunnelStatus>>) -> Vec<Tunnel
             Some(known) => {
                 known.connections += tunnel.connections;
                 known.rtt_micros = known.rtt_micros.max(tunnel.rtt_micros);
+                known.sent_packets = either(known.sent_packets, tunnel.sent_packets, u64::saturating_add);
+                known.lost_packets = either(known.lost_packets, tunnel.lost_packets, u64::saturating_add);
+                known.black_holes = either(known.black_holes, tunnel.black_holes, u64::saturating_add);
+                let windows = (known.congestion_window_bytes, tunnel.congestion_window_bytes);
+                known.congestion_window_bytes = either(windows.0, windows.1, u64::min);
+                known.tls_version = known.tls_version.take().or(tunnel.tls_version);
                 if severity(&tunnel.state) > severity(&known.state) {
                     known.state = tunnel.state;
                 }
@@ -197,6 +214,14 @@ pub fn merge(reports: impl IntoIterator<Item = Vec<TunnelStatus>>) -> Vec<Tunnel
     }
     merged.sort_by(|a, b| a.to.cmp(&b.to));
     merged
+}
+
+/// What both say, or the one that says anything.
+fn either(one: Option<u64>, other: Option<u64>, both: fn(u64, u64) -> u64) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(both(one, other)),
+        (one, other) => one.or(other),
+    }
 }
 
 /// The word for a state, in metrics, reports and logs alike.
@@ -245,5 +270,16 @@ mod tests {
         let seen: Vec<_> =
             merged.iter().map(|t| (t.to.as_str(), t.state.as_str(), t.rtt_micros, t.connections)).collect();
         assert_eq!(seen, [("a", "dead", 3, 2), ("b", "up", 5, 2)]);
+        assert!(merged.iter().all(|t| t.sent_packets.is_none()), "what nobody says is not zero");
+        let told = |sent, window| TunnelStatus {
+            sent_packets: Some(sent),
+            lost_packets: Some(1),
+            congestion_window_bytes: Some(window),
+            ..tunnel("a", "up", 1)
+        };
+        let [one] = &merge([vec![told(10, 5_000)], vec![tunnel("a", "dialing", 0)], vec![told(30, 4_000)]])[..] else {
+            panic!("one peer")
+        };
+        assert_eq!((one.sent_packets, one.lost_packets, one.congestion_window_bytes), (Some(40), Some(2), Some(4_000)));
     }
 }

@@ -62,5 +62,5 @@ pub use peer::PeerState;
 pub use request::{Opening, PeerHandle};
 pub use server::{Incoming, IncomingRequest, Responder};
 pub use socket::Cut;
-pub use traffic::Traffic;
+pub use traffic::{Path, Traffic};
 pub use tunnels::{TunnelStats, Tunnels};

@@ -17,6 +17,44 @@ pub struct Traffic {
     pub lost_packets: u64,
 }
 
+/// How the connections with one gateway are, those that it dialled as well, as this end counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Path {
+    /// QUIC packets sent on connections that are open.
+    pub sent_packets: u64,
+    /// Of those, how many were found lost.
+    pub lost_packets: u64,
+    /// The smallest congestion window of them, in bytes.
+    pub congestion_window_bytes: u64,
+    /// How often a path was found to swallow large packets.
+    pub black_holes: u64,
+}
+
+impl Path {
+    /// One more connection, or more of them.
+    pub fn add(&mut self, other: Self) {
+        let is_first = *self == Self::default();
+        self.congestion_window_bytes = match is_first {
+            true => other.congestion_window_bytes,
+            false => self.congestion_window_bytes.min(other.congestion_window_bytes),
+        };
+        self.sent_packets = self.sent_packets.saturating_add(other.sent_packets);
+        self.lost_packets = self.lost_packets.saturating_add(other.lost_packets);
+        self.black_holes = self.black_holes.saturating_add(other.black_holes);
+    }
+}
+
+impl From<quinn::PathStats> for Path {
+    fn from(stats: quinn::PathStats) -> Self {
+        Self {
+            sent_packets: stats.sent_packets,
+            lost_packets: stats.lost_packets,
+            congestion_window_bytes: stats.cwnd,
+            black_holes: stats.black_holes_detected,
+        }
+    }
+}
+
 /// By cluster: what connections that are over have carried.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ended(pub(crate) BTreeMap<String, Traffic>);

@@ -15,7 +15,7 @@ use crate::{
     server::{Incoming, IncomingRequest},
     socket::{Cut, CutSet},
     ticker::Ticker,
-    traffic::{Ended, Traffic},
+    traffic::{Ended, Path, Traffic},
     transport::{self, varint},
 };
 use arc_swap::ArcSwap;
@@ -138,6 +138,15 @@ impl Tunnels {
     /// The chosen peers, by name.
     pub fn peers(&self) -> Vec<PeerHandle> {
         self.0.peers.load().values().cloned().map(PeerHandle::new).collect()
+    }
+
+    /// How the open connections with each gateway are, whoever dialled them.
+    pub fn paths(&self) -> BTreeMap<SpiffeId, Path> {
+        let mut paths: BTreeMap<SpiffeId, Path> = BTreeMap::new();
+        for conn in self.0.live() {
+            paths.entry(conn.peer().spiffe_id.clone()).or_default().add(conn.quinn().stats().path.into());
+        }
+        paths
     }
 
     /// A counter that moves when any peer's state or health changes.

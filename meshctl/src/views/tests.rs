@@ -289,7 +289,7 @@ fn a_service_with_several_ports_names_them_and_a_headless_one_says_so() {
 
 #[test]
 fn tunnels_json() {
-    let tunnel = TunnelView::new(v1::TunnelStatus {
+    let old = v1::TunnelStatus {
         from: "gw-1".into(),
         to: "tokyo/gw-2".into(),
         from_cluster: "paris".into(),
@@ -298,14 +298,35 @@ fn tunnels_json() {
         rtt_micros: 180,
         transport: "quic".into(),
         connections: 1,
-    });
+        ..Default::default()
+    };
+    let new = v1::TunnelStatus {
+        sent_packets: Some(40_000),
+        lost_packets: Some(3),
+        lost_ppm: Some(75),
+        congestion_window_bytes: Some(64_000),
+        black_holes: Some(0),
+        tls_version: Some("TLSv1.3".into()),
+        ..old.clone()
+    };
+    let (old, new) = (TunnelView::new(old), TunnelView::new(new));
     assert_eq!(
-        serde_json::to_value(&tunnel).unwrap(),
+        serde_json::to_value(&new).unwrap(),
         json!({
             "from": "paris/gw-1", "to": "tokyo/gw-2", "fromCluster": "paris", "toCluster": "tokyo",
-            "state": "up", "rttMicros": 180, "transport": "quic", "connections": 1,
+            "state": "up", "rttMicros": 180, "transport": "quic", "tlsVersion": "TLSv1.3", "connections": 1,
+            "lossPercent": 0.0075, "sentPackets": 40_000, "lostPackets": 3, "congestionWindowBytes": 64_000, "blackHoles": 0,
         })
     );
+    let json = serde_json::to_value(&old).unwrap();
+    for name in ["tlsVersion", "lossPercent", "sentPackets", "lostPackets", "congestionWindowBytes", "blackHoles"] {
+        assert_eq!(json[name], json!(null), "a build before this does not report {name}");
+    }
+    let lossy = TunnelView { loss_percent: Some(1.25), ..new.clone() };
+    let table = Text::from(tunnel_table(&[old, new, lossy])).render(false);
+    let shown: Vec<&str> =
+        table.lines().map(|line| line.split("   ").filter(|cell| !cell.is_empty()).nth(4).unwrap().trim()).collect();
+    assert_eq!(shown, ["LOSS", "-", "<0.01%", "1.25%"], "{table}");
 }
 
 fn commit() -> v1::ApplyResponse {

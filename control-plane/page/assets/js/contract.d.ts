@@ -144,6 +144,7 @@ export interface Link {
   tunnelsUp: number;
   /** Of the slowest that is up. */
   rttMicros: number | null;
+  /** Of the packets of the last minute, of the tunnel that is up and loses most; null: none of their gateways reports it, or too few were sent. */
   lossPercent: number | null;
   /** "quic" */
   transports: string[];

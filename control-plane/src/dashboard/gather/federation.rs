@@ -171,7 +171,11 @@ fn link(a: &str, b: &str, tunnels: &[&v1::TunnelStatus]) -> Link {
         tunnels: tunnels.len(),
         tunnels_up: up.len(),
         rtt_micros: up.iter().map(|tunnel| tunnel.rtt_micros).filter(|rtt| *rtt > 0).max().map(two_digits),
-        loss_percent: None,
+        loss_percent: up
+            .iter()
+            .filter_map(|tunnel| tunnel.lost_ppm)
+            .max()
+            .map(|ppm| two_digits(ppm.into()) as f64 / 1e4),
         transports: transports.into_iter().cloned().collect(),
         a_to_b: None,
         b_to_a: None,
@@ -264,6 +268,7 @@ mod tests {
             rtt_micros,
             transport: "quic".into(),
             connections: 1,
+            ..v1::TunnelStatus::default()
         }
     }
 
@@ -283,6 +288,10 @@ mod tests {
             assert_eq!((link.state, link.rtt_micros, link.broken.len()), (state, rtt, broken));
             assert_eq!((link.a_to_b, link.loss_percent), (None, None), "not known is not zero");
         }
+        let lossy = |ppm| v1::TunnelStatus { lost_ppm: Some(ppm), ..up.clone() };
+        let loss = |tunnels: &[&v1::TunnelStatus]| link("paris", "tokyo", tunnels).loss_percent;
+        assert_eq!(loss(&[&far, &lossy(0), &lossy(12_345)]), Some(1.2), "of the worst that says it");
+        assert_eq!(loss(&[&far, &lossy(0)]), Some(0.0));
         assert_eq!(link("paris", "tokyo", &[&dead]).broken, ["paris/gw-1 to tokyo/gw-2 is dead"]);
     }
 

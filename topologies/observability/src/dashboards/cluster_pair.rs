@@ -43,6 +43,10 @@ pub(super) fn dashboard() -> Dashboard {
                 query(r#"sum(rate(mesh_tunnel_lost_packets_total{@, source_cluster="$source", destination_cluster="$destination"}[$__rate_interval]))"#, "there"),
                 query(r#"sum(rate(mesh_tunnel_lost_packets_total{@, source_cluster="$destination", destination_cluster="$source"}[$__rate_interval]))"#, "back"),
             ]).runbook("MeshTunnelLoss"),
+            lines("Loss by tunnel", "Share of the packets of the last minute that were lost; a tunnel over which almost nothing goes has none.", "percentunit",
+                [query(r#"mesh_tunnel_loss_ratio{@, source_cluster="$source", destination_cluster="$destination"}"#, "{{instance}} → {{peer}}")]).share().runbook("MeshTunnelLoss"),
+            lines("Congestion windows", "How much may be on its way unacknowledged, by the connection of each tunnel that may have the least.", "bytes",
+                [query(r#"mesh_tunnel_congestion_window_bytes{@, source_cluster="$source", destination_cluster="$destination"}"#, "{{instance}} → {{peer}}")]),
             lines("Bytes", "Everything on the tunnels, both ways, as the gateways of the one count it.", "Bps", [
                 query(r#"sum(rate(mesh_tunnel_sent_bytes_total{@, source_cluster="$source", destination_cluster="$destination"}[$__rate_interval]))"#, "sent"),
                 query(r#"sum(rate(mesh_tunnel_received_bytes_total{@, source_cluster="$source", destination_cluster="$destination"}[$__rate_interval]))"#, "received"),
