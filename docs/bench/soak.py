@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mixed traffic through two gateways for a long time, while endpoints are killed: does anything leak, does anything fail?
 
-    docs/bench/soak.py MESHCTL [--minutes 30] [--seed 1] [--base-port 24400]
+    docs/bench/soak.py MESHCTL [--minutes 30] [--seed 1] [--base-port 24400] [--keep DIR]
 
 `meshctl up` starts two clusters with one gateway each. Clients of paris use HTTP/1.1, HTTP/2 (curl), gRPC streams (grpcio, where it is
 installed) and TCP services that only tokyo has, in two instances each: small requests, uploads and downloads whose bytes are
@@ -9,7 +9,8 @@ checked, downloads that are cancelled, readers that stall. Every 20 s an instanc
 
 A failure is explained if a kill happened while the exchange was open or within 3 s before it, for what cannot be sent again (an
 exchange that the instance had begun). At the end the clients stop, and in both gateways memory must have been flat after the warm-up,
-connections be zero and descriptors back to where they were. Prints one line of JSON a minute and a verdict; exit code 1: it failed.
+connections be zero and descriptors back to where they were. Prints one line of JSON a minute, one for each failure with the kills
+around it, and a verdict; exit code 1: it failed. With --keep the state is in DIR afterwards, with the access logs of both gateways.
 """
 
 import argparse
@@ -56,8 +57,10 @@ spec:
 class Mesh:
     """Two clusters, and what their gateways use."""
 
-    def __init__(self, meshctl, base, calls):
-        self.meshctl, self.dir = os.path.abspath(meshctl), tempfile.mkdtemp(prefix="soak-")
+    def __init__(self, meshctl, base, calls, keep):
+        self.meshctl, self.keep = os.path.abspath(meshctl), keep
+        self.dir = os.path.abspath(keep) if keep else tempfile.mkdtemp(prefix="soak-")
+        os.makedirs(self.dir, exist_ok=True)
         self.state = os.path.join(self.dir, "state")
         names = ["web", "catalog", "ledger", "calls"]
         exports = "".join(
@@ -66,7 +69,7 @@ class Mesh:
         path = os.path.join(self.dir, "soak.yaml")
         with open(path, "w") as out:
             out.write(TOPOLOGY.format(calls=json.dumps(calls), exports=exports))
-        self.run("up", path, "--detach", "--base-port", str(base), "--workers", "2")
+        self.run("up", path, "--detach", "--base-port", str(base), "--workers", "2", *(["--access-log"] if keep else []))
         self.status = json.loads(self.run("status", "-o", "json"))
 
     def run(self, *args):
@@ -82,7 +85,8 @@ class Mesh:
 
     def down(self):
         subprocess.run([self.meshctl, "--state", self.state, "down"], capture_output=True)
-        shutil.rmtree(self.dir, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.dir, ignore_errors=True)
 
 
 class Gateway:
@@ -139,10 +143,16 @@ class Traffic:
                 state.pop("connection", None)
                 with self.lock:
                     self.failures.append((began, time.monotonic(), kind.__name__, f"{type(error).__name__}: {error}"))
+                    print(json.dumps(self.told(*self.failures[-1])), flush=True)
             self.stop.wait(rng.uniform(0.05, 0.6))
 
+    def told(self, began, ended, kind, error):
+        """A failure as it happened, with whom the last kills before its end were of, and how long before."""
+        ago = {victim: round(ended - kill, 2) for kill, victim in self.kills[-2:]}
+        return {"failed": kind, "at": time.strftime("%H:%M:%S", time.gmtime()), "took_s": round(ended - began, 2), "killed_s_before": ago, "error": error}
+
     def unexplained(self):
-        near = lambda began, ended: any(began - EXPLAINED_SECONDS <= kill <= ended for kill in self.kills)
+        near = lambda began, ended: any(began - EXPLAINED_SECONDS <= kill <= ended for kill, _ in self.kills)
         return [f"{kind}: {error}" for began, ended, kind, error in self.failures if not near(began, ended)]
 
     def request(self, state, method, path, host="web.shop", body=None, headers=()):
@@ -265,9 +275,10 @@ def main():
     flags.add_argument("--minutes", type=float, default=30)
     flags.add_argument("--seed", type=int, default=1)
     flags.add_argument("--base-port", type=int, default=24400)
+    flags.add_argument("--keep", metavar="DIR")
     args = flags.parse_args()
     calls = Calls(args.base_port)
-    mesh = Mesh(args.meshctl, args.base_port, [f"127.0.0.1:{port}" for port in calls.ports] or ["127.0.0.1:9"])
+    mesh = Mesh(args.meshctl, args.base_port, [f"127.0.0.1:{port}" for port in calls.ports] or ["127.0.0.1:9"], args.keep)
     try:
         sys.exit(soak(args, mesh, calls))
     finally:
@@ -294,7 +305,7 @@ def soak(args, mesh, calls):
             next_kill += KILL_EVERY_SECONDS
             demos = mesh.processes("demo")
             victim = rng.choice(sorted(demos) + list(range(len(calls.ports))))
-            traffic.kills.append(time.monotonic())
+            traffic.kills.append((time.monotonic(), victim))
             calls.kill(victim) if victim in range(len(calls.ports)) else os.kill(demos[victim], signal.SIGKILL)
         if now >= next_line:
             next_line += min(60, length / 3)
