@@ -64,7 +64,9 @@ pub async fn serve(
 
 /// Reads until the bytes are the preface of HTTP/2, or cannot become it.
 async fn opening(stream: &mut TcpStream) -> io::Result<(BytesMut, bool)> {
-    let mut read = BytesMut::with_capacity(OPENING_BYTES);
+    // Who says nothing yet needs no room for it.
+    stream.readable().await?;
+    let mut read = http1::spare::room();
     loop {
         if stream.read_buf(&mut read).await? == 0 {
             return if read.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok((read, false)) };
@@ -125,5 +127,3 @@ impl AsyncWrite for Opened {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// One read mostly brings a whole first request.
-const OPENING_BYTES: usize = 4 * 1024;

@@ -15,6 +15,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::io::poll_read_buf;
 
 use super::out::Out;
+use super::spare::{self, ROOM};
 
 /// One connection.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Link {
     pub fn new(stream: TcpStream, read: BytesMut) -> Self {
         let (reader, writer) = stream.into_split();
         let writer = Rc::new(Writer { half: Some(writer), resets: Cell::new(false) });
-        Self { reader, writer, read, out: Out::default(), eof: false, want: READ_MIN }
+        Self { reader, writer, read, out: Out::default(), eof: false, want: ROOM }
     }
 
     /// Reads more; ready with false at the end.
@@ -50,6 +51,7 @@ impl Link {
         if self.read.capacity() == 0 {
             // Who has nothing to read yet needs no room for it: idle connections are many.
             ready!(self.reader.as_ref().poll_read_ready(cx))?;
+            self.read = spare::room();
         }
         if self.read.capacity() - self.read.len() < self.want / 2 {
             self.read.reserve(self.want);
@@ -58,7 +60,7 @@ impl Link {
         let n = ready!(poll_read_buf(Pin::new(&mut self.reader), cx, &mut self.read))?;
         self.eof = n == 0;
         // A sender that fills what is offered gets more, one that does not gets less.
-        self.want = if n == room { (self.want * 2).min(READ_MAX) } else { (self.want / 2).max(READ_MIN.max(n)) };
+        self.want = if n == room { (self.want * 2).min(READ_MAX) } else { (self.want / 2).max(ROOM.max(n)) };
         Poll::Ready(Ok(n > 0))
     }
 
@@ -85,14 +87,12 @@ impl Link {
         Watch(Rc::clone(&self.writer))
     }
 
-    /// Frees the memory of an idle connection.
-    pub fn shrink(&mut self) {
-        if self.read.is_empty() {
-            self.read = BytesMut::new();
+    /// Gives back the buffers of a connection that waits for its next message.
+    pub fn rest(&mut self) {
+        if self.read.is_empty() && self.read.capacity() > 0 {
+            spare::take_room(std::mem::take(&mut self.read));
         }
-        if self.out.is_empty() {
-            self.out.clear();
-        }
+        self.out.rest();
     }
 
     /// Tells the other end that nothing more comes.
@@ -151,8 +151,6 @@ impl Watch {
     }
 }
 
-/// Heads of 900 bytes and small bodies fit.
-const READ_MIN: usize = 8 * 1024;
 /// What is in a socket under load.
 const READ_MAX: usize = 128 * 1024;
 
@@ -170,10 +168,10 @@ mod tests {
     async fn idle_connections_hold_no_room_to_read_into() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut link = Link::new(listener.accept().await.unwrap().0, BytesMut::with_capacity(READ_MIN));
+        let mut link = Link::new(listener.accept().await.unwrap().0, spare::room());
         let mut idle = Context::from_waker(Waker::noop());
         assert!(link.poll_fill(&mut idle).is_pending());
-        link.shrink();
+        link.rest();
         // Asked again, as whoever reads does.
         assert!(link.poll_fill(&mut idle).is_pending());
         assert_eq!(link.read.capacity(), 0);
@@ -181,7 +179,7 @@ mod tests {
             other.write_all(said.as_bytes()).await.unwrap();
             assert!(std::future::poll_fn(|cx| link.poll_fill(cx)).await.unwrap());
             assert_eq!(link.read.split(), said.as_bytes());
-            link.shrink();
+            link.rest();
         }
         drop(other);
         assert!(!std::future::poll_fn(|cx| link.poll_fill(cx)).await.unwrap());

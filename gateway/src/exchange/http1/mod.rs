@@ -11,6 +11,7 @@ pub mod client;
 pub mod link;
 pub mod out;
 pub mod server;
+pub mod spare;
 
 /// Appends one chunk of a body (RFC 9112 §7.1).
 fn push_chunk(data: Bytes, out: &mut Out) {

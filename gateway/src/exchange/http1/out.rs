@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::net::TcpStream;
 
+use super::spare;
+
 /// Bytes in the order in which they are to be written.
 #[derive(Debug, Default)]
 pub struct Out {
@@ -25,13 +27,16 @@ pub struct Out {
 impl Out {
     /// Where heads and framing are written to, behind all that is there.
     pub fn text(&mut self) -> &mut Vec<u8> {
+        if self.tail.capacity() == 0 {
+            self.tail = spare::text();
+        }
         &mut self.tail
     }
 
     /// Appends a piece of a body.
     pub fn push(&mut self, bytes: Bytes) {
         if bytes.len() <= COPIED_MAX {
-            self.tail.extend_from_slice(&bytes);
+            self.text().extend_from_slice(&bytes);
             return;
         }
         self.seal();
@@ -52,6 +57,14 @@ impl Out {
     /// Forgets what is not written, and the memory.
     pub fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Gives back its memory, when everything is written.
+    pub fn rest(&mut self) {
+        if self.is_empty() && self.tail.capacity() + self.queue.capacity() > 0 {
+            spare::take_text(std::mem::take(&mut self.tail));
+            *self = Self::default();
+        }
     }
 
     /// Writes as much as the socket takes; ready when all is written.

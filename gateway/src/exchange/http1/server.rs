@@ -120,8 +120,7 @@ impl Conn {
         // Idle connections hold none.
         let mut head = None;
         let mut progress = h1::Progress::default();
-        let began = Instant::now();
-        timer.set(Some(began + SHRINK_AFTER.min(worker.limits.idle_timeout)));
+        timer.set(Some(Instant::now() + worker.limits.idle_timeout));
         let mut idle = true;
         std::future::poll_fn(|cx| {
             let mut link = self.link.borrow_mut();
@@ -146,16 +145,10 @@ impl Conn {
                     Poll::Pending => {}
                 }
                 if timer.poll_due(cx).is_ready() {
-                    if !idle {
-                        return Poll::Ready(Err(Unread::Slow));
-                    }
-                    let end = began + worker.limits.idle_timeout;
-                    if Instant::now() >= end {
-                        return Poll::Ready(Ok(None));
-                    }
-                    link.shrink();
-                    timer.set(Some(end));
-                    continue;
+                    return Poll::Ready(if idle { Ok(None) } else { Err(Unread::Slow) });
+                }
+                if idle {
+                    link.rest();
                 }
                 // Whoever drains wakes everybody who waits for a timer.
                 return if idle && worker.is_draining.get() { Poll::Ready(Ok(None)) } else { Poll::Pending };
@@ -542,8 +535,6 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const AHEAD_BYTES: usize = 64 * 1024;
 /// Read ahead of the answer to an earlier request.
 const PIPELINED_MAX: usize = 8 * 1024;
-/// Of an idle connection its buffers are freed.
-const SHRINK_AFTER: Duration = Duration::from_secs(1);
 const PROBE_AFTER: Duration = Duration::from_millis(250);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
