@@ -1,9 +1,13 @@
 //! All workers of the gateway, as the rest of the process sees them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, SlowAnswer, SlowQuestion, TunnelProbe, TunnelStatus};
+use archipelago_proto::v1::{
+    ExplainQuery, ExplainResponse, SlowAnswer, SlowQuestion, TunnelProbe, TunnelStatus, UnderWayAnswer,
+    UnderWayQuestion, UnderWayRow,
+};
 use archipelago_tunnel::Cut;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -64,6 +68,25 @@ impl Workers {
         let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         let silent = self.len() - answers.len();
         report::merge(answers.into_iter().flatten().collect(), silent)
+    }
+
+    /// What is under way, on all workers.
+    pub async fn under_way(&self, question: &UnderWayQuestion) -> UnderWayAnswer {
+        let asked = self.0.iter().map(|worker| ask(worker, |reply| Command::UnderWay(question.cluster.clone(), reply)));
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let silent_workers = u32::try_from(self.len() - answers.len()).unwrap_or(u32::MAX);
+        let mut sums: BTreeMap<(String, String), UnderWayRow> = BTreeMap::new();
+        for row in answers.into_iter().flatten() {
+            let UnderWayRow { service, cluster, requests, connections } = row;
+            let sum = sums.entry((service.clone(), cluster.clone())).or_insert_with(|| UnderWayRow {
+                service,
+                cluster,
+                ..UnderWayRow::default()
+            });
+            sum.requests += requests;
+            sum.connections += connections;
+        }
+        UnderWayAnswer { rows: sums.into_values().collect(), silent_workers }
     }
 
     /// What comes back through the tunnels of all workers, one entry per peer.

@@ -15,6 +15,7 @@ mod names;
 mod ordered;
 mod output;
 mod slow;
+mod underway;
 mod up;
 mod views;
 

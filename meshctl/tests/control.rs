@@ -237,7 +237,10 @@ async fn operators_at_once_lose_nothing(federation: &Federation) {
     federation.ok("switch shop/checkout --to paris --wait none").await;
     at_once(vec!["switch shop/checkout --undo".to_owned(); 2]).await;
     assert_eq!(federation.json("split get shop/checkout").await["spec"], before);
-    at_once(["paris", "tokyo", "frankfurt"].map(|name| format!("cluster drain {name}")).to_vec()).await;
+    at_once(
+        ["paris", "tokyo", "frankfurt"].map(|name| format!("cluster drain {name} --force --empty-within 0s")).to_vec(),
+    )
+    .await;
     at_once(["paris", "tokyo", "frankfurt"].map(|name| format!("cluster uncordon {name}")).to_vec()).await;
     saw!("{rounds} rounds of two, two of eight operators at once: nothing lost");
 }

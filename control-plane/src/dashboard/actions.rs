@@ -29,7 +29,7 @@ use super::{
     gather::{lagging, rejected},
     routes::Refused,
 };
-use crate::api::{Context, access, fleet::FleetService, resources::ResourcesService};
+use crate::api::{Context, access, fleet::FleetService, resources::ResourcesService, services::Overview};
 
 /// One change that somebody wants.
 pub(super) struct Acting<'a> {
@@ -73,7 +73,7 @@ impl Acting<'_> {
         let (held, revision) = self.read(wish).await?;
         let edit = self.edit(wish, held.as_ref())?;
         let before = held.as_ref().map_or(Value::Null, |held| spec(&held.document));
-        let (changes, warnings, after) = match edit {
+        let (changes, mut warnings, after) = match edit {
             Edit::Apply(document) => {
                 let request = ApplyRequest {
                     documents: vec![source(wish, &document)],
@@ -91,8 +91,28 @@ impl Acting<'_> {
                 (vec![Change { kind, namespace, name, what: "deleted".to_owned() }], Vec::new(), Value::Null)
             }
         };
+        if let Wish::Drain { cluster, drained: true } = wish {
+            warnings.extend(self.alone(cluster.clone()).await?);
+        }
         let basis = basis(held.as_ref());
         Ok(Plan { command: wish.command(), changes, before, after, warnings, revision, basis })
+    }
+
+    /// That a drained cluster would go on to serve what nobody else can.
+    async fn alone(&self, cluster: String) -> Result<Option<String>, Refused> {
+        let (_, federation) = self.context.compiler.federation();
+        let (agents, gateways) = (self.context.sessions.agents(), self.context.sessions.gateways());
+        // Tens of thousands of reports are work for a while, and none for a thread that serves streams.
+        let alone = tokio::task::spawn_blocking(move || {
+            let services: Vec<_> = Overview::new(&federation, &agents, &gateways).services(None).collect();
+            let alone = edit::cluster::last_to_serve(&cluster, &services);
+            let shown = alone.iter().take(SERVICES_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = alone.len().saturating_sub(SERVICES_NAMED);
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            (!alone.is_empty())
+                .then(|| format!("no other cluster can serve {shown}{more}: their requests go on to {cluster}"))
+        });
+        alone.await.map_err(|_| Refused::from(Status::internal("the listing failed")))
     }
 
     async fn run(&self, wish: &Wish, ask: &Ask) -> Result<Done, Refused> {
@@ -300,5 +320,7 @@ const WAIT: &str = "/archipelago.v1.Fleet/WaitApplied";
 /// Basis of what is not there.
 const ABSENT: &str = "absent";
 const REQUEST_ID_BYTES_MAX: usize = 64;
+/// In a warning.
+const SERVICES_NAMED: usize = 5;
 /// Gateways that are well take milliseconds.
 const APPLIED_WAIT: Duration = Duration::from_secs(5);

@@ -40,6 +40,8 @@ pub const TELEMETRY_LATENCY: &str = "telemetry.latency";
 pub const TELEMETRY_SLOW: &str = "telemetry.slow";
 /// Tells of requests as they end.
 pub const TELEMETRY_TAP: &str = "telemetry.tap";
+/// Tells what is under way.
+pub const TELEMETRY_UNDER_WAY: &str = "telemetry.under-way";
 
 /// What this version supports, sorted.
 pub const ALL: &[&str] = &[
@@ -68,6 +70,7 @@ pub const ALL: &[&str] = &[
     TELEMETRY_LATENCY,
     TELEMETRY_SLOW,
     TELEMETRY_TAP,
+    TELEMETRY_UNDER_WAY,
 ];
 
 /// Whether this version supports `feature`.
@@ -98,6 +101,7 @@ pub const fn of_question(question: &question::Body) -> &'static str {
         question::Body::Latency(_) => TELEMETRY_LATENCY,
         question::Body::Slow(_) => TELEMETRY_SLOW,
         question::Body::Tap(_) => TELEMETRY_TAP,
+        question::Body::UnderWay(_) => TELEMETRY_UNDER_WAY,
     }
 }
 

@@ -55,6 +55,10 @@ impl Questions {
                     Err(why) => failure(why),
                 }
             }
+            Some(question::Body::UnderWay(asked)) => {
+                let body = answer::Body::UnderWay(self.workers.under_way(&asked).await);
+                Answer { body: Some(body), ..Answer::default() }
+            }
             // Not asked of this build: its hello names no feature for it.
             None => failure("this gateway does not know the question".to_owned()),
         }

@@ -146,7 +146,7 @@ async fn attempts(
         };
         let destination = course.view.cluster_name(decision.cluster).unwrap_or(&worker.cluster).clone();
         let version = course.version_of(call, &decision.target);
-        books.record().destination_cluster = Some(destination.clone());
+        books.goes_to(destination.clone(), call.live());
         books.record().version.clone_from(&version);
         books.names(&decision.target, rule);
         books.record().trail.begins(&decision.target, course.chosen);
@@ -266,7 +266,7 @@ impl Behind<'_> {
     fn wins(self, books: &mut Books, (response, in_flight, stamps): Sent) -> Response {
         books.enter(in_flight);
         books.record().trail.answered(&self.target, stamps);
-        books.record().destination_cluster = Some(self.destination);
+        books.went_to(self.destination);
         books.record().version = self.version;
         if self.is_hedged {
             books.record().hedge = Some(Hedge::First);

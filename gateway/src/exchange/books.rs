@@ -21,7 +21,8 @@ use crate::telemetry::Name;
 use crate::trace::Traced;
 use crate::visitors::Asking;
 use crate::worker::Worker;
-use crate::worker::view::Target;
+use crate::worker::under_way::Entered;
+use crate::worker::view::{ServiceView, Target};
 
 /// Which side of a tunnel reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -216,6 +217,7 @@ struct Inner {
     slot: Option<Slot>,
     asking: Option<Asking>,
     in_flight: Option<InFlight>,
+    under_way: Option<Entered>,
 }
 
 impl Books {
@@ -233,6 +235,7 @@ impl Books {
             slot: None,
             asking: None,
             in_flight: None,
+            under_way: None,
         };
         Self { inner: Box::new(inner) }
     }
@@ -277,6 +280,20 @@ impl Books {
     /// Counts it among those that an endpoint works on; instead of where it was counted before.
     pub fn enter(&mut self, in_flight: Option<InFlight>) {
         self.inner.in_flight = in_flight;
+    }
+
+    /// A gateway or endpoint of `cluster` is to serve it.
+    pub fn goes_to(&mut self, cluster: Name, service: Option<&ServiceView>) {
+        self.inner.under_way = service.map(|service| service.under_way().enter(&cluster));
+        self.inner.record.destination_cluster = Some(cluster);
+    }
+
+    /// An earlier attempt was answered first, by `cluster`.
+    pub fn went_to(&mut self, cluster: Name) {
+        if let Some(under_way) = &mut self.inner.under_way {
+            under_way.moves_to(&cluster);
+        }
+        self.inner.record.destination_cluster = Some(cluster);
     }
 
     /// It is sent to `target`, by this rule.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use archipelago_proto::v1::{ExplainQuery, ExplainResponse, SlowMinute, TunnelProbe, TunnelStatus};
+use archipelago_proto::v1::{ExplainQuery, ExplainResponse, SlowMinute, TunnelProbe, TunnelStatus, UnderWayRow};
 use archipelago_tunnel::{Cut, PeerHandle, PeerState, ServiceHealth};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -25,6 +25,8 @@ pub enum Command {
     Report(Reply<Report>),
     /// Which requests of this service, or of all, took long within this time, and on what?
     Slow(String, Duration, Reply<Vec<SlowMinute>>),
+    /// What is under way that this cluster, or any, serves?
+    UnderWay(String, Reply<Vec<UnderWayRow>>),
     /// What is ready, here and elsewhere?
     Knowledge(Reply<Knowledge>),
     /// Drop packets in silence.
@@ -106,6 +108,7 @@ pub async fn answer(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             }
             Command::Report(reply) => drop(reply.send(report(&worker))),
             Command::Slow(service, since, reply) => drop(reply.send(report::of_worker(&worker, &service, since))),
+            Command::UnderWay(cluster, reply) => drop(reply.send(under_way(&worker, &cluster))),
             Command::Knowledge(reply) => drop(reply.send(knowledge(&worker))),
             Command::Cut(cut, reply) => {
                 worker.tunnels.cut(cut);
@@ -152,6 +155,26 @@ fn knowledge(worker: &Worker) -> Knowledge {
         tells: told.collect(),
         hears: worker.tunnels.peers().into_iter().map(heard).collect(),
     }
+}
+
+fn under_way(worker: &Worker, cluster: &str) -> Vec<UnderWayRow> {
+    let view = worker.view();
+    let mut rows = Vec::new();
+    let is_asked = |serving: &str| cluster.is_empty() || cluster == serving;
+    for (index, config) in view.snapshot.services() {
+        let counts = view.service(index).map(|live| live.under_way().counts()).unwrap_or_default();
+        rows.extend(counts.into_iter().filter(|(serving, _)| is_asked(serving)).map(|(serving, requests)| {
+            let (service, cluster) = (config.key.to_string(), serving.to_string());
+            UnderWayRow { service, cluster, requests, connections: 0 }
+        }));
+    }
+    for ((service, serving), connections) in worker.streams.counts(&worker.identity.cluster) {
+        if is_asked(&serving) {
+            let (service, cluster) = (service.to_string(), serving.to_string());
+            rows.push(UnderWayRow { service, cluster, requests: 0, connections });
+        }
+    }
+    rows
 }
 
 fn report(worker: &Worker) -> Report {

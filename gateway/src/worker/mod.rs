@@ -16,6 +16,7 @@ mod seek;
 mod statements;
 pub mod streams;
 mod thread;
+pub mod under_way;
 pub mod view;
 
 use std::cell::{Cell, RefCell};

@@ -4,7 +4,7 @@
 //! refuse is given a while to end by itself, and is then reset.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +90,19 @@ impl Streams {
     pub fn judge_new(&self, snapshot: &Snapshot, grace: Duration, now: Instant) {
         let new = self.new.take();
         self.judge(new.iter().map(|service| &**service), snapshot, grace, now);
+    }
+
+    /// How many there are, by service and by who serves them; `own` does those of peers.
+    pub fn counts(&self, own: &Arc<str>) -> BTreeMap<(Arc<str>, Arc<str>), u64> {
+        let mut counts = BTreeMap::new();
+        for stream in self.by_service.borrow().values().flatten().filter_map(Weak::upgrade) {
+            let served_by = match &stream.end {
+                End::Client { served_by } => served_by,
+                End::Peer => own,
+            };
+            *counts.entry((Arc::clone(&stream.service), Arc::clone(served_by))).or_default() += 1;
+        }
+        counts
     }
 
     /// Resets what was doomed long enough.

@@ -33,6 +33,7 @@ use crate::config::{Backend, Rule, Service, Snapshot};
 use crate::exchange::upstream::Endpoint;
 use crate::ledger::Keeper;
 use crate::telemetry::Name;
+use crate::worker::under_way::UnderWay;
 
 /// One consistent picture for requests that begin now.
 #[derive(Debug)]
@@ -77,6 +78,8 @@ struct Memory {
     sequence: Cell<Sequence>,
     /// Requests that are kept of it.
     keeper: Rc<Keeper>,
+    /// Those that are under way.
+    under_way: Rc<UnderWay>,
 }
 
 /// A local endpoint of one service.
@@ -289,6 +292,11 @@ impl<P> ServiceView<P> {
     /// The requests of it that are kept.
     pub fn keeper(&self) -> &Rc<Keeper> {
         &self.memory.keeper
+    }
+
+    /// Its requests that are under way.
+    pub fn under_way(&self) -> &Rc<UnderWay> {
+        &self.memory.under_way
     }
 
     fn local_availability(&self, version: Option<&str>, tried: &Tried, now: Instant) -> Availability {

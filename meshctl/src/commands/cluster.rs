@@ -1,11 +1,12 @@
-//! `cluster list|join|drain|uncordon`.
+//! `cluster list|join|drain|underway|uncordon`.
 
 use serde_json::Value;
 
 use super::resources::documents;
 use super::write::Subject;
-use super::{Context, kubernetes, watch, write};
+use super::{Context, drain, kubernetes, watch, write};
 use crate::cli::{ClusterCommand, Wait};
+use crate::client::Client;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Cell, Table};
 use crate::views::StatusView;
@@ -16,8 +17,14 @@ pub(super) async fn run(context: &Context, command: ClusterCommand) -> Outcome {
     match command {
         ClusterCommand::List(watch) => watch::run(context, watch, list).await,
         ClusterCommand::Join(args) => kubernetes::join::run(context, &args).await,
-        ClusterCommand::Drain { cluster, wait } => drain(context, &cluster, true, wait.wait).await,
-        ClusterCommand::Uncordon { cluster, wait } => drain(context, &cluster, false, wait.wait).await,
+        ClusterCommand::Drain(args) => drain::run(context, args).await,
+        ClusterCommand::Underway { cluster, watch } => {
+            watch::run(context, watch, async |context: &Context| drain::show(context, &cluster).await).await
+        }
+        ClusterCommand::Uncordon { cluster, wait } => {
+            named(&context.client()?, &cluster).await?;
+            set_drained(context, &cluster, false, wait.wait).await
+        }
     }
 }
 
@@ -38,18 +45,25 @@ async fn list(context: &Context) -> Outcome {
     })
 }
 
-async fn drain(context: &Context, name: &str, drained: bool, wait: Wait) -> Outcome {
-    let client = context.client()?;
-    let subject = Subject::Cluster(name);
-    if subject.read(&client).await?.is_none() {
-        let clusters = documents(&client.get("Cluster", "", "").await?.resources)?;
-        let names: Vec<&str> = clusters.iter().map(edit::name).collect();
-        return Err(Failure::refused(format!("no cluster `{name}`")).hint(format!("there are {}", names.join(", "))));
+/// That there is a cluster of this name.
+pub(super) async fn named(client: &Client, name: &str) -> Outcome {
+    if Subject::Cluster(name).read(client).await?.is_some() {
+        return Ok(());
     }
+    let clusters = documents(&client.get("Cluster", "", "").await?.resources)?;
+    let names: Vec<&str> = clusters.iter().map(edit::name).collect();
+    Err(Failure::refused(format!("no cluster `{name}`")).hint(format!("there are {}", names.join(", "))))
+}
+
+/// Writes whether a cluster takes new requests.
+pub(super) async fn set_drained(context: &Context, name: &str, drained: bool, wait: Wait) -> Outcome {
+    let client = context.client()?;
     let verb = if drained { "drain" } else { "uncordon" };
     let change = |current: Option<&Value>| {
         let current = current.ok_or_else(|| Failure::refused(format!("cluster `{name}` was deleted meanwhile")))?;
         Ok(Edit::Apply(cluster::drained(current, drained)))
     };
-    write::edit(context, &client, &format!("cluster {verb} {name}"), subject, change, wait).await
+    // A cluster that is drained may be one that cannot be reached.
+    let (what, absent) = (format!("cluster {verb} {name}"), drained.then_some(name));
+    write::edit_without(context, &client, &what, Subject::Cluster(name), change, wait, absent).await
 }

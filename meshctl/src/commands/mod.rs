@@ -5,6 +5,7 @@ mod check;
 mod cluster;
 mod complete;
 mod dashboard;
+mod drain;
 mod drill;
 mod events;
 mod explain;

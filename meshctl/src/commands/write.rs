@@ -68,6 +68,19 @@ pub(super) async fn edit(
     change: impl Fn(Option<&Value>) -> Outcome<Edit>,
     wait: Wait,
 ) -> Outcome {
+    edit_without(context, client, what, subject, change, wait, None).await
+}
+
+/// The same, but that nobody waits for the gateways of the cluster `absent`.
+pub(super) async fn edit_without(
+    context: &Context,
+    client: &Client,
+    what: &str,
+    subject: Subject<'_>,
+    change: impl Fn(Option<&Value>) -> Outcome<Edit>,
+    wait: Wait,
+    absent: Option<&str>,
+) -> Outcome {
     let mut pause = Backoff::new(Duration::ZERO, PAUSE_MIN, PAUSE_MAX);
     for _ in 0..TRIES_MAX {
         let held = subject.read(client).await?;
@@ -87,7 +100,7 @@ pub(super) async fn edit(
             }
         };
         if answer.conflicts.is_empty() {
-            return finish(context, client, answer, wait).await;
+            return finish_without(context, client, answer, wait, absent).await;
         }
         tokio::time::sleep(pause.next_delay(rand::rng().random_range(0.0..1.0))).await;
     }
@@ -118,6 +131,16 @@ fn key(kind: &str, document: &Value) -> v1::ResourceKey {
 /// # Errors
 /// Exit code 1 when it was refused, 2 when gateways are missing, 3 when one rejected it.
 pub(super) async fn finish(context: &Context, client: &Client, answer: v1::ApplyResponse, wait: Wait) -> Outcome {
+    finish_without(context, client, answer, wait, None).await
+}
+
+async fn finish_without(
+    context: &Context,
+    client: &Client,
+    answer: v1::ApplyResponse,
+    wait: Wait,
+    absent: Option<&str>,
+) -> Outcome {
     if !answer.problems.is_empty() {
         return Err(refused(answer.problems));
     }
@@ -151,7 +174,7 @@ pub(super) async fn finish(context: &Context, client: &Client, answer: v1::Apply
     };
     let view = WriteView::new(answer, Some(&applied));
     context.output.print(&view, || view.text())?;
-    verdict(&applied, enough)
+    verdict(&applied, enough, absent)
 }
 
 fn changed(change: &v1::Change) -> v1::ResourceKey {
@@ -198,8 +221,8 @@ impl Enough {
     }
 }
 
-/// The exit code of a committed write.
-fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough) -> Outcome {
+/// The exit code of a committed write; the gateways of the cluster `absent` may be missing.
+fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough, absent: Option<&str>) -> Outcome {
     if !applied.rejections.is_empty() {
         let who: Vec<String> = applied.rejections.iter().map(rejection).collect();
         let mut gateways: Vec<&str> = applied.rejections.iter().map(|rejection| rejection.gateway.as_str()).collect();
@@ -217,7 +240,10 @@ fn verdict(applied: &v1::WaitAppliedProgress, enough: Enough) -> Outcome {
             .problems(who)
             .hint("they go on with their last good configuration; correct the resource and apply it again"));
     }
-    if enough.reached(applied) {
+    let of_absent = |straggler: &v1::Straggler| {
+        absent.is_some_and(|absent| straggler.gateway.split_once('/').is_some_and(|(cluster, _)| cluster == absent))
+    };
+    if enough.reached(applied) || (!applied.stragglers.is_empty() && applied.stragglers.iter().all(of_absent)) {
         return Ok(());
     }
     let who: Vec<String> =
@@ -272,7 +298,7 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_gateways() {
         let exit = |progress: &v1::WaitAppliedProgress, wait| {
-            verdict(progress, Enough::of(wait).unwrap()).map_or_else(|failure| failure.exit(), |()| Exit::Done)
+            verdict(progress, Enough::of(wait).unwrap(), None).map_or_else(|failure| failure.exit(), |()| Exit::Done)
         };
         assert_eq!(exit(&progress(6, 6, &[]), Wait::All), Exit::Done);
         assert_eq!(exit(&progress(0, 0, &[]), Wait::All), Exit::Done);
@@ -287,10 +313,17 @@ mod tests {
 
     #[test]
     fn stragglers_and_rejections_are_named() {
-        let late = verdict(&progress(5, 6, &[]), Enough::All).unwrap_err().render();
+        let late = verdict(&progress(5, 6, &[]), Enough::All, None).unwrap_err().render();
         assert!(late.contains("tokyo/gw-2: at revision 6") && late.contains("5 of 6"), "{late}");
-        let rejected = verdict(&progress(5, 6, &["paris/gw-1"]), Enough::All).unwrap_err().render();
+        let rejected = verdict(&progress(5, 6, &["paris/gw-1"]), Enough::All, None).unwrap_err().render();
         assert!(rejected.contains("paris/gw-1: service/shop/web: no such cluster"), "{rejected}");
+        // The one that is late is of tokyo.
+        assert_eq!(
+            verdict(&progress(5, 6, &[]), Enough::All, Some("tokyo")).map_err(|failure| failure.render()),
+            Ok(())
+        );
+        verdict(&progress(5, 6, &[]), Enough::All, Some("paris")).unwrap_err();
+        verdict(&progress(5, 6, &["paris/gw-1"]), Enough::All, Some("tokyo")).unwrap_err();
     }
 
     #[test]

@@ -386,14 +386,15 @@ impl<P: PeerFacts> LiveState<P> {
 impl Memory {
     pub(super) fn new(clusters: usize, sequence: Sequence, keeper: Rc<Keeper>) -> Self {
         let failback = (0..clusters).map(|_| Default::default()).collect();
-        Self { failback, sequence: std::cell::Cell::new(sequence), keeper }
+        Self { failback, sequence: std::cell::Cell::new(sequence), keeper, under_way: Rc::default() }
     }
 
     /// The same among other clusters.
     fn moved(&self, before: &Snapshot, now: &Snapshot) -> Self {
         let known = |cluster: &str| cluster_of(before, cluster).and_then(|place| self.failback.get(place));
         let failback = now.clusters.iter().map(|cluster| known(&cluster.name).cloned().unwrap_or_default());
-        Self { failback: failback.collect(), sequence: self.sequence.clone(), keeper: Rc::clone(&self.keeper) }
+        let (keeper, under_way) = (Rc::clone(&self.keeper), Rc::clone(&self.under_way));
+        Self { failback: failback.collect(), sequence: self.sequence.clone(), keeper, under_way }
     }
 
     /// Taking back a `failover trigger` also releases a cluster that only waits for an operator.

@@ -43,6 +43,20 @@ pub(crate) struct DownArgs {
     pub(crate) keep_state: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct DrainArgs {
+    /// Cluster
+    pub(crate) cluster: String,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+    /// How long to wait until requests and TCP connections under way have ended; 0s: do not wait
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    pub(crate) empty_within: Duration,
+    /// Also where no other cluster can serve a service
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum ClusterCommand {
     /// List clusters
@@ -58,13 +72,23 @@ Examples:
   meshctl cluster join paris --region eu-west --policies --out ./clusters/paris
   meshctl cluster join paris --region eu-west --helm > paris.yaml")]
     Join(ClusterJoinArgs),
-    /// Send new requests elsewhere, as long as another cluster can take them
-    #[command(after_help = "Examples:\n  meshctl cluster drain paris\n  meshctl cluster uncordon paris")]
-    Drain {
+    /// Send new requests elsewhere, and count down what is under way
+    #[command(after_help = "\
+Ends with 0 once the cluster serves nothing any more, and with 2 if that takes too long: it is drained all the same. Refused
+where no other cluster can serve a service, since its requests would go on to this one.
+
+Examples:
+  meshctl cluster drain paris
+  meshctl cluster drain paris --empty-within 30m
+  meshctl cluster uncordon paris")]
+    Drain(DrainArgs),
+    /// What a cluster serves at this moment
+    #[command(after_help = "Examples:\n  meshctl cluster underway paris\n  meshctl cluster underway paris -w")]
+    Underway {
         /// Cluster
         cluster: String,
         #[command(flatten)]
-        wait: WaitArgs,
+        watch: WatchArgs,
     },
     /// Let a drained cluster take requests again
     #[command(after_help = "Examples:\n  meshctl cluster uncordon paris")]
