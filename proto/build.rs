@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "archipelago/v1/telemetry.proto",
     "archipelago/v1/events.proto",
     "archipelago/v1/dashboard.proto",
+    "archipelago/v1/membership.proto",
     "archipelago/v1/gateway_control.proto",
     "archipelago/v1/agent_control.proto",
     "archipelago/v1/peers.proto",

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    ca::{Authority, CaError, SealKey},
+    ca::{self, Authority, CaError, SealKey},
     consensus::Consensus,
-    machine::command::CaInit,
+    machine::command::{CaInit, WrappedKey},
 };
 
 /// The authority, or why there is none here.
@@ -55,6 +55,18 @@ impl AuthorityHolder {
         current.authority.clone().map_err(|reason| {
             Status::unavailable(format!("member {} cannot issue certificates: {reason}", self.member))
         })
+    }
+
+    /// A share of `ca` for a new member: what opens it, and what it opens.
+    pub(crate) fn share(&self, ca: &CaInit, new_member: u64) -> Result<(SealKey, WrappedKey), Status> {
+        let unavailable = |reason: String| {
+            Status::failed_precondition(format!("member {} cannot share the authority: {reason}", self.member))
+        };
+        let seal_key = self.seal_key.as_ref().ok_or_else(|| {
+            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            unavailable(current.authority.as_ref().err().cloned().unwrap_or_default())
+        })?;
+        ca::share(ca, self.member, seal_key, new_member).map_err(|error| unavailable(error.to_string()))
     }
 
     /// Opens another authority, if it differs from the one in use.

@@ -75,6 +75,18 @@ pub struct Member {
     pub client: String,
     /// host:port for the other members.
     pub peer: String,
+    /// Of a member that was added later: the number that its process is started with, its own or that of the first member in
+    /// whose place it is. `None`: a founder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<u64>,
+}
+
+impl Member {
+    /// The number that its process is started with.
+    #[must_use]
+    pub fn place(&self) -> u64 {
+        self.place.unwrap_or(self.id)
+    }
 }
 
 impl FromStr for Member {
@@ -95,7 +107,7 @@ impl FromStr for Member {
                 return Err(malformed());
             }
         }
-        Ok(Self { id, client: client.to_owned(), peer: peer.to_owned() })
+        Ok(Self { id, client: client.to_owned(), peer: peer.to_owned(), place: None })
     }
 }
 
@@ -107,6 +119,15 @@ pub(crate) struct FederationFile {
     pub(crate) federation: String,
     pub(crate) trust_domain: String,
     pub(crate) members: Vec<Member>,
+}
+
+impl FederationFile {
+    /// The member whose process is started with this number. An id is never given twice, so whoever is in the place of a member that
+    /// was lost has another one, and is started as that one was.
+    pub(crate) fn member(&self, node_id: u64) -> Option<&Member> {
+        let own = self.members.iter().find(|member| member.id == node_id);
+        own.or_else(|| self.members.iter().filter(|member| member.place() == node_id).max_by_key(|member| member.id))
+    }
 }
 
 /// Content of `operator/control-plane.json`.

@@ -34,7 +34,9 @@ use crate::{
     policy::Policy,
     published::Published,
     quota::Quotas,
-    refusal, revocations, upgrade,
+    refusal, revocations,
+    roster::{PerPeer, Roster},
+    upgrade,
 };
 
 /// This member's view of the replicated state, and its way to the leader.
@@ -364,7 +366,8 @@ async fn pause(attempt: &mut u32, deadline: Instant, redirected: bool) -> bool {
 /// Connections to the other members' client port.
 pub(crate) struct Peers {
     credential: LiveCredential,
-    members: BTreeMap<u64, Peer>,
+    roster: Arc<Roster>,
+    members: PerPeer<Arc<Peer>>,
 }
 
 struct Peer {
@@ -374,32 +377,30 @@ struct Peer {
 }
 
 impl Peers {
-    /// `members`: id and client address of every other member.
-    pub(crate) fn new(credential: LiveCredential, members: impl IntoIterator<Item = (u64, String)>) -> Self {
-        let trust_domain = credential.current().spiffe_id.trust_domain().clone();
-        let members = members
-            .into_iter()
-            .map(|(id, address)| {
-                let spiffe_id = SpiffeId::control_plane(&trust_domain, id);
-                (id, Peer { address, spiffe_id, channel: Mutex::default() })
-            })
-            .collect();
-        Self { credential, members }
+    /// To all others in `roster`, as it is when they are asked.
+    pub(crate) fn new(credential: LiveCredential, roster: Arc<Roster>) -> Self {
+        Self { credential, roster, members: PerPeer::new(CancellationToken::new()) }
     }
 
     /// Ids of the other members, ascending.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        self.members.keys().copied()
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        self.roster.others().iter().map(|member| member.id).collect()
     }
 
     /// Client address of another member.
-    pub(crate) fn address(&self, id: u64) -> Option<&str> {
-        self.members.get(&id).map(|peer| peer.address.as_str())
+    pub(crate) fn address(&self, id: u64) -> Option<String> {
+        self.roster.member(id).map(|member| member.client)
     }
 
     /// A client of another member. The channel reconnects by itself once it was made.
     pub(crate) async fn client(&self, id: u64) -> Result<MembersClient<Channel>, Status> {
-        let peer = self.members.get(&id).ok_or_else(|| Status::unavailable(format!("member {id} is unknown")))?;
+        self.members.set(&self.roster.others(), |member, _| {
+            let trust_domain = self.credential.current().spiffe_id.trust_domain().clone();
+            let spiffe_id = SpiffeId::control_plane(&trust_domain, member.id);
+            Arc::new(Peer { address: member.client.clone(), spiffe_id, channel: Mutex::default() })
+        });
+        let peer = self.members.with(id, Arc::clone);
+        let peer = peer.ok_or_else(|| Status::unavailable(format!("member {id} is unknown")))?;
         let mut channel = peer.channel.lock().await;
         let channel = match &*channel {
             Some(channel) => channel.clone(),
@@ -424,7 +425,7 @@ impl Peers {
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_list().entries(self.members.keys()).finish()
+        out.debug_list().entries(self.ids()).finish()
     }
 }
 
@@ -479,7 +480,7 @@ fn waits_for(held_back_by: &[String]) -> String {
         return "every member knows it by now, try again in a second".to_owned();
     }
     format!(
-        "{}\nhint: start or upgrade it, the format rises by itself once every member knows it",
+        "{}\nhint: start or upgrade it, the format rises by itself once every member knows it; one that is lost: `meshctl member remove ID`",
         held_back_by.join(", ")
     )
 }

@@ -10,7 +10,7 @@
 //! - `sessions`, `config`, `api`: who is connected, what they should run, and the gRPC services.
 //! - `dashboard`: the page for operators.
 //! - `chronicle`: what happened, as this member knows it.
-//! - `net`: Raft between members.
+//! - `net`: Raft between members. `roster`: who they are; `group`: changing that.
 //!
 //! [`run`] is a whole member; `main.rs` only parses arguments.
 
@@ -27,6 +27,7 @@ mod config;
 mod consensus;
 mod dashboard;
 mod digest;
+mod group;
 mod metrics;
 mod net;
 mod policy;
@@ -34,6 +35,7 @@ mod published;
 mod quota;
 mod refusal;
 mod revocations;
+mod roster;
 mod server;
 mod sessions;
 mod started;
@@ -51,7 +53,7 @@ pub use self::started::MARKER_SUFFIX;
 /// A member of the control plane.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Raft id of this member.
+    /// Raft id of this member; also of one that is in the place of another member, if it was added as such.
     #[arg(long)]
     pub node_id: u64,
     /// Directory that `bootstrap` made for this member; holds everything it must keep.
@@ -73,7 +75,8 @@ pub struct Args {
     /// The page for operators.
     #[command(flatten)]
     pub dashboard: DashboardArgs,
-    /// Every member, this one included, as ID=CLIENT/PEER; repeated. Default: as bootstrapped.
+    /// Every member, this one included, as ID=CLIENT/PEER; repeated, with the ids that their processes are started with. Default: as
+    /// bootstrapped, and as changed since.
     #[arg(long = "member", value_name = "ID=CLIENT/PEER")]
     pub members: Vec<Member>,
     /// Life of the certificates it issues; gateways and agents renew after a quarter of it.

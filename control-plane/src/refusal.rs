@@ -13,7 +13,7 @@ pub(crate) fn status(refused: &Refused) -> Status {
         RefusalCode::Malformed | RefusalCode::Unspecified => Code::InvalidArgument,
         RefusalCode::ResourceNotFound | RefusalCode::ClusterDeleted => Code::NotFound,
         RefusalCode::RequestIdReused | RefusalCode::OtherAuthority | RefusalCode::TokenExists => Code::AlreadyExists,
-        RefusalCode::AdmissionStale | RefusalCode::Precondition => Code::Aborted,
+        RefusalCode::AdmissionStale | RefusalCode::Precondition | RefusalCode::MemberId => Code::Aborted,
         RefusalCode::TokenUnknown => Code::Unauthenticated,
         RefusalCode::TokenUsed | RefusalCode::TokenExpired => Code::PermissionDenied,
         RefusalCode::OtherOrigin => Code::FailedPrecondition,
@@ -24,7 +24,8 @@ pub(crate) fn status(refused: &Refused) -> Status {
         | RefusalCode::ReportTooLarge
         | RefusalCode::RegistrationTooLarge
         | RefusalCode::PoliciesFull
-        | RefusalCode::RevocationsFull => Code::ResourceExhausted,
+        | RefusalCode::RevocationsFull
+        | RefusalCode::MembersFull => Code::ResourceExhausted,
     };
     let word = refused.code().as_str_name();
     coded(Status::new(code, text(refused)), word.strip_prefix("REFUSAL_CODE_").unwrap_or(word))
@@ -71,6 +72,10 @@ pub(crate) fn text(refused: &Refused) -> String {
         RefusalCode::ReportTooLarge => format!("the report of cluster {subject} is larger than {bound} bytes"),
         RefusalCode::RevocationsFull => format!("at most {bound} revoked identities are kept"),
         RefusalCode::PoliciesFull => format!("cluster {subject} has {bound} policies, which is the most it may have"),
+        RefusalCode::MemberId => "another member was added meanwhile; `meshctl member list` shows it".to_owned(),
+        RefusalCode::MembersFull => {
+            format!("a control plane has at most {bound} members; `meshctl member remove` one first")
+        }
         RefusalCode::OtherOrigin => lines(owned.iter().map(owner)),
         RefusalCode::RegistrationTooLarge => {
             format!("what gateway {subject} says of itself is larger than {bound} bytes")

@@ -48,13 +48,24 @@ pub struct Seed {
 /// # Errors
 /// The member began elsewhere or lost its disk; nothing to begin with; a disk that cannot be written.
 pub fn seed(seed: &Seed) -> anyhow::Result<()> {
-    put_seal_key(seed)?;
+    let federation = |dir: &Path| dir.join(FEDERATION_FILE).exists().then(|| read_federation(dir)).transpose();
+    let (here, given) = (federation(&seed.data_dir)?, federation(&seed.from)?);
+    // Who has begun stays who it is, whatever is there to begin with by now.
+    let of = here.as_ref().or(given.as_ref());
+    let member = of.and_then(|federation| federation.member(seed.node_id)).map_or(seed.node_id, |member| member.id);
+    put_seal_key(seed, member)?;
     if seed.data_dir.join(FEDERATION_FILE).exists() {
         let federation = read_federation(&seed.data_dir)?;
-        tracing::info!(federation = federation.federation, "this member has its data directory already");
+        tracing::info!(federation = federation.federation, member, "this member has its data directory already");
         return Ok(());
     }
     let marker = seed.marker.clone().unwrap_or_else(|| marker(&seed.data_dir));
+    if let Some(federation) = &given {
+        let members: Vec<u64> = federation.members.iter().map(|member| member.id).collect();
+        if let Some(replaced) = archipelago_raft::forget_replaced(&marker, &federation.federation, &members)? {
+            tracing::info!(replaced, member, "another member begins in the place of one that was lost");
+        }
+    }
     archipelago_raft::refuse_lost(&seed.data_dir, &marker)?;
     ensure!(
         seed.from.join(FEDERATION_FILE).exists(),
@@ -65,11 +76,7 @@ pub fn seed(seed: &Seed) -> anyhow::Result<()> {
     let federation = read_federation(&seed.from)?;
     let sealed = read_sealed(&seed.from)?;
     ensure!(sealed.trust_domain == federation.trust_domain, "ca.sealed and federation.json are of two federations");
-    ensure!(
-        federation.members.iter().any(|member| member.id == seed.node_id),
-        "member {} does not belong to this federation",
-        seed.node_id
-    );
+    ensure!(federation.member(seed.node_id).is_some(), "member {} does not belong to this federation", seed.node_id);
     create_private(&seed.data_dir)?;
     // Last the file that makes the directory complete.
     for name in [SEALED_FILE, FEDERATION_FILE] {
@@ -77,13 +84,14 @@ pub fn seed(seed: &Seed) -> anyhow::Result<()> {
         let path = seed.data_dir.join(name);
         durable::write(&path, &bytes, 0o600).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    tracing::info!(federation = federation.federation, member = seed.node_id, "this member begins");
+    tracing::info!(federation = federation.federation, member, "this member begins");
     Ok(())
 }
 
-/// A mounted Secret is readable by a group, which a seal key must not be.
-fn put_seal_key(seed: &Seed) -> anyhow::Result<()> {
-    let from = seal_key_file(&seed.from, seed.node_id);
+/// A mounted Secret is readable by a group, which a seal key must not be. An orchestrator names it by place.
+fn put_seal_key(seed: &Seed, member: u64) -> anyhow::Result<()> {
+    let own = seal_key_file(&seed.from, member);
+    let from = if own.exists() { own } else { seal_key_file(&seed.from, seed.node_id) };
     let text = match fs::read(&from) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

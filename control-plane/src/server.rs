@@ -44,9 +44,10 @@ use crate::{
         command::{Action, CaInit},
     },
     metrics::{Metrics, Scraped},
-    net::{LateHandle, Network, PeerTransport, RaftService},
+    net::{LateHandle, Links, Network, PeerTransport, RaftService},
     published::Published,
     revocations,
+    roster::{self, PerPeer, Roster},
     sessions::Sessions,
     started::marker,
     upgrade,
@@ -72,6 +73,10 @@ pub(crate) async fn serve(args: Args, shutdown: Shutdown) -> anyhow::Result<()> 
 /// What is known before anything runs: files read, ports taken.
 struct Starting {
     args: Args,
+    /// Raft id.
+    node_id: u64,
+    /// Whether it was there from the beginning; a later one gets everything from the others.
+    is_founder: bool,
     federation: FederationFile,
     trust_domain: TrustDomain,
     genesis: CaInit,
@@ -100,17 +105,19 @@ impl Starting {
             data_dir.display()
         );
         let lock = DirLock::acquire(data_dir)?;
-        let mut federation = read_federation(data_dir)?;
-        if !args.members.is_empty() {
-            check_members(&federation.members, &args.members)?;
-            federation.members.clone_from(&args.members);
+        let federation = read_federation(data_dir)?;
+        check_members(&federation.members, &args.members)?;
+        let Some(own) = federation.member(args.node_id) else {
+            bail!(
+                "member {} does not belong to this federation (members {:?})",
+                args.node_id,
+                federation.members.iter().map(|member| member.id).collect::<Vec<_>>()
+            );
+        };
+        let (node_id, is_founder) = (own.id, own.place.is_none());
+        if node_id != args.node_id {
+            tracing::info!(node_id, place = args.node_id, "this member is in the place of one that was lost");
         }
-        ensure!(
-            federation.members.iter().any(|member| member.id == args.node_id),
-            "member {} does not belong to this federation (members {:?})",
-            args.node_id,
-            federation.members.iter().map(|member| member.id).collect::<Vec<_>>()
-        );
         let trust_domain: TrustDomain = federation.trust_domain.parse()?;
         let genesis = read_sealed(data_dir)?;
         ensure!(genesis.trust_domain == federation.trust_domain, "ca.sealed belongs to another trust domain");
@@ -128,11 +135,11 @@ impl Starting {
             tracing::warn!(error = %chain(error), "this member serves, but cannot issue certificates");
         }
         let seal_key = seal_key.map_err(|error| chain(&error));
-        let holder = Arc::new(AuthorityHolder::new(args.node_id, seal_key, Some(genesis.clone())));
+        let holder = Arc::new(AuthorityHolder::new(node_id, seal_key, Some(genesis.clone())));
         let identity = CredentialDir::new(data_dir.join(IDENTITY_DIR));
         let credential = authority::ensure_own(&holder, &identity, args.svid_ttl)?;
         let own = credential.current().spiffe_id.clone();
-        let expected = archipelago_identity::SpiffeId::control_plane(&trust_domain, args.node_id);
+        let expected = archipelago_identity::SpiffeId::control_plane(&trust_domain, node_id);
         ensure!(own == expected, "{} holds the identity {own}, not {expected}", identity.path().display());
 
         let dashboard = match Dashboard::new(&args.dashboard, credential.revocations().clone())? {
@@ -146,6 +153,8 @@ impl Starting {
             peer_listener: bind(args.listen_peer, "--listen-peer")?,
             metrics_listener: bind(args.listen_metrics, "--listen-metrics")?,
             args,
+            node_id,
+            is_founder,
             federation,
             trust_domain,
             genesis,
@@ -157,9 +166,9 @@ impl Starting {
     }
 
     async fn start(self) -> anyhow::Result<Running> {
-        let Self { args, federation, trust_domain, genesis, holder, identity, credential, lock, dashboard, .. } = self;
-        let node_id = args.node_id;
-        let others: Vec<Member> = federation.members.iter().filter(|member| member.id != node_id).cloned().collect();
+        let Self { args, node_id, federation, trust_domain, genesis, holder, identity, credential, .. } = self;
+        let (lock, dashboard) = (self.lock, self.dashboard);
+        let roster = Roster::new(node_id, federation.members.clone(), &args.members);
         let draining = CancellationToken::new();
         let stopped = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -179,14 +188,19 @@ impl Starting {
             raft: Arc::clone(&late),
             metrics: Arc::clone(&metrics),
             stopping: stopped.clone(),
+            runtime: Handle::current(),
         };
-        let peer_addresses = others.iter().map(|member| (member.id, member.peer.clone()));
-        let transport = PeerTransport::start(&Handle::current(), &network, peer_addresses);
+        let (links, transport) = Links::new(network);
+        links.set(&roster.others());
         let chronicle = Arc::new(Chronicle::new(node_id));
-        let (raft, published) = start_raft(&args, &federation, transport, &chronicle).await?;
+        let ids = federation.members.iter().map(|member| member.id).filter(|_| self.is_founder).collect();
+        let config = raft_config(&args, Config::new(node_id, ids, &federation.federation, args.data_dir.join("raft")));
+        let (raft, published) = start_raft(config, args.compatibility.format(), transport, &chronicle).await?;
         let _ = late.set(raft.clone());
+        // What was agreed on before this start.
+        raft.with_state(|machine| roster.update(machine.state()));
 
-        let peers = Peers::new(credential.clone(), others.iter().map(|member| (member.id, member.client.clone())));
+        let peers = Peers::new(credential.clone(), Arc::clone(&roster));
         let consensus =
             Arc::new(Consensus::new(node_id, raft.clone(), Arc::clone(&published), peers, Arc::clone(&metrics)));
         let (audit, records) = Audit::new(node_id, Arc::clone(&metrics));
@@ -198,8 +212,8 @@ impl Starting {
             audit,
             metrics,
             trust_domain,
-            own_address: address_of(&federation.members, node_id),
-            addresses: federation.members.iter().map(|member| member.client.clone()).collect(),
+            federation: federation.federation.clone(),
+            roster: Arc::clone(&roster),
             svid_ttl: args.svid_ttl,
             joins: Semaphore::new(api::JOINS_MAX),
             attestations: api::attest::Attestations::default(),
@@ -231,16 +245,16 @@ impl Starting {
             tasks.spawn(dashboard::gather(Arc::clone(&context), Arc::clone(&dashboard)));
             tasks.spawn(dashboard::serve(Arc::clone(&context), dashboard, listener));
         }
-        for peer in &others {
-            tasks.spawn(watch_sessions(Arc::clone(&context), peer.id, draining.clone()));
-        }
+        tasks.spawn(Arc::clone(&roster).follow(Arc::clone(&consensus), draining.clone()));
+        // Until the very end: handing leadership over needs them.
+        tasks.spawn(roster::keep_up(Arc::clone(&roster), stopped.clone(), move |others| links.set(others)));
+        let (watched, watching, of) = (PerPeer::new(draining.clone()), tasks.clone(), Arc::clone(&context));
+        tasks.spawn(roster::keep_up(Arc::clone(&roster), draining.clone(), move |others| {
+            watched.set(others, |peer, until| drop(watching.spawn(watch_sessions(Arc::clone(&of), peer.id, until))));
+        }));
 
-        let raft_service = RaftService::server(
-            node_id,
-            federation.federation.clone(),
-            others.iter().map(|member| member.id).collect(),
-            raft.clone(),
-        );
+        let raft_service =
+            RaftService::server(node_id, federation.federation.clone(), Arc::clone(&roster), raft.clone());
         // The peer port ends last: handing leadership over needs it.
         let port = |name, auth, access| Server {
             name,
@@ -300,25 +314,29 @@ impl Running {
     }
 }
 
+fn raft_config(args: &Args, config: Config) -> Config {
+    Config {
+        marker: Some(args.marker.clone().unwrap_or_else(|| marker(&args.data_dir))),
+        timing: match args.profile {
+            Profile::Lan => Timing::LAN,
+            Profile::Wan => Timing::WAN,
+        },
+        limits: Limits {
+            log_tail_entries: args.snapshot_entries,
+            checkpoint_entries: args.snapshot_entries.min(Limits::default().checkpoint_entries),
+            ..Limits::default()
+        },
+        ..config
+    }
+}
+
 async fn start_raft(
-    args: &Args,
-    federation: &FederationFile,
+    config: Config,
+    format: u32,
     transport: PeerTransport,
     chronicle: &Arc<Chronicle>,
 ) -> anyhow::Result<(RaftHandle<Machine>, Arc<Published>)> {
-    let ids = federation.members.iter().map(|member| member.id).collect();
-    let mut config = Config::new(args.node_id, ids, &federation.federation, args.data_dir.join("raft"));
-    config.marker = Some(args.marker.clone().unwrap_or_else(|| marker(&args.data_dir)));
-    config.timing = match args.profile {
-        Profile::Lan => Timing::LAN,
-        Profile::Wan => Timing::WAN,
-    };
-    config.limits = Limits {
-        log_tail_entries: args.snapshot_entries,
-        checkpoint_entries: args.snapshot_entries.min(Limits::default().checkpoint_entries),
-        ..Limits::default()
-    };
-    let (machine, published) = Published::machine(args.compatibility.format());
+    let (machine, published) = Published::machine(format);
     let machine = machine.with_witness(chronicle.witness());
     // Reading the disk may take seconds.
     let raft = tokio::task::spawn_blocking(move || Raft::start(config, machine, transport))
@@ -365,7 +383,10 @@ async fn install_authority(consensus: Arc<Consensus>, genesis: CaInit, stopping:
 async fn watch_sessions(context: Arc<Context>, member: u64, stopping: CancellationToken) {
     loop {
         tokio::select! {
-            () = stopping.cancelled() => return,
+            () = stopping.cancelled() => {
+                context.sessions.forget_member(member);
+                return;
+            }
             result = follow_sessions(&context, member) => {
                 let reason = result.err().map_or_else(String::new, |status| status.message().to_owned());
                 tracing::debug!(peer = member, reason, "the peer's sessions are out of sight");
@@ -411,19 +432,19 @@ fn lies_in(file: &Path, dir: &Path) -> bool {
     }
 }
 
-/// Addresses may change, members may not: that is a membership change, through the log.
-fn check_members(founded: &[Member], given: &[Member]) -> anyhow::Result<()> {
-    let ids = |members: &[Member]| members.iter().map(|member| member.id).collect::<BTreeSet<_>>();
-    let (founded, named) = (ids(founded), ids(given));
+/// Addresses may change at a start, members may not: that goes through the log. Whoever is in the place of another member is named as
+/// that one was.
+fn check_members(known: &[Member], given: &[Member]) -> anyhow::Result<()> {
+    let places = |members: &[Member]| members.iter().map(Member::place).collect::<BTreeSet<_>>();
+    let (known, named) = (places(known), places(given));
     if named.len() != given.len() {
         bail!("--member names a member twice");
     }
-    ensure!(founded == named, "--member names the members {named:?}, this federation has {founded:?}");
+    ensure!(
+        given.is_empty() || known.is_subset(&named) || named.is_subset(&known),
+        "--member names the members {named:?}, this federation has {known:?}"
+    );
     Ok(())
-}
-
-fn address_of(members: &[Member], id: u64) -> String {
-    members.iter().find(|member| member.id == id).map(|member| member.client.clone()).unwrap_or_default()
 }
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<StdListener> {

@@ -67,7 +67,10 @@ fn describe(support: Support) -> String {
 
 /// All members, this one included, asked at once.
 async fn ask(consensus: &Consensus) -> Vec<Support> {
-    let others = consensus.peers.ids().map(|member| async move {
+    // One that is only known, and takes no part, must not hold the others back.
+    let group = consensus.raft.status();
+    let takes_part = |member: &u64| group.voters.contains(member) || group.learners.contains(member);
+    let others = consensus.peers.ids().into_iter().filter(takes_part).map(|member| async move {
         let asked = async { consensus.peers.client(member).await?.member_status(MemberStatusRequest {}).await };
         let format = match timeout(ASK_TIMEOUT, asked).await {
             // A member from before formats names none.

@@ -34,7 +34,7 @@ async fn a_member_without_its_directory_never_founds_itself_again() {
     let federation = federation["federation"].as_str().unwrap().to_owned();
     assert_eq!(control_plane.terminate(1).await, 0);
     let says = |words: &str| {
-        for part in ["node 1", &*federation, "member-1.started", "hint: restore", "cannot put another"] {
+        for part in ["node 1", &*federation, "member-1.started", "hint: restore", "`meshctl member replace`"] {
             assert!(words.contains(part), "{part}: {words}");
         }
     };

@@ -213,6 +213,9 @@ Examples:
     /// Break things on purpose (under `up`)
     #[command(subcommand)]
     Drill(DrillCommand),
+    /// The members of the control plane: list them, add one, replace a lost one, take one out
+    #[command(subcommand)]
+    Member(MemberCommand),
     /// The replicated log of the control plane
     #[command(subcommand)]
     Raft(RaftCommand),

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         certificates_are_renewed_and_nothing_is_dropped,
         a_killed_supervisor_leaves_nothing_that_down_or_up_would_not_find,
         a_member_whose_data_is_damaged_says_so_and_loses_nothing,
+        a_member_whose_disk_is_lost_is_replaced_by_one_command,
         a_gateway_whose_state_is_damaged_serves_or_says_why,
         foreign_files_are_neither_believed_nor_removed,
     ])
@@ -337,6 +338,42 @@ async fn a_member_whose_data_is_damaged_says_so_and_loses_nothing() {
     federation.start(&["up", "--detach"]).await.expect(0);
     let split = federation.json("split get shop/checkout").await;
     assert_eq!(split["spec"]["backends"], json!([{ "cluster": "tokyo", "weight": 1 }]));
+    federation.down().await;
+}
+
+async fn a_member_whose_disk_is_lost_is_replaced_by_one_command() {
+    let federation = Federation::up(Some(&SMALL.replace("nodes: 1", "nodes: 3"))).await;
+    federation.ok("split set shop/checkout tokyo=1").await;
+    let members = federation.status().await.control_plane.members;
+    let lost = members.iter().find(|member| member.role == "follower").unwrap().id;
+    let works = federation.meshctl(["member", "replace", &lost.to_string()]).await.expect(1);
+    works.says(&["works", "hint:"]);
+    federation.ok(&format!("drill kill cp-{lost} --for 3s")).await;
+    fs::remove_dir_all(federation.state.join(format!("member-{lost}"))).unwrap();
+    let replaced = federation.json(&format!("member replace {lost} --reason disk --wait 60s")).await;
+    assert_eq!(
+        (replaced["name"].clone(), replaced["replaces"].clone(), replaced["standing"].clone()),
+        (json!("cp-4"), json!(format!("cp-{lost}")), json!("voter"))
+    );
+    let list = federation.json("member list").await;
+    let of = |field: &str| list.as_array().unwrap().iter().map(|member| member[field].clone()).collect::<Vec<_>>();
+    let ids: Vec<u64> = (1..=4).filter(|id| *id != lost).collect();
+    assert_eq!(of("id"), ids.iter().map(|id| json!(id)).collect::<Vec<_>>());
+    assert!(of("standing").iter().all(|standing| standing == "voter"), "{list}");
+    assert_eq!(list[2]["place"], json!(lost));
+    // No secret of it is left where it was handed over.
+    assert!(fs::read_dir(federation.state.join("members")).unwrap().next().is_none());
+    federation.ok("member transfer --to cp-4").await;
+    federation.ok("split set shop/checkout paris=1").await;
+    assert_eq!(served_by(&federation, "tokyo/gw-1").await, "paris");
+    let refused = federation.meshctl(["member", "remove", "4"]).await.expect(1);
+    refused.says(&["leadership has to go to another member first", "meshctl member transfer"]);
+    let events = federation.ok("events --kind membership").await;
+    assert!(events.stdout.contains(&format!("cp-{lost} is no member any more: disk")), "{events}");
+    // It all holds over a restart, which starts the processes as they were started before.
+    federation.ok("down --keep-state").await;
+    federation.start(&["up", "--detach"]).await.expect(0);
+    assert_eq!(federation.json("member list").await.as_array().unwrap().len(), 3);
     federation.down().await;
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     digest::{Digest, Divergence},
-    store::{NO_REPLACEMENT, StoreError},
+    store::{REPLACE, StoreError},
 };
 
 /// Why a proposal was not acknowledged.
@@ -83,6 +83,17 @@ pub enum MembershipError {
         /// Entries it may miss.
         lag_max: u64,
     },
+    /// Too few of the voters that would be left answer: nothing could be written any more.
+    #[error("of the voters {voters:?} that would be left, {silent:?} do not answer: nothing could be written any more")]
+    NoMajority {
+        /// Who would vote.
+        voters: Vec<u64>,
+        /// Those of them that were not heard for an election timeout.
+        silent: Vec<u64>,
+    },
+    /// The leader would take itself out.
+    #[error("it leads; leadership has to go to another member first")]
+    Leads,
     /// The change makes no sense for this membership.
     #[error("{0}")]
     Refused(String),
@@ -131,7 +142,7 @@ pub enum Fatal {
     #[error(
         "node {node_id} acknowledged log index {acknowledged} but its log ends at {last_index}: the disk lost durable \
          writes. hint: it stays stopped; {}",
-        NO_REPLACEMENT
+        REPLACE
     )]
     LogLost {
         /// This node.
@@ -177,7 +188,7 @@ pub enum Fatal {
     #[error(
         "{divergence}: this member, {node_id}, has {own} there and must not serve it. hint: leave it stopped, and keep its \
          data directory for diagnosis; {}",
-        NO_REPLACEMENT
+        REPLACE
     )]
     StateDiverged {
         /// This node.

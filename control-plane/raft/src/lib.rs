@@ -39,6 +39,6 @@ pub use digest::{Digest, Divergence, StateDigest};
 pub use driver::{LogWrites, NodeStopped, Proposed, Raft, RaftHandle, RaftMessage};
 pub use error::{Fatal, MembershipError, ProposeError, ReadError, StartError, Stopped};
 pub use machine::{CannotApply, Encode, StateMachine, Transport};
-pub use store::{StoreError, refuse_lost};
+pub use store::{StoreError, forget_replaced, refuse_lost};
 
 pub use raft_proto::eraftpb::{ConfState, Message, MessageType, Snapshot};

@@ -159,7 +159,11 @@ impl<M: StateMachine> Replica<M> {
     }
 
     pub(crate) fn status(&self) -> Status {
-        Status { divergence: self.judge.divergence().cloned(), ..self.core.status() }
+        Status {
+            checkpoint: self.judge.own().last().copied(),
+            divergence: self.judge.divergence().cloned(),
+            ..self.core.status()
+        }
     }
 
     pub(crate) fn applied_index(&self) -> u64 {

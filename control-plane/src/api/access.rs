@@ -21,6 +21,7 @@ pub(crate) const CLIENT_PORT: Access = Access(&[
     Rule { path: "/archipelago.v1.Identity/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Tokens/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Fleet/", callers: &[Operator], call: OPERATE },
+    Rule { path: "/archipelago.v1.Membership/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Telemetry/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Events/", callers: &[Operator], call: OPERATE },
     Rule { path: "/archipelago.v1.Dashboard/", callers: &[Operator], call: OPERATE },
@@ -57,7 +58,7 @@ mod tests {
     use archipelago_identity::{SpiffeId, TrustDomain};
     use archipelago_proto::v1::{
         agent_control_server, dashboard_server, events_server, fleet_server, gateway_control_server, identity_server,
-        members_server, raft_transport_server, resources_server, telemetry_server, tokens_server,
+        members_server, membership_server, raft_transport_server, resources_server, telemetry_server, tokens_server,
     };
     use tonic::Code;
 
@@ -92,6 +93,11 @@ mod tests {
             (resources_server::SERVICE_NAME, "Apply", operators, nobody),
             (fleet_server::SERVICE_NAME, "Status", operators, nobody),
             (fleet_server::SERVICE_NAME, "WaitApplied", operators, nobody),
+            (membership_server::SERVICE_NAME, "List", operators, nobody),
+            (membership_server::SERVICE_NAME, "Add", operators, nobody),
+            (membership_server::SERVICE_NAME, "Promote", operators, nobody),
+            (membership_server::SERVICE_NAME, "Remove", operators, nobody),
+            (membership_server::SERVICE_NAME, "Transfer", operators, nobody),
             (telemetry_server::SERVICE_NAME, "Ask", operators, nobody),
             (events_server::SERVICE_NAME, "List", operators, nobody),
             (events_server::SERVICE_NAME, "Follow", operators, nobody),
@@ -100,6 +106,7 @@ mod tests {
             (agent_control_server::SERVICE_NAME, "Stream", [NO, DENIED, OK, DENIED, DENIED, DENIED], nobody),
             (members_server::SERVICE_NAME, "Propose", members, nobody),
             (members_server::SERVICE_NAME, "AskLocal", members, nobody),
+            (members_server::SERVICE_NAME, "ChangeGroup", members, nobody),
             (raft_transport_server::SERVICE_NAME, "Messages", nobody, members),
             (raft_transport_server::SERVICE_NAME, "Snapshot", nobody, members),
             ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", nobody, nobody),

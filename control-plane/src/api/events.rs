@@ -32,7 +32,7 @@ impl Events for EventsService {
         operator(&request)?;
         let request = admit(request.into_inner());
         let consensus = &self.0.consensus;
-        let others = consensus.peers.ids().map(|id| {
+        let others = consensus.peers.ids().into_iter().map(|id| {
             let request = request.clone();
             async move {
                 let asked = async {

@@ -133,7 +133,7 @@ impl Context {
     /// All members, asked at once; one that does not answer in time is unreachable.
     pub(crate) async fn member_statuses(&self) -> Vec<MemberStatus> {
         let consensus = &self.consensus;
-        let others = consensus.peers.ids().map(|id| async move {
+        let others = consensus.peers.ids().into_iter().map(|id| async move {
             let asked = async {
                 let mut client = consensus.peers.client(id).await?;
                 client.member_status(MemberStatusRequest {}).await
@@ -143,7 +143,7 @@ impl Context {
                 Ok(Err(_)) | Err(_) => MemberStatus {
                     id,
                     role: "unreachable".to_owned(),
-                    address: consensus.peers.address(id).unwrap_or_default().to_owned(),
+                    address: consensus.peers.address(id).unwrap_or_default(),
                     ..MemberStatus::default()
                 },
             }

@@ -238,7 +238,7 @@ impl IdentityService {
             chain_der: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             bundle_der: authority.bundle().iter().map(|certificate| certificate.to_vec()).collect(),
             not_after_unix: issued.not_after.unix_timestamp(),
-            control_plane: self.0.addresses.clone(),
+            control_plane: self.0.roster.addresses(),
             server_unix_ms,
             clock_offset_ms,
         };

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use archipelago_identity::MeshRole;
 use archipelago_proto::v1::{
-    AskLocalRequest, ExplainRequest, ExplainResponse, FollowedEvents, GatewayAnswer, GatewayQuestion,
-    ListEventsRequest, ListEventsResponse, MemberStatus, MemberStatusRequest, ProposeRequest, ProposeResponse,
-    ReadIndexRequest, ReadIndexResponse, ReviewAsk, ReviewLocalRequest, ReviewReply, SessionUpdate,
-    WatchSessionsRequest, members_server::Members,
+    AskLocalRequest, ChangeGroupRequest, ChangeGroupResponse, ExplainRequest, ExplainResponse, FollowedEvents,
+    GatewayAnswer, GatewayQuestion, ListEventsRequest, ListEventsResponse, MemberStatus, MemberStatusRequest,
+    ProposeRequest, ProposeResponse, ReadIndexRequest, ReadIndexResponse, ReviewAsk, ReviewLocalRequest, ReviewReply,
+    SessionUpdate, WatchSessionsRequest, members_server::Members,
 };
 use archipelago_raft::{ProposeError, ReadError};
 use archipelago_rpc::grpc;
@@ -131,6 +131,14 @@ impl Members for MembersService {
         Ok(Response::new(self.0.own_events(&request.into_inner())))
     }
 
+    async fn change_group(
+        &self,
+        request: Request<ChangeGroupRequest>,
+    ) -> Result<Response<ChangeGroupResponse>, Status> {
+        self.member(&request)?;
+        self.0.consensus.change_group_here(request.into_inner()).await.map(Response::new)
+    }
+
     type FollowEventsStream = ReceiverStream<Result<FollowedEvents, Status>>;
 
     async fn follow_events(
@@ -154,7 +162,7 @@ impl Members for MembersService {
 
 impl MembersService {
     fn member<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let known = |id: u64| self.0.consensus.peers.ids().any(|peer| peer == id) || id == self.0.consensus.node_id;
+        let known = |id: u64| self.0.roster.member(id).is_some();
         grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if known(*id))).map(|_| ())
     }
 }
@@ -166,13 +174,15 @@ impl Context {
         MemberStatus {
             id: self.consensus.node_id,
             role: status.role.name().to_owned(),
-            address: self.own_address.clone(),
+            address: self.roster.member(self.consensus.node_id).map(|own| own.client).unwrap_or_default(),
             applied_index: status.applied_index,
             term: status.term,
             format_supported: self.consensus.supported_format(),
             format_version: self.consensus.read(State::format_version),
             problem: problem(&status),
             clocks: self.clocks.far_off(self.consensus.node_id),
+            checkpoint_index: status.checkpoint.map_or(0, |checkpoint| checkpoint.log_index),
+            checkpoint_sha256: status.checkpoint.map_or_else(Vec::new, |checkpoint| checkpoint.digest.0.to_vec()),
         }
     }
 }

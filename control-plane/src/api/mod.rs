@@ -6,7 +6,7 @@
 //! | `Identity.Challenge`, `Identity.Recover` | a gateway or agent whose certificate ran out, by its key |
 //! | `Identity.Renew` | whoever has an identity, for that identity |
 //! | the rest of `Identity` | operators |
-//! | `Resources`, `Tokens`, `Fleet`, `Telemetry`, `Events`, `Dashboard` | operators |
+//! | `Resources`, `Tokens`, `Fleet`, `Membership`, `Telemetry`, `Events`, `Dashboard` | operators |
 //! | `GatewayControl` | a gateway, as itself |
 //! | `AgentControl` | an agent, for its own cluster |
 //! | `Members` | other members |
@@ -21,6 +21,7 @@ mod gateways;
 mod identities;
 pub(crate) mod identity;
 mod members;
+mod membership;
 mod page;
 pub(crate) mod resources;
 pub(crate) mod services;
@@ -34,8 +35,8 @@ use archipelago_identity::{MeshRole, SpiffeId, TrustDomain};
 use archipelago_proto::v1::{
     agent_control_server::AgentControlServer, dashboard_server::DashboardServer, events_server::EventsServer,
     fleet_server::FleetServer, gateway_control_server::GatewayControlServer, identity_server::IdentityServer,
-    members_server::MembersServer, resources_server::ResourcesServer, telemetry_server::TelemetryServer,
-    tokens_server::TokensServer,
+    members_server::MembersServer, membership_server::MembershipServer, resources_server::ResourcesServer,
+    telemetry_server::TelemetryServer, tokens_server::TokensServer,
 };
 use archipelago_rpc::grpc;
 use tokio::sync::Semaphore;
@@ -50,6 +51,7 @@ use crate::{
     consensus::{Consensus, MESSAGE_BYTES_MAX},
     dashboard::Dashboard,
     metrics::Metrics,
+    roster::Roster,
     sessions::Sessions,
 };
 
@@ -64,10 +66,9 @@ pub(crate) struct Context {
     pub(crate) audit: Audit,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) trust_domain: TrustDomain,
-    /// Client address of this member.
-    pub(crate) own_address: String,
-    /// Client addresses of all members, as joiners are told.
-    pub(crate) addresses: Vec<String>,
+    /// Names the federation on disks and between members.
+    pub(crate) federation: String,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) svid_ttl: Duration,
     /// Joins under way: the one call that needs no certificate must not crowd out the others.
     pub(crate) joins: Semaphore,
@@ -100,6 +101,7 @@ pub(crate) fn routes(context: &Arc<Context>) -> Routes {
                 .max_decoding_message_size(APPLY_BYTES_MAX),
         )
         .add_service(FleetServer::new(fleet::FleetService(Arc::clone(context))))
+        .add_service(MembershipServer::new(membership::MembershipService(Arc::clone(context))))
         .add_service(TelemetryServer::new(telemetry::TelemetryService(Arc::clone(context))))
         .add_service(EventsServer::new(events::EventsService(Arc::clone(context))))
         .add_service(DashboardServer::new(dashboard::DashboardService(Arc::clone(context))))

@@ -75,7 +75,7 @@ impl Tokens for TokensService {
             }
         };
         let token = JoinToken {
-            control_plane: self.0.addresses.clone(),
+            control_plane: self.0.roster.addresses(),
             trust_domain: self.0.trust_domain.to_string(),
             cluster,
             role: role_name(role).to_owned(),

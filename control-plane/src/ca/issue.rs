@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use archipelago_identity::{SpiffeId, TrustDomain};
-use archipelago_proto::log::v1::CaInit;
+use archipelago_proto::log::v1::{CaInit, WrappedKey};
 use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
@@ -39,21 +39,42 @@ pub struct Authority {
     challenge_key: hmac::Key,
 }
 
+/// A share of the authority for a new member: what opens it, which belongs to that member alone, and what it opens. `member` is one
+/// that has a share.
+///
+/// # Errors
+/// As [`Authority::unseal`].
+pub(crate) fn share(
+    ca: &CaInit,
+    member: u64,
+    seal_key: &SealKey,
+    new_member: u64,
+) -> Result<(SealKey, WrappedKey), CaError> {
+    let data_key = data_key(ca, member, seal_key)?;
+    let new_key = SealKey::generate()?;
+    let key = new_key.seal(&member_context(&ca.trust_domain, new_member), data_key.bytes())?;
+    Ok((new_key, WrappedKey { member: new_member, key: Some(key) }))
+}
+
+fn data_key(ca: &CaInit, member: u64, seal_key: &SealKey) -> Result<SealKey, CaError> {
+    let wrapped = ca
+        .data_keys
+        .iter()
+        .find(|wrapped| wrapped.member == member)
+        .and_then(|wrapped| wrapped.key.as_ref())
+        .ok_or(CaError::NotForMember { member })?;
+    let data_key = seal_key.open(&member_context(&ca.trust_domain, member), wrapped)?;
+    let data_key: [u8; KEY_BYTES] = data_key.as_slice().try_into().map_err(|_| SealError::Open)?;
+    Ok(SealKey::from_bytes(Zeroizing::new(data_key))?)
+}
+
 impl Authority {
     /// Opens the issuing key with the seal key of `member`. The root key stays sealed.
     ///
     /// # Errors
     /// [`CaError::NotForMember`] when nothing is sealed for this member; otherwise wrong key or damaged state.
     pub fn unseal(ca: &CaInit, member: u64, seal_key: &SealKey) -> Result<Self, CaError> {
-        let wrapped = ca
-            .data_keys
-            .iter()
-            .find(|wrapped| wrapped.member == member)
-            .and_then(|wrapped| wrapped.key.as_ref())
-            .ok_or(CaError::NotForMember { member })?;
-        let data_key = seal_key.open(&member_context(&ca.trust_domain, member), wrapped)?;
-        let data_key: [u8; KEY_BYTES] = data_key.as_slice().try_into().map_err(|_| SealError::Open)?;
-        let data_key = SealKey::from_bytes(Zeroizing::new(data_key))?;
+        let data_key = data_key(ca, member, seal_key)?;
         let sealed = ca.issuer_key.as_ref().ok_or(SealError::Open)?;
         let key = SigningKey::from_pkcs8(&data_key.open(&issuer_context(&ca.issuer_der), sealed)?)?;
 

@@ -10,6 +10,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::issue::share;
 pub use self::{
     genesis::{Genesis, found},
     issue::{Authority, CaError, CertificateRequest, Issued},

@@ -53,6 +53,11 @@ impl SealKey {
         archipelago_base::durable::write(path, self.bytes.as_ref(), 0o600)
     }
 
+    /// The key in the clear, for whoever it is for.
+    pub(crate) fn to_bytes(&self) -> Zeroizing<[u8; KEY_BYTES]> {
+        self.bytes.clone()
+    }
+
     pub(super) fn from_bytes(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Result<Self, SealError> {
         let key = UnboundKey::new(&AES_256_GCM, bytes.as_ref()).map_err(|_| SealError::Random)?;
         Ok(Self { key: LessSafeKey::new(key), bytes })

@@ -10,9 +10,9 @@ use archipelago_model::resource::Resource;
 use archipelago_proto::v1::Event;
 use prost::Message as _;
 
-use super::{Chronicle, LOG};
+use super::{Chronicle, LOG, source_of};
 use crate::machine::command::{
-    Action, Answer, ApplyResources, ChangeKind, Command, Outcome, ReportedService, Role, role_name,
+    Action, Answer, ApplyResources, ChangeKind, Command, ControlPlaneMember, Outcome, ReportedService, Role, role_name,
 };
 use crate::machine::{Key, State, Witness};
 use crate::policy;
@@ -43,15 +43,45 @@ fn event(log_index: u64, place: u64, draft: Draft, unix_ms: i64) -> Event {
 
 /// What an action will change, and how that was before.
 enum Before {
-    Write { revision: u64, origin: String, values: Vec<(Key, Option<Resource>)> },
-    Revoked { revision: u64, spiffe_id: String, reason: String, by: String },
-    Token { secret: Vec<u8>, was_there: bool, was_used: bool },
-    Gateway { cluster: String, name: String, is_known: bool, is_first: bool },
-    Report { cluster: String, offered: BTreeSet<(String, String)>, is_first: bool },
+    Write {
+        revision: u64,
+        origin: String,
+        values: Vec<(Key, Option<Resource>)>,
+    },
+    Revoked {
+        revision: u64,
+        spiffe_id: String,
+        reason: String,
+        by: String,
+    },
+    Token {
+        secret: Vec<u8>,
+        was_there: bool,
+        was_used: bool,
+    },
+    Gateway {
+        cluster: String,
+        name: String,
+        is_known: bool,
+        is_first: bool,
+    },
+    Report {
+        cluster: String,
+        offered: BTreeSet<(String, String)>,
+        is_first: bool,
+    },
     Operators(Vec<String>),
     Format(u32),
     Epoch(u64),
-    Authority { was_there: bool },
+    Authority {
+        was_there: bool,
+    },
+    Members {
+        before: imbl::OrdMap<u64, Arc<ControlPlaneMember>>,
+        last: u64,
+        founders: Vec<ControlPlaneMember>,
+        why: String,
+    },
 }
 
 impl Before {
@@ -99,6 +129,8 @@ impl Before {
             Action::RaiseFormat(_) => Self::Format(state.format_version()),
             Action::RaiseRestoreEpoch(_) => Self::Epoch(state.version().restore_epoch),
             Action::CaInit(_) => Self::Authority { was_there: state.ca().is_some() },
+            Action::PutMember(put) => members(state, &put.founders, ""),
+            Action::RetireMember(retire) => members(state, &retire.founders, &retire.reason),
         })
     }
 
@@ -168,9 +200,55 @@ impl Before {
             Self::Authority { was_there: false } if state.ca().is_some() => {
                 vec![Draft::new(Reason::AuthorityInstalled, "the certificate authority of the federation is installed")]
             }
+            Self::Members { before, last, founders, why } => changed_members(state, &before, last, &founders, &why),
             Self::Format(_) | Self::Epoch(_) | Self::Authority { .. } => Vec::new(),
         }
     }
+}
+
+fn members(state: &State, founders: &[ControlPlaneMember], why: &str) -> Before {
+    let (before, last, founders, why) =
+        (state.members().clone(), state.last_member(), founders.to_vec(), why.to_owned());
+    Before::Members { before, last, founders, why }
+}
+
+/// Who came and who went.
+fn changed_members(
+    state: &State,
+    before: &imbl::OrdMap<u64, Arc<ControlPlaneMember>>,
+    last: u64,
+    founders: &[ControlPlaneMember],
+    why: &str,
+) -> Vec<Draft> {
+    let after = state.members();
+    // Before the first change the founders stand in files, and a command that is refused changes none of it.
+    if state.last_member() == 0 {
+        return Vec::new();
+    }
+    let was = |id: &u64| match last {
+        0 => founders.iter().any(|founder| founder.id == *id),
+        _ => before.contains_key(id),
+    };
+    let added = after.values().filter(|member| !was(&member.id)).map(|member| {
+        let name = source_of(member.id);
+        let place = match member.place == member.id {
+            true => String::new(),
+            false => format!(", in the place of {}", source_of(member.place)),
+        };
+        let message = format!("{name} was added at {}{place}", member.client);
+        Draft { subject: name, ..Draft::new(Reason::MemberAdded, message) }
+    });
+    let gone: Vec<u64> = match last {
+        0 => founders.iter().map(|founder| founder.id).collect(),
+        _ => before.keys().copied().collect(),
+    };
+    let removed = gone.into_iter().filter(|id| !after.contains_key(id)).map(|id| {
+        let name = source_of(id);
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let message = format!("{name} is no member any more{why}");
+        Draft { subject: name, revision: state.revision(), ..Draft::new(Reason::MemberRemoved, message) }
+    });
+    added.chain(removed).collect()
 }
 
 fn written(

@@ -148,7 +148,7 @@ fn there(context: &Context) -> BTreeMap<Subject, bool> {
         .map(|cluster| (clusters.contains(&cluster), cluster))
         .map(|(is_there, cluster)| (Subject::Cluster(cluster), is_there))
         .collect();
-    there.extend(context.consensus.peers.ids().map(|id| (Subject::Member(id), members.contains(&id))));
+    there.extend(context.consensus.peers.ids().into_iter().map(|id| (Subject::Member(id), members.contains(&id))));
     there
 }
 

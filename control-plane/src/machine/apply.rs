@@ -82,6 +82,8 @@ impl State {
             Action::RaiseFormat(raise) => Ok(self.raise_format(raise, now_unix_ms)),
             Action::RaiseRestoreEpoch(_) => Ok(self.raise_restore_epoch()),
             Action::RevokeIdentity(revoke) => self.revoke_identity(revoke, now_unix_ms),
+            Action::PutMember(put) => self.put_member(put),
+            Action::RetireMember(retire) => self.retire_member(retire, now_unix_ms),
         };
         match result {
             Ok(answer) => Outcome { revision: self.revision, answer: Some(answer) },

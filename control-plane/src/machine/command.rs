@@ -2,11 +2,11 @@
 
 use archipelago_proto::log::v1::Envelope;
 pub use archipelago_proto::log::v1::{
-    Applied, ApplyResources, CaInit, Change, ChangeKind, Command, Conflict, Consumed, Done, ExportFacts, ExportType,
-    GatewayAddresses, IssuedRecord, Outcome, OwnedResource, Precondition, Protocol, RaiseFormat, RaiseRestoreEpoch,
-    RecordIssued, RefusalCode, Refused, RegisterGateway, ReportExports, ReportedPort, ReportedService, ResourceKey,
-    ResourceWrite, RevokeIdentity, Role, Sealed, TokenConsume, TokenCreate, UncarriedPort, WrappedKey, command::Action,
-    outcome::Answer, precondition::Expect,
+    Applied, ApplyResources, CaInit, Change, ChangeKind, Command, Conflict, Consumed, ControlPlaneMember, Done,
+    ExportFacts, ExportType, GatewayAddresses, IssuedRecord, Outcome, OwnedResource, Precondition, Protocol, PutMember,
+    RaiseFormat, RaiseRestoreEpoch, RecordIssued, RefusalCode, Refused, RegisterGateway, ReportExports, ReportedPort,
+    ReportedService, ResourceKey, ResourceWrite, RetireMember, RevokeIdentity, Role, Sealed, TokenConsume, TokenCreate,
+    UncarriedPort, WrappedKey, command::Action, outcome::Answer, precondition::Expect,
 };
 use prost::Message;
 

@@ -20,8 +20,10 @@ pub const REVOCATIONS: u32 = 3;
 pub const PORTS: u32 = 4;
 /// Brings `BackendPolicy`.
 pub const BACKEND_POLICIES: u32 = 5;
+/// Brings members that are added and taken out while the federation runs.
+pub const MEMBERS: u32 = 6;
 /// The newest format that this version knows.
-pub const CURRENT: u32 = BACKEND_POLICIES;
+pub const CURRENT: u32 = MEMBERS;
 /// What [`CURRENT`] was one version ago; see `--compatibility`.
 pub const PREVIOUS: u32 = BASE;
 
@@ -39,6 +41,7 @@ pub fn required(action: &Action) -> u32 {
         Action::ReportExports(report) if report.services.iter().any(is_of_ports) => PORTS,
         Action::RaiseRestoreEpoch(_) => PRECONDITIONS,
         Action::RevokeIdentity(_) => REVOCATIONS,
+        Action::PutMember(_) | Action::RetireMember(_) => MEMBERS,
         // An older member must stop at it.
         Action::RaiseFormat(RaiseFormat { format_version }) => (*format_version).max(BASE),
         Action::CaInit(CaInit { founded_format, .. }) => (*founded_format).max(BASE),
@@ -108,6 +111,8 @@ pub fn feature(action: &Action) -> &'static str {
         }
         Action::RaiseRestoreEpoch(_) => "raising the restore epoch",
         Action::RevokeIdentity(_) => "revoking an identity",
+        Action::PutMember(_) => "adding a member of the control plane",
+        Action::RetireMember(_) => "taking a member of the control plane out",
         _ => "this write",
     }
 }

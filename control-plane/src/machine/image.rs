@@ -93,6 +93,8 @@ fn image(state: &State) -> Image {
         issued,
         operators,
         revocations,
+        members,
+        last_member,
         dedup,
     } = state;
     Image {
@@ -168,6 +170,8 @@ fn image(state: &State) -> Image {
                 by: revocation.by.clone(),
             })
             .collect(),
+        members: members.values().map(|member| (**member).clone()).collect(),
+        last_member: *last_member,
         outcomes: dedup
             .iter()
             .map(|(key, remembered)| StoredOutcome {
@@ -188,6 +192,8 @@ fn state(image: Image) -> Result<State, ImageError> {
         fleet: image.fleet,
         policy_revision: image.policy_revision,
         ca: image.ca.map(Arc::new),
+        members: image.members.into_iter().map(|member| (member.id, Arc::new(member))).collect(),
+        last_member: image.last_member,
         issued: image.issued.into_iter().map(Arc::new).collect(),
         operators: image.operators.into_iter().map(|record| (record.spiffe_id.clone(), Arc::new(record))).collect(),
         ..State::default()

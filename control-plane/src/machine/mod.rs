@@ -15,6 +15,7 @@ mod fleet;
 pub mod format;
 mod identities;
 mod image;
+mod members;
 mod names;
 mod slots;
 mod state;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use imbl::{OrdMap, Vector};
 
 use super::{
-    command::{self, CaInit, IssuedRecord, Outcome, ReportedService},
+    command::{self, CaInit, ControlPlaneMember, IssuedRecord, Outcome, ReportedService},
     dedup::{Dedup, RequestKey},
     format,
     slots::Slots,
@@ -35,6 +35,8 @@ pub struct State {
     pub(super) issued: Vector<Arc<IssuedRecord>>,
     pub(super) operators: OrdMap<String, Arc<IssuedRecord>>,
     pub(super) revocations: OrdMap<String, Arc<Revocation>>,
+    pub(super) members: OrdMap<u64, Arc<ControlPlaneMember>>,
+    pub(super) last_member: u64,
     pub(super) dedup: Dedup,
 }
 
@@ -199,6 +201,18 @@ impl State {
         &self.revocations
     }
 
+    /// Members of the control plane by id. Empty until the first change: then they are those of the founding.
+    #[must_use]
+    pub fn members(&self) -> &OrdMap<u64, Arc<ControlPlaneMember>> {
+        &self.members
+    }
+
+    /// The highest id that a member ever had; 0 until the first change.
+    #[must_use]
+    pub fn last_member(&self) -> u64 {
+        self.last_member
+    }
+
     /// The outcome of an earlier request, while the window still holds it.
     #[must_use]
     pub fn remembered(&self, actor: &str, request_id: &str) -> Option<Outcome> {
@@ -226,6 +240,8 @@ impl Default for State {
             issued: Vector::default(),
             operators: OrdMap::default(),
             revocations: OrdMap::default(),
+            members: OrdMap::default(),
+            last_member: 0,
             dedup: Dedup::default(),
         }
     }

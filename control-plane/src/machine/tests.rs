@@ -232,7 +232,7 @@ fn what_this_version_does_not_know_is_never_applied() {
     // An entry of the format before: its first field was a text.
     let before = b"\x0a\x01a\x12\x05actor".to_vec();
     for (bytes, says) in [
-        (later_format.encode_to_vec(), "format 6, this version knows formats up to 5"),
+        (later_format.encode_to_vec(), "format 7, this version knows formats up to 6"),
         (unknown_field, "a field that this version does not know"),
         (nested, "a field that this version does not know"),
         (unknown_action, "an action that this version does not know"),

@@ -5,12 +5,9 @@
 mod receive;
 mod send;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
 };
 
 use archipelago_identity::{LiveCredential, SpiffeId};
@@ -21,12 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::receive::RaftService;
 use self::send::{Lane, Link, Outgoing};
-use crate::{machine::Machine, metrics::Metrics};
+use crate::{bootstrap::Member, machine::Machine, metrics::Metrics, roster::PerPeer};
 
 /// The sending side, given to the Raft driver.
 pub(crate) struct PeerTransport {
-    lanes: BTreeMap<u64, Lane>,
+    lanes: Arc<PerPeer<Lane>>,
     metrics: Arc<Metrics>,
+}
+
+/// The links behind it: one per other member.
+pub(crate) struct Links {
+    lanes: Arc<PerPeer<Lane>>,
+    network: Network,
 }
 
 /// The node, known only after the transport was handed to it.
@@ -45,36 +48,42 @@ pub(crate) struct Network {
     pub(crate) metrics: Arc<Metrics>,
     /// Ends the links.
     pub(crate) stopping: CancellationToken,
+    /// Where they run: not on the thread that sends.
+    pub(crate) runtime: Handle,
 }
 
-impl PeerTransport {
-    /// Starts the tasks that carry messages to `peers` (id and peer address).
-    pub(crate) fn start(runtime: &Handle, network: &Network, peers: impl IntoIterator<Item = (u64, String)>) -> Self {
-        let trust_domain = network.credential.current().spiffe_id.trust_domain().clone();
-        let lanes = peers
-            .into_iter()
-            .map(|(id, address)| {
-                let (messages, queued) = mpsc::channel(MESSAGES_MAX);
-                let (snapshots, queued_snapshots) = mpsc::channel(SNAPSHOTS_MAX);
-                let overflowed = Arc::new(AtomicBool::new(false));
-                let link = Link {
-                    from: network.node_id,
-                    to: id,
-                    federation: network.federation.clone(),
-                    address,
-                    spiffe_id: SpiffeId::control_plane(&trust_domain, id),
-                    credential: network.credential.clone(),
-                    raft: Arc::clone(&network.raft),
-                    metrics: Arc::clone(&network.metrics),
-                    stopping: network.stopping.clone(),
-                    overflowed: Arc::clone(&overflowed),
-                };
-                runtime.spawn(link.clone().carry_messages(queued));
-                runtime.spawn(link.carry_snapshots(queued_snapshots));
-                (id, Lane { messages, snapshots, overflowed })
-            })
-            .collect();
-        Self { lanes, metrics: Arc::clone(&network.metrics) }
+impl Links {
+    /// Links to nobody yet, and what sends through them.
+    pub(crate) fn new(network: Network) -> (Self, PeerTransport) {
+        let lanes = Arc::new(PerPeer::new(network.stopping.clone()));
+        let transport = PeerTransport { lanes: Arc::clone(&lanes), metrics: Arc::clone(&network.metrics) };
+        (Self { lanes, network }, transport)
+    }
+
+    /// Starts the tasks that carry messages to `peers`, and ends those of others.
+    pub(crate) fn set(&self, peers: &[Member]) {
+        let network = &self.network;
+        self.lanes.set(peers, |peer, stopping| {
+            let trust_domain = network.credential.current().spiffe_id.trust_domain().clone();
+            let (messages, queued) = mpsc::channel(MESSAGES_MAX);
+            let (snapshots, queued_snapshots) = mpsc::channel(SNAPSHOTS_MAX);
+            let overflowed = Arc::new(AtomicBool::new(false));
+            let link = Link {
+                from: network.node_id,
+                to: peer.id,
+                federation: network.federation.clone(),
+                address: peer.peer.clone(),
+                spiffe_id: SpiffeId::control_plane(&trust_domain, peer.id),
+                credential: network.credential.clone(),
+                raft: Arc::clone(&network.raft),
+                metrics: Arc::clone(&network.metrics),
+                stopping,
+                overflowed: Arc::clone(&overflowed),
+            };
+            network.runtime.spawn(link.clone().carry_messages(queued));
+            network.runtime.spawn(link.carry_snapshots(queued_snapshots));
+            Lane { messages, snapshots, overflowed }
+        });
     }
 }
 
@@ -84,27 +93,28 @@ impl Transport for PeerTransport {
             if !travels(&message) {
                 continue;
             }
-            let Some(lane) = self.lanes.get(&message.to) else {
-                self.metrics.raft_dropped("unknown_peer");
-                continue;
-            };
-            let queued = if message.msg_type == i32::from(MessageType::MsgSnapshot) {
-                lane.snapshots.try_send(message).is_ok()
-            } else {
-                lane.messages.try_send(Outgoing::Message(message)).is_ok()
-            };
-            if !queued {
-                lane.overflowed.store(true, Ordering::Relaxed);
-                self.metrics.raft_dropped("queue_full");
+            let queued = self.lanes.with(message.to, |lane| {
+                let queued = if message.msg_type == i32::from(MessageType::MsgSnapshot) {
+                    lane.snapshots.try_send(message).is_ok()
+                } else {
+                    lane.messages.try_send(Outgoing::Message(message)).is_ok()
+                };
+                if !queued {
+                    lane.overflowed.store(true, Ordering::Relaxed);
+                }
+                queued
+            });
+            match queued {
+                Some(true) => {}
+                Some(false) => self.metrics.raft_dropped("queue_full"),
+                None => self.metrics.raft_dropped("unknown_peer"),
             }
         }
     }
 
     fn send_digests(&mut self, digests: Vec<StateDigest>) {
-        for lane in self.lanes.values() {
-            // Lost with a full queue; they are told again soon.
-            let _ = lane.messages.try_send(Outgoing::Digests(digests.clone()));
-        }
+        // Lost with a full queue; they are told again soon.
+        self.lanes.each(|lane| drop(lane.messages.try_send(Outgoing::Digests(digests.clone()))));
     }
 }
 

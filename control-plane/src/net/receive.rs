@@ -18,13 +18,13 @@ use super::{
     send::{BATCH_BYTES_MAX, CHUNK_BYTES},
     travels,
 };
-use crate::{digest::sha256, machine::Machine};
+use crate::{digest::sha256, machine::Machine, roster::Roster};
 
 /// The gRPC service of the peer port.
 pub(crate) struct RaftService {
     node_id: u64,
     federation: String,
-    peers: Vec<u64>,
+    roster: Arc<Roster>,
     raft: RaftHandle<Machine>,
     /// Snapshots arriving at once: each is held in memory.
     snapshots: Arc<Semaphore>,
@@ -35,20 +35,19 @@ impl RaftService {
     pub(crate) fn server(
         node_id: u64,
         federation: String,
-        peers: Vec<u64>,
+        roster: Arc<Roster>,
         raft: RaftHandle<Machine>,
     ) -> RaftTransportServer<Self> {
-        let service = Self { node_id, federation, peers, raft, snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)) };
+        let service = Self { node_id, federation, roster, raft, snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)) };
         RaftTransportServer::new(service).max_decoding_message_size(BATCH_BYTES_MAX)
     }
 
     /// The member that calls, by its certificate.
     fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
-        let id =
-            grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { id } if self.peers.contains(id)))?;
+        let id = grpc::require(request, |role| matches!(role, MeshRole::ControlPlane { .. }))?;
         match id.role() {
-            Some(MeshRole::ControlPlane { id }) => Ok(id),
-            _ => Err(Status::permission_denied(format!("{id} is no member"))),
+            Some(MeshRole::ControlPlane { id }) if id != self.node_id && self.roster.member(id).is_some() => Ok(id),
+            _ => Err(Status::permission_denied(format!("{id} is no member, as far as member {} knows", self.node_id))),
         }
     }
 
@@ -91,6 +90,9 @@ impl RaftTransport for RaftService {
         let caller = self.caller(&request)?;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
+            if self.roster.member(caller).is_none() {
+                return Err(Status::permission_denied(format!("member {caller} was taken out")));
+            }
             self.check_sender(caller, batch.from, &batch.federation)?;
             if !batch.digests.is_empty() {
                 self.raft.peer_digests(caller, digests(&batch.digests)?);

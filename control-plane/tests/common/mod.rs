@@ -57,6 +57,7 @@ impl ControlPlane {
                 id,
                 client: format!("127.0.0.1:{}", free_port()),
                 peer: format!("127.0.0.1:{}", free_port()),
+                place: None,
             })
             .collect();
         let plan = Plan::new("mesh.example".parse().unwrap(), members.clone(), dir.path().to_owned());

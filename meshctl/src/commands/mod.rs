@@ -15,6 +15,7 @@ mod identity;
 mod join;
 mod kubernetes;
 mod man;
+mod member;
 mod operator;
 mod raft;
 mod resources;
@@ -48,7 +49,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::up(&context.global, args),
         Command::Down(args) => up::down(&context.global, &args),
         Command::Status(watch) => block_on(watch::run(&context, watch, show::status)),
-        Command::Check(args) => block_on(check::run(&context, &args)),
+        Command::Check(args) => block_on(check::run(&context, args)),
         Command::Services(watch) => block_on(watch::run(&context, watch, show::services)),
         Command::Tunnels(watch) => block_on(watch::run(&context, watch, show::tunnels)),
         Command::Top(args) => block_on(top::run(&context, args)),
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Switch(args) => block_on(split::switch(&context, args)),
         Command::Cluster(command) => block_on(cluster::run(&context, command)),
         Command::Failover(command) => block_on(failover::run(&context, command)),
+        Command::Member(command) => block_on(member::run(&context, command)),
         Command::Raft(command) => block_on(raft::run(&context, command)),
         Command::Drill(command) => block_on(drill::run(&context, command)),
         Command::Token(command) => block_on(token::run(&context, command)),

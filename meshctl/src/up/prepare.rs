@@ -214,6 +214,7 @@ fn found(
                 id: u64::from(index) + 1,
                 client: ports.client.to_string(),
                 peer: ports.peer.to_string(),
+                place: None,
             }
         })
         .collect();

@@ -8,6 +8,7 @@
 //! STATE/member-N/        data of control-plane member N
 //! STATE/clusters/C/…     services/, agent/, gw-N/ of cluster C, and their join tokens
 //! STATE/run/C.gw-N.sock  admin sockets of the gateways
+//! STATE/members/         what members that are added begin with, and what was left of lost ones
 //! STATE/observe/         what `--observe` writes, and what Prometheus gathers
 //! STATE/logs/            one file per process
 //! ```
@@ -227,7 +228,8 @@ const SEAL_KEYS: &str = "seal-keys";
 const RECORD: &str = "up.json";
 /// The supervisor's socket.
 pub(crate) const SOCKET: &str = "up.sock";
-const OURS: [&str; 9] = [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs", "observe", SEAL_KEYS];
+const OURS: [&str; 10] =
+    [RECORD, SOCKET, "LOCK", "operator", "clusters", "run", "logs", "observe", SEAL_KEYS, "members"];
 
 #[cfg(test)]
 mod tests {

@@ -38,14 +38,57 @@ impl MembershipChange {
     }
 }
 
+/// A change of voters that waits until a majority of those who would be left has been heard since it was asked for.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    request: RequestId,
+    change: MembershipChange,
+    /// The tick at which it was asked for.
+    since: u64,
+}
+
+/// A change that makes sense.
+struct Planned {
+    steps: Vec<ConfChangeSingle>,
+    /// Voters afterwards, when they are others than before.
+    voters: Option<Vec<u64>>,
+}
+
 impl Core {
     pub(super) fn change(&mut self, request: RequestId, change: MembershipChange, out: &mut Vec<Action>) {
-        if let Err(error) = self.try_change(request, &change) {
-            out.push(Action::Reply(request, Reply::Changed(Err(error))));
+        if self.waiting.is_some() {
+            out.push(Action::Reply(request, Reply::Changed(Err(MembershipError::Busy))));
+            return;
+        }
+        self.waiting = Some(Waiting { request, change, since: self.ticks });
+        self.node.ping();
+        self.try_change(out);
+    }
+
+    /// Makes the change that waits, or refuses it, or lets it wait on.
+    pub(super) fn try_change(&mut self, out: &mut Vec<Action>) {
+        let Some(waiting) = self.waiting.take() else { return };
+        let planned = match self.plan_change(&waiting.change) {
+            Ok(planned) => planned,
+            Err(error) => return out.push(Action::Reply(waiting.request, Reply::Changed(Err(error)))),
+        };
+        if let Some(voters) = planned.voters.clone() {
+            let silent = self.not_heard(&voters, waiting.since);
+            if 2 * silent.len() >= voters.len() {
+                if self.ticks.saturating_sub(waiting.since) < self.timing.election_ticks as u64 {
+                    self.waiting = Some(waiting);
+                    return;
+                }
+                let error = MembershipError::NoMajority { voters, silent };
+                return out.push(Action::Reply(waiting.request, Reply::Changed(Err(error))));
+            }
+        }
+        if let Err(error) = self.propose_change(waiting.request, planned.steps) {
+            out.push(Action::Reply(waiting.request, Reply::Changed(Err(error))));
         }
     }
 
-    fn try_change(&mut self, request: RequestId, change: &MembershipChange) -> Result<(), MembershipError> {
+    fn plan_change(&self, change: &MembershipChange) -> Result<Planned, MembershipError> {
         if let Some(hint) = self.cannot_lead() {
             return Err(MembershipError::NotLeader { hint });
         }
@@ -58,13 +101,15 @@ impl Core {
         change.steps(&mut steps);
         let after = plan(&conf_state, &steps).map_err(MembershipError::Refused)?;
         if !after.contains(&self.node.raft.id) {
-            return Err(MembershipError::Refused(
-                "the leader cannot take itself out: transfer leadership first".into(),
-            ));
+            return Err(MembershipError::Leads);
         }
         let mut promoted = steps.iter().filter(|step| step.get_change_type() == ConfChangeType::AddNode);
         promoted.try_for_each(|step| self.caught_up(step.node_id))?;
+        let voters = (after != conf_state.voters).then_some(after);
+        Ok(Planned { steps, voters })
+    }
 
+    fn propose_change(&mut self, request: RequestId, steps: Vec<ConfChangeSingle>) -> Result<(), MembershipError> {
         let joint = steps.len() > 1;
         let transition = if joint { ConfChangeTransition::Explicit } else { ConfChangeTransition::Auto };
         let change = ConfChangeV2 { transition: transition.into(), changes: steps, ..ConfChangeV2::default() };
@@ -75,6 +120,16 @@ impl Core {
         let position = Position { log_index: self.node.raft.raft_log.last_index(), term: self.node.raft.term };
         self.proposals.insert(position, Kind::Change, request);
         Ok(())
+    }
+
+    /// Those of `voters` that have said nothing after the tick `since`. One that was killed a moment ago still looks alive; so who is
+    /// needed is asked, and must answer.
+    fn not_heard(&mut self, voters: &[u64], since: u64) -> Vec<u64> {
+        let prs = self.node.raft.prs();
+        self.heard.retain(|id, _| prs.get(*id).is_some());
+        let own = self.node.raft.id;
+        let answers = |id: &u64| *id == own || self.heard.get(id).is_some_and(|at| *at > since);
+        voters.iter().copied().filter(|id| !answers(id)).collect()
     }
 
     /// A voter that lags would take part in every majority it cannot help to form.

@@ -65,6 +65,10 @@ pub(crate) struct Core {
     snapshots: BTreeMap<u64, u64>,
     /// A snapshot was asked for and has not come yet.
     snapshot_asked: bool,
+    /// The tick at which each other member was last heard.
+    heard: BTreeMap<u64, u64>,
+    /// A change of the voters that waits for their answers.
+    waiting: Option<membership::Waiting>,
     applied: Position,
     writes: WriteOrder,
 }
@@ -110,6 +114,8 @@ impl Core {
             conf_states,
             snapshots: BTreeMap::new(),
             snapshot_asked: false,
+            heard: BTreeMap::new(),
+            waiting: None,
             applied,
             writes: WriteOrder { term_vote: (term, vote), ..WriteOrder::default() },
         };
@@ -187,6 +193,7 @@ impl Core {
             applied_index: self.applied.log_index,
             voters: conf.voters,
             learners: conf.learners,
+            checkpoint: None,
             divergence: None,
             disk_full: None,
         }
@@ -223,6 +230,7 @@ impl Core {
         for request in self.reads.expired(self.ticks) {
             out.push(Action::Reply(request, Reply::Read(Err(ReadError::Timeout))));
         }
+        self.try_change(out);
     }
 
     fn message(&mut self, message: Message) -> Result<(), Fatal> {
@@ -234,7 +242,11 @@ impl Core {
         if message.term >= raft.term {
             wire::check_against_log(&message, &raft.raft_log, raft.id)?;
         }
+        if raft.prs().get(message.from).is_some() {
+            self.heard.insert(message.from, self.ticks);
+        }
         // Only the leader hands its office over; and see `tick` for the sole voter.
+        let raft = &self.node.raft;
         if message.get_msg_type() == MessageType::MsgTimeoutNow
             && (message.from != raft.leader_id || (self.writes.in_flight() && self.sole_voter()))
         {

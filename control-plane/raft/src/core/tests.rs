@@ -155,7 +155,52 @@ fn a_learner_is_promoted_only_once_it_has_caught_up() {
     let reply = result_of(&lab, 900);
     assert!(matches!(reply, Some(Reply::Changed(Err(MembershipError::NotCaughtUp { node_id: 4, .. })))), "{reply:?}");
     lab.on(leader, Event::Change { request: RequestId(901), change: MembershipChange::Remove(leader) });
-    assert!(matches!(result_of(&lab, 901), Some(Reply::Changed(Err(MembershipError::Refused(_))))));
+    assert!(matches!(result_of(&lab, 901), Some(Reply::Changed(Err(MembershipError::Leads)))));
+}
+
+#[test]
+fn nobody_is_taken_out_whom_a_majority_needs() {
+    let mut lab = Lab::new(&[1, 2, 3], &[]);
+    let leader = lab.elect(&[1, 2, 3]);
+    let [lost, alive] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { panic!() };
+    // One is gone, this very moment: the leader still thinks well of it.
+    lab.on(leader, Event::Change { request: RequestId(1), change: MembershipChange::Remove(alive) });
+    lab.on(leader, Event::Change { request: RequestId(9), change: MembershipChange::Remove(lost) });
+    assert!(matches!(result_of(&lab, 9), Some(Reply::Changed(Err(MembershipError::Busy)))), "one at a time");
+    lab.tick(&[leader, alive], 40);
+    let reply = result_of(&lab, 1);
+    let Some(Reply::Changed(Err(MembershipError::NoMajority { voters, silent }))) = reply else { panic!("{reply:?}") };
+    assert_eq!((voters.len(), silent), (2, &vec![lost]));
+    lab.on(leader, Event::Change { request: RequestId(2), change: MembershipChange::Remove(lost) });
+    lab.tick(&[leader, alive], 20);
+    assert!(matches!(result_of(&lab, 2), Some(Reply::Changed(Ok(conf))) if !conf.voters.contains(&lost)));
+}
+
+/// What `meshctl member replace` does: the lost one goes in the step that gives the new one its vote.
+#[test]
+fn a_lost_member_goes_as_its_replacement_gets_a_vote() {
+    let mut lab = Lab::new(&[1, 2, 3], &[]);
+    let leader = lab.elect(&[1, 2, 3]);
+    let [lost, alive] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { panic!() };
+    lab.add_empty(4);
+    let left = [leader, alive, 4];
+    lab.tick(&left, 40);
+    lab.on(leader, Event::Change { request: RequestId(1), change: MembershipChange::AddLearner(4) });
+    lab.tick(&left, 20);
+    lab.on(leader, Event::SnapshotSent { peer: 4, delivered: true });
+    lab.tick(&left, 20);
+    let both = MembershipChange::Joint(vec![MembershipChange::Promote(4), MembershipChange::Remove(lost)]);
+    lab.on(leader, Event::Change { request: RequestId(2), change: both });
+    lab.tick(&left, 30);
+    assert!(matches!(result_of(&lab, 2), Some(Reply::Changed(Ok(_)))), "{:?}", result_of(&lab, 2));
+    let mut voters = lab.status(leader).voters;
+    voters.sort_unstable();
+    assert_eq!(voters, {
+        let mut left = left.to_vec();
+        left.sort_unstable();
+        left
+    });
+    assert!(lab.core(leader).conf_state().voters_outgoing.is_empty());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use raft_proto::eraftpb::{ConfState, Entry, HardState, Message, Snapshot};
 use super::{MembershipChange, Persisted, Write};
 use crate::{
     config::{Limits, Timing},
-    digest::Divergence,
+    digest::{Divergence, StateDigest},
     error::{MembershipError, ProposeError, ReadError},
 };
 
@@ -144,6 +144,8 @@ pub struct Status {
     pub voters: Vec<u64>,
     /// Members without.
     pub learners: Vec<u64>,
+    /// What the state was after this node's newest checkpoint: the same on every node that took one there.
+    pub checkpoint: Option<StateDigest>,
     /// Members whose states differ, as far as this node knows. It is not in the minority, or it would have stopped.
     pub divergence: Option<Divergence>,
     /// A file of this node that cannot grow because the disk is full; the node takes no proposals meanwhile.

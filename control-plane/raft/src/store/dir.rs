@@ -212,6 +212,26 @@ pub fn refuse_lost(dir: &Path, marker: &Path) -> Result<(), StoreError> {
     Err(StoreError::Lost { path: dir.to_owned(), marker: marker.to_owned(), found })
 }
 
+/// Forgets that a node was started here, if it was one of this group and belongs to it no longer: whoever is in its place has another
+/// id and has promised nothing. Returns the id that was forgotten.
+///
+/// # Errors
+/// The marker cannot be read or removed.
+pub fn forget_replaced(marker: &Path, federation_id: &str, members: &[u64]) -> Result<Option<u64>, StoreError> {
+    if !exists(marker)? {
+        return Ok(None);
+    }
+    let body = read_ident(marker)?;
+    let lines: Vec<&str> = body.lines().collect();
+    let [magic, federation, node] = lines[..] else { return Ok(None) };
+    let Some(node) = node.strip_prefix("node ").and_then(|node| node.parse::<u64>().ok()) else { return Ok(None) };
+    if magic != MAGIC || federation != format!("federation {federation_id:?}") || members.contains(&node) {
+        return Ok(None);
+    }
+    remove(marker)?;
+    Ok(Some(node))
+}
+
 /// What precedes the checksum in an IDENT file.
 fn read_ident(path: &Path) -> Result<String, StoreError> {
     let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.into() };

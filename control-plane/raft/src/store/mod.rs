@@ -25,8 +25,8 @@ use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot};
 
 pub(crate) use backend::Watched;
-pub use dir::refuse_lost;
 pub(crate) use dir::{DataDir, Guard, Ident};
+pub use dir::{forget_replaced, refuse_lost};
 pub(crate) use log_redb::RedbLog;
 pub(crate) use room::Room;
 pub(crate) use state_redb::RedbState;
@@ -166,9 +166,9 @@ pub(crate) fn recover(log: &mut dyn LogStore, state: &dyn StateStore) -> Result<
     Ok((Recovered { hard_state, conf_state, applied, truncated, entries }, checkpoint))
 }
 
-/// What becomes of a federation that has lost a member's disk.
-pub(crate) const NO_REPLACEMENT: &str = "the other members go on as long as they are a majority; this version cannot put another \
-     one in its place: only a backup that is put back on all members has them all again";
+/// What to do about a member that has lost its disk.
+pub(crate) const REPLACE: &str = "the other members go on as long as they are a majority; put a new member in its place with \
+     `meshctl member replace` (docs/operations.md)";
 
 /// Why storage cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +188,7 @@ pub enum StoreError {
     #[error(
         "{}: {found} was started before and has voted, but its Raft state is not here: starting empty it could contradict \
          what it promised. hint: restore the directory as it was; {}; only to found another federation here, \
-         remove {} too", path.display(), NO_REPLACEMENT, marker.display()
+         remove {} too", path.display(), REPLACE, marker.display()
     )]
     Lost {
         /// The directory.
@@ -200,7 +200,7 @@ pub enum StoreError {
     },
     /// A file that must be there is not.
     #[error(
-        "{}: missing, though the directory has been in use. hint: restore the whole directory; {}", path.display(), NO_REPLACEMENT
+        "{}: missing, though the directory has been in use. hint: restore the whole directory; {}", path.display(), REPLACE
     )]
     Missing {
         /// The file.
@@ -208,7 +208,7 @@ pub enum StoreError {
     },
     /// A file is not what was written.
     #[error(
-        "{}: damaged: {what}. hint: restore the whole directory; {}", path.display(), NO_REPLACEMENT
+        "{}: damaged: {what}. hint: restore the whole directory; {}", path.display(), REPLACE
     )]
     Corrupt {
         /// The file.
@@ -217,17 +217,14 @@ pub enum StoreError {
         what: String,
     },
     /// Log and checkpoint contradict each other.
-    #[error(
-        "log and checkpoint do not belong together: {what}. hint: keep the directory for diagnosis; {}",
-        NO_REPLACEMENT
-    )]
+    #[error("log and checkpoint do not belong together: {what}. hint: keep the directory for diagnosis; {}", REPLACE)]
     Inconsistent {
         /// How.
         what: String,
     },
     /// An earlier run stopped because an fsync failed.
     #[error(
-        "{}: an earlier run could not make its writes durable: {why}. hint: this member stays stopped; {}", path.display(), NO_REPLACEMENT
+        "{}: an earlier run could not make its writes durable: {why}. hint: this member stays stopped; {}", path.display(), REPLACE
     )]
     Tainted {
         /// The marker.

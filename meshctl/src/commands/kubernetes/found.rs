@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use archipelago_control_plane::bootstrap::{self, Member, member_dir, seal_key_file};
+use archipelago_proto::v1::AddMemberResponse;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -101,25 +102,40 @@ pub(super) fn secrets(state: &Path, namespace: &str, federation: &Federation) ->
             .map(|bytes| BASE64_STANDARD.encode(bytes))
             .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))
     };
-    let secret = |name: String, data: Value| {
-        json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": { "name": name, "namespace": namespace,
-                          "labels": { "app.kubernetes.io/name": "archipelago", "app.kubernetes.io/part-of": "archipelago" } },
-            "data": data,
-        })
-    };
     let first = member_dir(state, 1);
     let founding = json!({
         "federation.json": content(&first.join("federation.json"))?,
         "ca.sealed": content(&first.join("ca.sealed"))?,
     });
-    let mut secrets = vec![secret("archipelago-founding".to_owned(), founding)];
+    let mut secrets = vec![secret(namespace, "archipelago-founding", founding)];
     for Member { id, .. } in &federation.members {
         let key = content(&seal_key_file(&state.join(SEAL_KEYS), *id))?;
-        secrets.push(secret(format!("archipelago-seal-{id}"), json!({ "seal.key": key })));
+        secrets.push(secret(namespace, &format!("archipelago-seal-{id}"), json!({ "seal.key": key })));
     }
     Ok(secrets)
+}
+
+/// The same for a member that is added. Pods are numbered by place.
+pub(super) fn of_member(namespace: &str, added: &AddMemberResponse) -> Vec<Value> {
+    let place = added.member.as_ref().map_or(0, |member| member.place);
+    let founding = json!({
+        "federation.json": BASE64_STANDARD.encode(&added.federation_json),
+        "ca.sealed": BASE64_STANDARD.encode(&added.ca_sealed),
+    });
+    let key = json!({ "seal.key": BASE64_STANDARD.encode(&added.seal_key) });
+    vec![
+        secret(namespace, "archipelago-founding", founding),
+        secret(namespace, &format!("archipelago-seal-{place}"), key),
+    ]
+}
+
+fn secret(namespace: &str, name: &str, data: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": { "name": name, "namespace": namespace,
+                      "labels": { "app.kubernetes.io/name": "archipelago", "app.kubernetes.io/part-of": "archipelago" } },
+        "data": data,
+    })
 }
 
 /// Below the state directory.

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use archipelago_base::durable;
 use archipelago_manifests::{RenderError, to_yaml, values};
+use archipelago_proto::v1::AddMemberResponse;
 use serde_json::{Map, Value, json};
 
 use crate::cli::ManifestArgs;
@@ -47,6 +48,16 @@ fn refused(error: RenderError) -> Failure {
         }
         error => Failure::refused(error.to_string()).hint(hint),
     }
+}
+
+/// What a member that is added begins with, as its pod finds it.
+pub(super) fn member_secrets(namespace: &str, added: &AddMemberResponse) -> Vec<Value> {
+    found::of_member(namespace, added)
+}
+
+/// Prints objects.
+pub(super) fn print(objects: &[Value]) -> Outcome {
+    deliver(objects, None)
 }
 
 /// Prints `objects` for `kubectl apply -f -`, or writes them as files.
