@@ -108,6 +108,20 @@ fn every_recorded_sum_that_is_asked_for_is_recorded() {
     }
 }
 
+/// `promtool test rules` runs them; what is asked here is that there is one, and that it sees the alert fire.
+#[test]
+fn every_alert_is_seen_to_fire_by_a_test() {
+    let text = fs::read_to_string(root().join("topologies/observability/rules/tests/alerts.yaml")).unwrap();
+    let file: Value = serde_saphyr::from_str(&text).unwrap();
+    let tests = file["tests"].as_array().unwrap().iter().filter_map(|test| test["alert_rule_test"].as_array());
+    let fires = |test: &&Value| test["exp_alerts"].as_array().is_some_and(|alerts| !alerts.is_empty());
+    let fired: BTreeSet<&str> = tests.flatten().filter(fires).filter_map(|test| test["alertname"].as_str()).collect();
+    for rule in rules() {
+        let Some(name) = rule["alert"].as_str() else { continue };
+        assert!(fired.contains(name), "no test sees {name} fire: topologies/observability/rules/tests/alerts.yaml");
+    }
+}
+
 #[test]
 fn every_alert_says_what_it_means_and_has_its_page() {
     let mut pages = BTreeSet::new();
