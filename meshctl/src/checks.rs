@@ -41,6 +41,14 @@ pub(crate) struct Report {
     pub(crate) categories: Vec<Category>,
 }
 
+impl Report {
+    /// Whether no cluster is only declared.
+    pub(crate) fn has_all_joined(&self) -> bool {
+        let mut checks = self.categories.iter().flat_map(|category| &category.checks);
+        checks.all(|check| check.description != JOINED || check.result == Verdict::Success)
+    }
+}
+
 /// Checks of one subject.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -195,7 +203,7 @@ fn clusters(facts: &Facts) -> Category {
                 clusters.is_empty().then(|| "none has joined: meshctl cluster join NAME --region REGION".to_owned()),
             ),
             check(
-                "every cluster has joined",
+                JOINED,
                 Verdict::Warning,
                 "clusters-pending",
                 where_state("pending", "was made and nothing of it has joined yet"),
@@ -305,6 +313,8 @@ const CREDENTIAL_NOTICE: Duration = Duration::from_secs(30 * 24 * 3_600);
 const CERTIFICATE_NOTICE: Duration = Duration::from_secs(6 * 3_600);
 /// A hundred gateways with the same trouble are one trouble.
 const LINES_MAX: usize = 10;
+
+const JOINED: &str = "every cluster has joined";
 
 #[cfg(test)]
 mod tests {
@@ -548,6 +558,18 @@ mod tests {
         for anchor in anchors {
             assert!(page.contains(&format!("## {anchor}\n")), "docs/check.md has no heading {anchor}");
         }
+    }
+
+    #[test]
+    fn a_cluster_that_was_only_declared_fails_nothing_and_is_waited_for() {
+        let mut facts = Facts { status: v1::StatusResponse::default(), ..Facts::default() };
+        let mut joined = |state: &str| {
+            facts.status.clusters =
+                vec![v1::ClusterStatus { name: "lyon".into(), state: state.into(), ..Default::default() }];
+            judge(&facts, false).has_all_joined()
+        };
+        assert_eq!((joined("pending"), joined("active"), joined("unreachable")), (false, true, true));
+        assert!(judge(&Facts::default(), true).has_all_joined());
     }
 
     const NOW: i64 = 1_800_000_000;

@@ -92,7 +92,8 @@ not fail it; the exit code is 1 when something does not work.
 
 Examples:
   meshctl check
-  meshctl check --wait 2m           until everything works, after an installation
+  meshctl check --wait 2m           until everything works and has joined, after an installation
+  meshctl check -w                  again and again, until Ctrl-C
   meshctl check --pre               before another cluster joins
   meshctl check -o json")]
     Check(CheckArgs),

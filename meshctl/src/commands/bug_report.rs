@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Context, check, events, files, identity, resources, scrape, show};
 use crate::bundle::Bundle;
-use crate::cli::{BugReportArgs, CheckArgs, EventsArgs, GetArgs, WatchArgs};
+use crate::cli::{BugReportArgs, EventsArgs, GetArgs, WatchArgs};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Format, Output, Text, talk};
 
@@ -87,7 +87,7 @@ async fn looks(context: &Context, bundle: &mut Bundle) -> Option<Value> {
     })
     .await;
     look(context, bundle, "check.json", "meshctl check", async |context: &Context| {
-        check::run(context, &CheckArgs { pre: false, wait: Duration::ZERO }).await
+        check::once(context, false, Duration::ZERO).await
     })
     .await;
     look(context, bundle, "identities.json", "meshctl identity list", identity::list_all).await;

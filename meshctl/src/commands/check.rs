@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use archipelago_proto::v1;
 use futures_util::{StreamExt as _, stream};
 
-use super::Context;
+use super::{Context, watch};
 use crate::checks::{Facts, Probed, Report, Verdict, judge};
 use crate::cli::CheckArgs;
 use crate::client::Client;
@@ -17,12 +17,19 @@ use crate::output::Text;
 ///
 /// # Errors
 /// Exit code 1 when something does not work, after printing all of it; 4 when no control plane answers.
-pub(super) async fn run(context: &Context, args: &CheckArgs) -> Outcome {
+pub(super) async fn run(context: &Context, args: CheckArgs) -> Outcome {
+    let CheckArgs { pre, wait, watch } = args;
+    watch::run(context, watch, async |context| once(context, pre, wait).await).await
+}
+
+/// What is found now, or once everything works.
+pub(super) async fn once(context: &Context, pre: bool, wait: Duration) -> Outcome {
     let client = context.client()?;
-    let deadline = Instant::now() + args.wait;
+    let deadline = Instant::now() + wait;
     let report = loop {
-        let report = judge(&facts(&client, args.pre).await?, args.pre);
-        if report.success || Instant::now() >= deadline {
+        let report = judge(&facts(&client, pre).await?, pre);
+        // A cluster that was declared and has not joined fails nothing; but who waits, waits for it, too.
+        if (report.success && report.has_all_joined()) || Instant::now() >= deadline {
             break report;
         }
         tokio::time::sleep(BETWEEN).await;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::write::Subject;
-use super::{Context, write};
+use super::{Context, watch, write};
 use crate::cli::{SplitCommand, SplitSetArgs, SwitchArgs};
 use crate::client::Client;
 use crate::exit::{Failure, Outcome};
@@ -19,7 +19,9 @@ const KIND: &str = "TrafficSplit";
 pub(super) async fn split(context: &Context, command: SplitCommand) -> Outcome {
     match command {
         SplitCommand::Set(args) => set(context, args).await,
-        SplitCommand::Get { service } => get(context, &service).await,
+        SplitCommand::Get { service, watch } => {
+            watch::run(context, watch, async |context| get(context, &service).await).await
+        }
         SplitCommand::Clear { service, route, wait } => {
             let client = context.client()?;
             let route = RouteMatch::from(route);

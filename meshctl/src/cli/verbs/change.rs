@@ -77,10 +77,14 @@ Examples:
   meshctl split set shop/checkout --sticky-header x-user")]
     Set(SplitSetArgs),
     /// Show the split of a service
-    #[command(after_help = "Examples:\n  meshctl split get shop/checkout\n  meshctl split get shop/checkout -o yaml")]
+    #[command(
+        after_help = "Examples:\n  meshctl split get shop/checkout\n  meshctl split get shop/checkout -w\n  meshctl split get shop/checkout -o yaml"
+    )]
     Get {
         /// namespace/name
         service: ServiceName,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Remove the split of a service, or one of its routes
     #[command(

@@ -24,9 +24,11 @@ pub(crate) struct CheckArgs {
     /// Only what must hold before another cluster joins
     #[arg(long)]
     pub(crate) pre: bool,
-    /// Check again until everything works, for so long
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse)]
+    /// Check again until everything works and every declared cluster has joined, for so long
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse, conflicts_with = "watch")]
     pub(crate) wait: Duration,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
 }
 
 #[derive(Args)]
