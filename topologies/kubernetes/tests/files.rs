@@ -1,9 +1,12 @@
 //! Files that are checked in beside the chart are those that it makes.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use archipelago_manifests::{NAMESPACE, Release, crds, render, to_yaml};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -98,4 +101,32 @@ fn no_value_breaks_out_of_its_place() {
         find("Deployment")["spec"]["template"]["spec"]["containers"][0]["args"][3],
         format!("--control-plane={hostile}")
     );
+}
+
+/// What a collector needs reaches the gateways, and nothing that no gateway reads.
+#[test]
+fn the_variables_of_traces_reach_the_gateways() {
+    let join = json!({ "cluster": "paris", "trustDomain": "t", "caSha256": "c", "controlPlane": ["a:1"] });
+    let rendered = |gateway: Value| {
+        let values = json!({ "join": join, "gateway": gateway });
+        let objects = render(&values, &Release { namespace: "n" })?;
+        let set = objects.into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+        Ok::<_, archipelago_manifests::RenderError>(set["spec"]["template"]["spec"]["containers"][0].clone())
+    };
+    let variable = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let endpoint = variable("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+    let container = rendered(json!({ "otel": [endpoint], "otelSecret": "headers" })).unwrap();
+    assert!(container["env"].as_array().unwrap().contains(&endpoint), "{container}");
+    assert_eq!(container["envFrom"], json!([{ "secretRef": { "name": "headers" } }]));
+    assert!(rendered(json!({})).unwrap().get("envFrom").is_none());
+    let refused = rendered(json!({ "otel": [variable("OTEL_ENDPOINT", "x")] })).unwrap_err().to_string();
+    assert!(refused.contains("gateway.otel[0].name"), "{refused}");
+
+    let schema: Value = serde_json::from_str(&fs::read_to_string(here("chart/values.schema.json")).unwrap()).unwrap();
+    let names = &schema["properties"]["gateway"]["properties"]["otel"]["items"]["properties"]["name"]["enum"];
+    let page = fs::read_to_string(here("../../docs/tracing.md")).unwrap();
+    for name in names.as_array().unwrap().iter().filter_map(Value::as_str) {
+        let named = page.contains(name) || name.strip_suffix("_ARG").is_some_and(|of| page.contains(of));
+        assert!(named, "{name} is not in docs/tracing.md");
+    }
 }
