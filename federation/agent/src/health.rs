@@ -44,6 +44,10 @@ pub enum Failure {
     Request,
     /// Answered with a status that is not 2xx.
     Status(u16),
+    /// The gRPC server is there, and says that it does not serve.
+    NotServing,
+    /// The gRPC server answered the question itself with an error: this code.
+    GrpcStatus(u16),
     /// No answer in time.
     Timeout,
     /// The provider says that it is not ready.
@@ -60,6 +64,8 @@ impl Failure {
             Self::Protocol => "protocol",
             Self::Request => "request",
             Self::Status(_) => "status",
+            Self::NotServing => "not_serving",
+            Self::GrpcStatus(_) => "grpc_status",
             Self::Timeout => "timeout",
             Self::Provider => "provider",
         }
@@ -74,10 +80,12 @@ impl Failure {
             Self::Protocol => CheckFailureReason::Protocol,
             Self::Request => CheckFailureReason::Request,
             Self::Status(_) => CheckFailureReason::Status,
+            Self::NotServing => CheckFailureReason::NotServing,
+            Self::GrpcStatus(_) => CheckFailureReason::GrpcStatus,
             Self::Timeout => CheckFailureReason::Timeout,
             Self::Provider => CheckFailureReason::Provider,
         };
-        let status = if let Self::Status(status) = self { status.into() } else { 0 };
+        let status = if let Self::Status(status) | Self::GrpcStatus(status) = self { status.into() } else { 0 };
         CheckFailure { reason: reason.into(), status }
     }
 }

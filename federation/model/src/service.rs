@@ -89,6 +89,11 @@ pub enum Probe {
         /// Host header; absent: the endpoint's address. For servers that serve by name.
         host: Option<String>,
     },
+    /// `grpc.health.v1.Health/Check` says `SERVING` (the gRPC health checking protocol).
+    Grpc {
+        /// The service that is asked about; empty: the server as a whole.
+        service: String,
+    },
 }
 
 impl Default for ActiveCheck {
@@ -129,20 +134,20 @@ impl HealthCheck {
             cursor.wrong(out, "only a check with `http` sends a host");
         }
         let tcp = fields.optional("tcp").map(|cursor| (cursor.boolean(out), cursor));
-        match (http, tcp) {
-            (Some(cursor), None) => {
-                let path = cursor.text(out);
-                if protocol == ServiceProtocol::Tcp {
-                    cursor.wrong(out, "a tcp service cannot be asked over HTTP: use `tcp: true`");
-                }
-                if !path.starts_with('/') || path.len() > 1_024 || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
-                    cursor.wrong(out, "expected a path that begins with `/`");
-                }
-                check.probe = Probe::Http { path, host: host.map(|(host, _)| host) };
+        if let Some(cursor) = fields.optional("grpc") {
+            let service = cursor.text(out);
+            if protocol != ServiceProtocol::H2c {
+                cursor.wrong(out, "gRPC is spoken by services of protocol h2c");
             }
-            (None, None | Some((true, _))) => check.probe = Probe::Tcp,
-            (None, Some((false, cursor))) => cursor.wrong(out, "expected `true`, or `healthCheck: none`"),
-            (Some(_), Some((_, cursor))) => cursor.wrong(out, "expected either `http` or `tcp`"),
+            if service.len() > GRPC_SERVICE_BYTES_MAX || !service.bytes().all(|byte| byte.is_ascii_graphic()) {
+                cursor.wrong(out, "expected the name of a gRPC service, such as `shop.Checkout`, or `\"\"` for the server");
+            }
+            if http.is_some() || tcp.is_some() {
+                cursor.wrong(out, "expected one of `grpc`, `http` and `tcp`");
+            }
+            check.probe = Probe::Grpc { service };
+        } else {
+            Self::decode_plain(&mut check, protocol, (http, host, tcp), out);
         }
         let mut time = |name: &'static str, target: &mut Duration, out: &mut Mistakes| {
             if let Some(cursor) = fields.optional(name) {
@@ -163,6 +168,30 @@ impl HealthCheck {
         fields.finish(out);
         Self::Active(check)
     }
+
+    /// A question in the service's own protocol, or a connection.
+    fn decode_plain(
+        check: &mut ActiveCheck,
+        protocol: ServiceProtocol,
+        (http, host, tcp): (Option<Cursor<'_>>, Option<(String, Cursor<'_>)>, Option<(bool, Cursor<'_>)>),
+        out: &mut Mistakes,
+    ) {
+        match (http, tcp) {
+            (Some(cursor), None) => {
+                let path = cursor.text(out);
+                if protocol == ServiceProtocol::Tcp {
+                    cursor.wrong(out, "a tcp service cannot be asked over HTTP: use `tcp: true`");
+                }
+                if !path.starts_with('/') || path.len() > 1_024 || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    cursor.wrong(out, "expected a path that begins with `/`");
+                }
+                check.probe = Probe::Http { path, host: host.map(|(host, _)| host) };
+            }
+            (None, None | Some((true, _))) => check.probe = Probe::Tcp,
+            (None, Some((false, cursor))) => cursor.wrong(out, "expected `true`, or `healthCheck: none`"),
+            (Some(_), Some((_, cursor))) => cursor.wrong(out, "expected either `http` or `tcp`"),
+        }
+    }
 }
 
 impl Serialize for HealthCheck {
@@ -170,14 +199,16 @@ impl Serialize for HealthCheck {
         match self {
             Self::None => serializer.serialize_str("none"),
             Self::Active(check) => {
-                let (http, host, tcp) = match &check.probe {
-                    Probe::Http { path, host } => (Some(path.as_str()), host.as_deref(), None),
-                    Probe::Tcp => (None, None, Some(true)),
+                let (http, host, tcp, grpc) = match &check.probe {
+                    Probe::Http { path, host } => (Some(path.as_str()), host.as_deref(), None, None),
+                    Probe::Tcp => (None, None, Some(true), None),
+                    Probe::Grpc { service } => (None, None, None, Some(service.as_str())),
                 };
                 WrittenCheck {
                     http,
                     host,
                     tcp,
+                    grpc,
                     interval: duration::format(check.interval),
                     timeout: duration::format(check.timeout),
                     healthy_after: check.healthy_after,
@@ -198,6 +229,8 @@ struct WrittenCheck<'a> {
     host: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc: Option<&'a str>,
     interval: String,
     timeout: String,
     healthy_after: u32,
@@ -218,6 +251,8 @@ fn is_authority(text: &str) -> bool {
 
 /// Of a DNS name.
 const HOST_BYTES_MAX: usize = 253;
+/// Nobody's package and service have longer names.
+const GRPC_SERVICE_BYTES_MAX: usize = 253;
 /// Faster than this, checks would be load.
 const TIME_MIN: Duration = Duration::from_millis(10);
 /// Slower than this, they would not be checks.

@@ -10,7 +10,7 @@
 //!   endpoints:
 //!     - { address: "10.0.0.7:8080", version: v1, instance: checkout-v1-0, zone: rack-1 }
 //!   trafficDistribution: PreferSameZone             # gateways prefer endpoints of their own --zone; absent: all the same
-//!   healthCheck: { http: /healthz, interval: 1s }   # or { tcp: true }, or none; absent: TCP
+//!   healthCheck: { http: /healthz, interval: 1s }   # or { grpc: shop.Checkout }, { tcp: true }, or none; absent: TCP
 //!                                                   # `host: shop.example` beside `http` is sent as Host header
 //! ---
 //! apiVersion: archipelago.dev/v1alpha1
@@ -364,14 +364,20 @@ metadata: { name: checkout, namespace: shop }
             probe: Probe::Http { path: "/".into(), host: Some("shop.example:8080".into()) },
             ..ActiveCheck::default()
         };
+        let grpc = |service: &str| {
+            HealthCheck::Active(ActiveCheck { probe: Probe::Grpc { service: service.into() }, ..ActiveCheck::default() })
+        };
         for health_check in [
             HealthCheck::None,
             HealthCheck::default(),
             HealthCheck::Active(named),
+            grpc("shop.Checkout"),
+            grpc(""),
             services[0].spec.health_check.clone(),
         ] {
             let mut service = services[0].clone();
             service.spec.health_check = health_check;
+            service.spec.protocol = ServiceProtocol::H2c;
             let text = service.to_yaml();
             assert_eq!(parse(&[document(&text)]).unwrap(), vec![service], "{text}");
         }
@@ -386,6 +392,9 @@ metadata: { name: checkout, namespace: shop }
             ("http: /healthz", "http: healthz", "spec.healthCheck.http: expected a path"),
             ("http: /healthz", "http: /healthz, host: a b", "spec.healthCheck.host: expected a host name"),
             ("http: /healthz", "http: /healthz, host: u@h", "spec.healthCheck.host: expected a host name"),
+            ("http: /healthz", "grpc: shop.Checkout", "spec.healthCheck.grpc: gRPC is spoken by services of protocol h2c"),
+            ("http: /healthz", "http: /healthz, grpc: a", "expected one of `grpc`, `http` and `tcp`"),
+            ("http: /healthz", "grpc: a b", "expected the name of a gRPC service"),
             ("http: /healthz", "host: h", "only a check with `http` sends a host"),
             ("interval: 250ms", "interval: 1ms", "expected a duration from 10ms to 5m"),
             ("unhealthyAfter: 3", "unhealthyafter: 3", "did you mean `unhealthyAfter`?"),

@@ -214,6 +214,8 @@ fn failure(failure: &v1::CheckFailure) -> String {
         Reason::Closed => "closed without an answer",
         Reason::Protocol => "answered in another protocol",
         Reason::Status => return format!("answered {}", failure.status),
+        Reason::GrpcStatus => return format!("gRPC's health check answered code {}", failure.status),
+        Reason::NotServing => "not serving, says its gRPC health check",
         Reason::Timeout => "no answer in time",
         Reason::Request => "host or path of the check are not valid",
         Reason::Provider => "not ready, says its provider",

@@ -269,6 +269,8 @@ fn heard(failure: &v1::CheckFailure) -> String {
         Why::Closed => "closed without an answer",
         Why::Protocol => "answered in another protocol",
         Why::Status => return format!("answered {}", failure.status),
+        Why::GrpcStatus => return format!("gRPC's health check answered code {}", failure.status),
+        Why::NotServing => "not serving, says its gRPC health check",
         Why::Timeout => "no answer in time",
         Why::Request => "host or path of the check are not valid",
         Why::Provider => "not ready, says its provider",

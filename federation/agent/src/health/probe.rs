@@ -11,6 +11,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, time::timeout};
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tower::service_fn;
 
 use archipelago_model::service::{Probe, ServiceProtocol};
 
@@ -30,6 +33,7 @@ pub async fn probe(
         let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
         match probe {
             Probe::Tcp => Ok(()),
+            Probe::Grpc { service } => grpc(stream, address, service).await,
             Probe::Http { path, host } => {
                 let host = host.clone().unwrap_or_else(|| address.to_string());
                 match status(stream, &host, protocol, path).await? {
@@ -40,6 +44,32 @@ pub async fn probe(
         }
     };
     timeout(limit, exchange).await.unwrap_or(Err(ProbeError::Timeout))
+}
+
+/// What the server says of `service` (`grpc.health.v1.Health/Check`).
+async fn grpc(stream: TcpStream, address: SocketAddr, service: &str) -> Result<(), ProbeError> {
+    // One connection for one question: what the endpoint takes from the next client is what is asked for.
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = service_fn(move |_| {
+        std::future::ready(stream.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)))
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| ProbeError::Closed)?;
+    let user_agent = concat!("archipelago-agent/", env!("CARGO_PKG_VERSION"));
+    let endpoint = endpoint.user_agent(user_agent).map_err(|_| ProbeError::Closed)?;
+    let channel = endpoint.connect_with_connector(connector).await.map_err(|_| ProbeError::Closed)?;
+    let mut client = HealthClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+    match answer.map(|answer| answer.into_inner().status()) {
+        Ok(ServingStatus::Serving) => Ok(()),
+        Ok(_) => Err(ProbeError::NotServing),
+        Err(status) if has_answered(&status) => Err(ProbeError::Grpc(status.code())),
+        Err(_) => Err(ProbeError::Closed),
+    }
+}
+
+/// Whether a server has said this, and not what came, or did not come, over the connection.
+fn has_answered(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_none() && status.code() != Code::Internal
 }
 
 /// The status of `GET path` on `host`; the body is nobody's business and goes with the connection.
@@ -109,6 +139,12 @@ pub enum ProbeError {
     /// Not the protocol that was spoken.
     #[error("no valid answer: {0}")]
     Protocol(#[from] hyper::Error),
+    /// A gRPC server answered the question with an error.
+    #[error("gRPC's health check answered {0:?}")]
+    Grpc(Code),
+    /// A gRPC server does not serve.
+    #[error("not serving, says its gRPC health check")]
+    NotServing,
     /// The question itself could not be written.
     #[error("the check is not valid: {0}")]
     Request(#[from] http::Error),
@@ -128,12 +164,17 @@ impl ProbeError {
             Self::Closed => Failure::Closed,
             Self::Connect(_) => Failure::Connect,
             Self::Protocol(_) => Failure::Protocol,
+            Self::Grpc(code) => Failure::GrpcStatus(u16::try_from(i32::from(*code)).unwrap_or(u16::MAX)),
+            Self::NotServing => Failure::NotServing,
             Self::Request(_) => Failure::Request,
             Self::Status(status) => Failure::Status(status.as_u16()),
             Self::Timeout => Failure::Timeout,
         }
     }
 }
+
+/// A health check's answer is two bytes.
+const ANSWER_BYTES_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -142,6 +183,7 @@ mod tests {
     use hyper::service::service_fn;
     use hyper_util::server::conn::auto;
     use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tonic_health::server::health_reporter;
 
     use super::*;
 
@@ -204,6 +246,30 @@ mod tests {
             assert_eq!(reason(address, protocol, "/hang", Duration::from_millis(50)).await, "timeout");
         }
         assert!(probe(address, ServiceProtocol::Tcp, &Probe::Tcp, LIMIT).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_grpc_server_says_of_each_service_whether_it_serves() {
+        let (reporter, health) = health_reporter();
+        reporter.set_service_status("shop.Checkout", tonic_health::ServingStatus::Serving).await;
+        reporter.set_service_status("shop.Stock", tonic_health::ServingStatus::NotServing).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
+        let ask = async |address, service: &str| {
+            let probe = Probe::Grpc { service: service.into() };
+            super::probe(address, ServiceProtocol::H2c, &probe, LIMIT).await.map_err(|error| error.failure())
+        };
+        assert_eq!(ask(address, "").await, Ok(()));
+        assert_eq!(ask(address, "shop.Checkout").await, Ok(()));
+        assert_eq!(ask(address, "shop.Stock").await, Err(Failure::NotServing));
+        assert_eq!(ask(address, "shop.Unknown").await, Err(Failure::GrpcStatus(5)), "NOT_FOUND");
+        reporter.set_service_status("shop.Stock", tonic_health::ServingStatus::Serving).await;
+        assert_eq!(ask(address, "shop.Stock").await, Ok(()));
+        // A server of HTTP/2 that is none of gRPC.
+        let other = ask(server().await, "").await.unwrap_err();
+        assert!(matches!(other, Failure::GrpcStatus(_)), "{other:?}");
     }
 
     #[tokio::test]

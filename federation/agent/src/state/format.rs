@@ -137,6 +137,9 @@ struct StoredCheck<'a> {
     /// Path; absent: a connection is enough.
     http: Option<Cow<'a, str>>,
     host: Option<Cow<'a, str>>,
+    /// Of a gRPC server; versions before knew none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grpc: Option<Cow<'a, str>>,
     interval_ms: u64,
     timeout_ms: u64,
     healthy_after: u32,
@@ -248,13 +251,17 @@ impl StoredPort<'_> {
 impl<'a> StoredCheck<'a> {
     fn of(check: &'a ActiveCheck) -> Self {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (http, host) = match &check.probe {
-            Probe::Http { path, host } => (Some(Cow::Borrowed(path.as_str())), host.as_deref().map(Cow::Borrowed)),
-            Probe::Tcp => (None, None),
+        let (http, host, grpc) = match &check.probe {
+            Probe::Http { path, host } => {
+                (Some(Cow::Borrowed(path.as_str())), host.as_deref().map(Cow::Borrowed), None)
+            }
+            Probe::Tcp => (None, None, None),
+            Probe::Grpc { service } => (None, None, Some(Cow::Borrowed(service.as_str()))),
         };
         Self {
             http,
             host,
+            grpc,
             interval_ms: millis(check.interval),
             timeout_ms: millis(check.timeout),
             healthy_after: check.healthy_after,
@@ -264,9 +271,10 @@ impl<'a> StoredCheck<'a> {
 
     fn restore(self) -> ActiveCheck {
         ActiveCheck {
-            probe: match self.http {
-                Some(path) => Probe::Http { path: path.into_owned(), host: self.host.map(Cow::into_owned) },
-                None => Probe::Tcp,
+            probe: match (self.http, self.grpc) {
+                (Some(path), _) => Probe::Http { path: path.into_owned(), host: self.host.map(Cow::into_owned) },
+                (None, Some(service)) => Probe::Grpc { service: service.into_owned() },
+                (None, None) => Probe::Tcp,
             },
             interval: Duration::from_millis(self.interval_ms),
             timeout: Duration::from_millis(self.timeout_ms),
@@ -367,6 +375,7 @@ mod tests {
         let web = || vec![port("", 80, ServiceProtocol::H2c, &[("127.0.0.1:1", true), ("[::1]:1", false)])];
         let named = Probe::Http { path: "/".into(), host: Some("shop.example".into()) };
         let check = ActiveCheck { probe: named, ..ActiveCheck::default() };
+        let grpc = ActiveCheck { probe: Probe::Grpc { service: "shop.Calls".into() }, ..ActiveCheck::default() };
         let mut http = port("http", 80, ServiceProtocol::H2c, &[("10.0.0.1:8080", true), ("10.0.0.2:8080", true)]);
         let node = Locality { for_nodes: ["n1".into()].into(), ..Locality::in_zone("z1".into(), true) };
         http.endpoints[1].locality = Some(Arc::new(node));
@@ -383,6 +392,7 @@ mod tests {
                 (key.clone(), service(Check::Active(check), web())),
                 (ServiceKey::new("shop", "cart"), Arc::new(exported)),
                 (ServiceKey::new("shop", "tcp"), service(Check::Active(ActiveCheck::default()), web())),
+                (ServiceKey::new("shop", "calls"), service(Check::Active(grpc), web())),
             ]
             .into_iter()
             .collect(),
