@@ -17,11 +17,12 @@
 //! B is the size of the largest cluster, rounded up to a hundred, so that blocks start at round numbers. G is 30, with room
 //! for 18 TCP services, as long as the topology has no more; else there is room for its own and 18 to come.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The ports of one federation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
+    host: IpAddr,
     base: u16,
     members: u16,
     cluster_block: u16,
@@ -51,6 +52,8 @@ pub(crate) enum Transport {
 pub(crate) struct Claim {
     /// TCP or UDP.
     pub(crate) transport: Transport,
+    /// Of this machine.
+    pub(crate) host: IpAddr,
     /// Port number.
     pub(crate) port: u16,
     /// Who wants it, for people.
@@ -123,7 +126,7 @@ impl Layout {
             ));
         }
         let cluster_block = u16::try_from(cluster_block).map_err(|_| "a cluster is too large".to_owned())?;
-        Ok(Self { base, members, cluster_block, gateway_block })
+        Ok(Self { host: HOST_DEFAULT, base, members, cluster_block, gateway_block })
     }
 
     /// Addresses of member `index`, from 0.
@@ -145,6 +148,11 @@ impl Layout {
     pub(crate) fn agent(&self, cluster: u16) -> AgentPorts {
         let block = self.block(cluster);
         AgentPorts { listen: self.at(block), metrics: self.at(block + 1) }
+    }
+
+    /// The same at another address of this machine.
+    pub(crate) fn at_host(self, host: IpAddr) -> Self {
+        Self { host, ..self }
     }
 
     /// Addresses of gateway `gateway` of cluster `cluster`, both from 0.
@@ -174,7 +182,7 @@ impl Layout {
     pub(crate) fn claims(&self, clusters: &[(String, ClusterSize)], workers: u16) -> Vec<Claim> {
         let mut claims = Vec::new();
         let mut claim = |transport, address: SocketAddr, purpose: String| {
-            claims.push(Claim { transport, port: address.port(), purpose });
+            claims.push(Claim { transport, host: address.ip(), port: address.port(), purpose });
         };
         for index in 0..self.members {
             let ports = self.member(index);
@@ -216,7 +224,7 @@ impl Layout {
     }
 
     fn at(&self, offset: u16) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.base + offset))
+        SocketAddr::new(self.host, self.base + offset)
     }
 }
 
@@ -231,6 +239,8 @@ fn above(address: SocketAddr, offset: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + offset)
 }
 
+/// Default of `--address`.
+pub(crate) const HOST_DEFAULT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Default of `--base-port`.
 pub(crate) const BASE_PORT_DEFAULT: u16 = 7400;
 /// More than the cores of the machines this is for; each worker has a tunnel port.

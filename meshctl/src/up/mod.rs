@@ -171,6 +171,9 @@ fn detached(state: &StateDir, args: &UpArgs) -> Outcome<String> {
         let topology = std::path::absolute(topology).map_err(anyhow::Error::from)?;
         command.arg(topology);
     }
+    if let Some(address) = args.address {
+        command.args(["--address", &address.to_string()]);
+    }
     for (flag, value) in [("--base-port", args.base_port), ("--workers", args.workers)] {
         if let Some(value) = value {
             command.args([flag, &value.to_string()]);

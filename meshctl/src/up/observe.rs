@@ -163,7 +163,12 @@ mod tests {
             text: include_str!("../../../topologies/three-clusters.yaml").into(),
         };
         let topology = archipelago_model::admit::topology(&document).unwrap().topology.spec;
-        let plan = Plan::new(&topology, &state, Knobs { base_port: 7400, workers: 1, access_log: false }).unwrap();
+        let plan = Plan::new(
+            &topology,
+            &state,
+            Knobs { host: crate::up::layout::HOST_DEFAULT, base_port: 7400, workers: 1, access_log: false },
+        )
+        .unwrap();
         let targets = targets(&plan);
         // Three members, three agents, six gateways.
         assert_eq!(targets.len(), 12);

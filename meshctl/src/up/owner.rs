@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 
 use super::layout::{Claim, Transport};
 
@@ -14,8 +14,8 @@ pub(crate) fn conflicts(claims: &[Claim]) -> Vec<String> {
         .iter()
         .filter_map(|claim| {
             let bound = match claim.transport {
-                Transport::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, claim.port)).map(drop),
-                Transport::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, claim.port)).map(drop),
+                Transport::Tcp => TcpListener::bind((claim.host, claim.port)).map(drop),
+                Transport::Udp => UdpSocket::bind((claim.host, claim.port)).map(drop),
             };
             let why = match bound {
                 Ok(()) => return None,
@@ -91,6 +91,8 @@ fn holders(inodes: &[u64]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -98,7 +100,8 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let claim = |transport, port| Claim { transport, port, purpose: "cp-1".to_owned() };
+        let host = Ipv4Addr::LOCALHOST.into();
+        let claim = |transport, port| Claim { transport, host, port, purpose: "cp-1".to_owned() };
         let lines = conflicts(&[
             claim(Transport::Tcp, listener.local_addr().unwrap().port()),
             claim(Transport::Udp, socket.local_addr().unwrap().port()),

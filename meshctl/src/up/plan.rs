@@ -92,6 +92,8 @@ impl Role {
 /// What the command line decides about a start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Knobs {
+    /// Where every process listens.
+    pub(crate) host: IpAddr,
     /// First port.
     pub(crate) base_port: u16,
     /// Workers per gateway.
@@ -117,7 +119,7 @@ impl Plan {
             .map(|service| (service.namespace.as_str(), service.name.as_str()))
             .collect();
         let blocks: Vec<ClusterSize> = sizes.iter().map(|(_, size)| *size).collect();
-        let layout = Layout::new(knobs.base_port, members, &blocks, tcp.len())?;
+        let layout = Layout::new(knobs.base_port, members, &blocks, tcp.len())?.at_host(knobs.host);
         let control_plane: Vec<String> = (0..members).map(|index| layout.member(index).client.to_string()).collect();
         let mut builder = Builder {
             layout,
@@ -418,6 +420,7 @@ mod tests {
     use archipelago_model::resource::{OwnServers, TopologyControlPlane};
 
     use super::*;
+    use crate::up::layout::HOST_DEFAULT;
 
     fn service(name: &str, protocol: ServiceProtocol, versions: &[&str]) -> TopologyService {
         TopologyService {
@@ -442,7 +445,11 @@ mod tests {
 
     fn planned(services: Vec<TopologyService>) -> Result<Plan, String> {
         let state = StateDir::new(std::path::Path::new("/state-of-a-test")).unwrap();
-        Plan::new(&topology(services), &state, Knobs { base_port: 7400, workers: 1, access_log: false })
+        Plan::new(
+            &topology(services),
+            &state,
+            Knobs { host: HOST_DEFAULT, base_port: 7400, workers: 1, access_log: false },
+        )
     }
 
     fn own(address: &str) -> TopologyService {
@@ -497,7 +504,8 @@ mod tests {
             clusters: vec![cluster("paris"), cluster("tokyo")],
         };
         let state = StateDir::new(std::path::Path::new("/state-of-a-test")).unwrap();
-        Plan::new(&topology, &state, Knobs { base_port: 7400, workers: 1, access_log: false }).unwrap()
+        Plan::new(&topology, &state, Knobs { host: HOST_DEFAULT, base_port: 7400, workers: 1, access_log: false })
+            .unwrap()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Everything before the first process: the topology, the directory, the ports, the credentials.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use archipelago_model::admit::{self, Federation};
 use archipelago_model::document::Document;
 use archipelago_model::resource::{Resource, TopologySpec};
 
-use super::layout::{BASE_PORT_DEFAULT, WORKERS_MAX};
+use super::layout::{BASE_PORT_DEFAULT, HOST_DEFAULT, WORKERS_MAX};
 use super::observe::Observe;
 use super::plan::{Knobs, Plan};
 use super::report::Reporter;
@@ -23,6 +24,7 @@ use crate::exit::{Failure, Outcome};
 pub(crate) struct Wish {
     /// File and text; `None`: what is recorded, else the default.
     topology: Option<(String, String)>,
+    host: Option<IpAddr>,
     base_port: Option<u16>,
     workers: Option<u16>,
     access_log: bool,
@@ -64,8 +66,17 @@ impl Wish {
         {
             return Err(Failure::refused(format!("--workers {workers}: from 1 to {WORKERS_MAX}")));
         }
+        if let Some(address) = args.address
+            && !address.is_loopback()
+        {
+            return Err(Failure::refused(format!(
+                "--address {address}: everything that `up` starts is for this machine alone"
+            ))
+            .hint("name a loopback address: 127.0.0.1, or ::1"));
+        }
         Ok(Self {
             topology,
+            host: args.address,
             base_port: args.base_port,
             workers: args.workers,
             access_log: args.access_log,
@@ -81,6 +92,7 @@ impl Wish {
         Record {
             topology_file,
             topology,
+            host: self.host.unwrap_or(HOST_DEFAULT),
             base_port: self.base_port.unwrap_or(BASE_PORT_DEFAULT),
             workers: self.workers.unwrap_or(1),
             stage: Stage::Recorded,
@@ -97,6 +109,9 @@ impl Wish {
         };
         if self.topology.is_some_and(|(_, text)| text != record.topology) {
             return Err(differs("the topology", &format!("another topology ({})", record.topology_file)));
+        }
+        if self.host.is_some_and(|host| host != record.host) {
+            return Err(differs("--address", &format!("--address {}", record.host)));
         }
         if self.base_port.is_some_and(|port| port != record.base_port) {
             return Err(differs("--base-port", &format!("--base-port {}", record.base_port)));
@@ -133,7 +148,7 @@ pub(crate) async fn prepare(state: &StateDir, wish: Wish, reporter: &Reporter) -
     };
     let Federation { topology, resources } = federation(&record.topology_file, &record.topology)?;
     let topology = topology.spec;
-    let knobs = Knobs { base_port: record.base_port, workers: record.workers, access_log };
+    let knobs = Knobs { host: record.host, base_port: record.base_port, workers: record.workers, access_log };
     let mut plan = Plan::new(&topology, state, knobs).map_err(Failure::refused)?;
     let orphans = process::marked(state.root()).map_err(anyhow::Error::from)?;
     if !orphans.is_empty() {
@@ -265,7 +280,7 @@ mod tests {
             control_plane: TopologyControlPlane { nodes: 1 },
             clusters: vec![cluster("paris"), cluster("tokyo")],
         };
-        let knobs = Knobs { base_port: BASE_PORT_DEFAULT, workers: 1, access_log: false };
+        let knobs = Knobs { host: HOST_DEFAULT, base_port: BASE_PORT_DEFAULT, workers: 1, access_log: false };
         let plan = Plan::new(&topology, &state, knobs).unwrap();
         write_service_files(&state, &plan).unwrap();
         for join in plan.processes.iter().filter_map(|process| process.join.as_ref()) {

@@ -15,6 +15,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -38,12 +39,19 @@ pub(crate) struct Record {
     pub(crate) topology_file: String,
     /// Its text.
     pub(crate) topology: String,
+    /// Where every process listens; versions before knew one address.
+    #[serde(default = "host_default")]
+    pub(crate) host: IpAddr,
     /// First port.
     pub(crate) base_port: u16,
     /// Workers per gateway.
     pub(crate) workers: u16,
     /// The credentials of members and operator are made, and the topology's resources are committed.
     pub(crate) stage: Stage,
+}
+
+fn host_default() -> IpAddr {
+    super::layout::HOST_DEFAULT
 }
 
 /// How far the first start came.
@@ -269,6 +277,7 @@ mod tests {
         let record = Record {
             topology_file: "three-clusters.yaml".into(),
             topology: "kind: Topology\n".into(),
+            host: crate::up::layout::HOST_DEFAULT,
             base_port: 7400,
             workers: 1,
             stage: Stage::Founded,

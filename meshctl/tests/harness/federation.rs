@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -329,7 +329,10 @@ fn guardian(state: &Path) -> Child {
 fn base_port() -> (u16, TcpListener) {
     let first = rand::random_range(0..PORT_BLOCKS);
     for base in (0..PORT_BLOCKS).map(|n| 10_000 + 500 * ((first + n) % PORT_BLOCKS)) {
-        if let Ok(last) = TcpListener::bind(("127.0.0.1", base + 499)) {
+        // Where there is no IPv4, the same of IPv6.
+        let last =
+            [SocketAddr::from((Ipv4Addr::LOCALHOST, base + 499)), SocketAddr::from((Ipv6Addr::LOCALHOST, base + 499))];
+        if let Ok(last) = TcpListener::bind(&last[..]) {
             return (base, last);
         }
     }

@@ -1,5 +1,6 @@
 //! What those take by which a federation comes about: processes, clusters, identities, tokens, manifests.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ pub(crate) struct UpArgs {
     /// Return when everything is ready; `down` ends it
     #[arg(long, short)]
     pub(crate) detach: bool,
+    /// Where every process listens, for example ::1 [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<IpAddr>,
     /// First port; every process gets its ports above it [default: 7400]
     #[arg(long, value_name = "PORT")]
     pub(crate) base_port: Option<u16>,
