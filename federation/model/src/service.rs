@@ -140,14 +140,17 @@ impl HealthCheck {
                 cursor.wrong(out, "gRPC is spoken by services of protocol h2c");
             }
             if service.len() > GRPC_SERVICE_BYTES_MAX || !service.bytes().all(|byte| byte.is_ascii_graphic()) {
-                cursor.wrong(out, "expected the name of a gRPC service, such as `shop.Checkout`, or `\"\"` for the server");
+                cursor.wrong(
+                    out,
+                    "expected the name of a gRPC service, such as `shop.Checkout`, or `\"\"` for the server",
+                );
             }
             if http.is_some() || tcp.is_some() {
                 cursor.wrong(out, "expected one of `grpc`, `http` and `tcp`");
             }
             check.probe = Probe::Grpc { service };
         } else {
-            Self::decode_plain(&mut check, protocol, (http, host, tcp), out);
+            Self::decode_plain(&mut check, protocol, Plain { http, host, tcp }, out);
         }
         let mut time = |name: &'static str, target: &mut Duration, out: &mut Mistakes| {
             if let Some(cursor) = fields.optional(name) {
@@ -173,7 +176,7 @@ impl HealthCheck {
     fn decode_plain(
         check: &mut ActiveCheck,
         protocol: ServiceProtocol,
-        (http, host, tcp): (Option<Cursor<'_>>, Option<(String, Cursor<'_>)>, Option<(bool, Cursor<'_>)>),
+        Plain { http, host, tcp }: Plain<'_>,
         out: &mut Mistakes,
     ) {
         match (http, tcp) {
@@ -192,6 +195,13 @@ impl HealthCheck {
             (Some(_), Some((_, cursor))) => cursor.wrong(out, "expected either `http` or `tcp`"),
         }
     }
+}
+
+/// What a check without gRPC may say.
+struct Plain<'a> {
+    http: Option<Cursor<'a>>,
+    host: Option<(String, Cursor<'a>)>,
+    tcp: Option<(bool, Cursor<'a>)>,
 }
 
 impl Serialize for HealthCheck {

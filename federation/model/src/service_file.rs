@@ -365,7 +365,10 @@ metadata: { name: checkout, namespace: shop }
             ..ActiveCheck::default()
         };
         let grpc = |service: &str| {
-            HealthCheck::Active(ActiveCheck { probe: Probe::Grpc { service: service.into() }, ..ActiveCheck::default() })
+            HealthCheck::Active(ActiveCheck {
+                probe: Probe::Grpc { service: service.into() },
+                ..ActiveCheck::default()
+            })
         };
         for health_check in [
             HealthCheck::None,
@@ -392,7 +395,11 @@ metadata: { name: checkout, namespace: shop }
             ("http: /healthz", "http: healthz", "spec.healthCheck.http: expected a path"),
             ("http: /healthz", "http: /healthz, host: a b", "spec.healthCheck.host: expected a host name"),
             ("http: /healthz", "http: /healthz, host: u@h", "spec.healthCheck.host: expected a host name"),
-            ("http: /healthz", "grpc: shop.Checkout", "spec.healthCheck.grpc: gRPC is spoken by services of protocol h2c"),
+            (
+                "http: /healthz",
+                "grpc: shop.Checkout",
+                "spec.healthCheck.grpc: gRPC is spoken by services of protocol h2c",
+            ),
             ("http: /healthz", "http: /healthz, grpc: a", "expected one of `grpc`, `http` and `tcp`"),
             ("http: /healthz", "grpc: a b", "expected the name of a gRPC service"),
             ("http: /healthz", "host: h", "only a check with `http` sends a host"),
