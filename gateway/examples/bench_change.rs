@@ -163,6 +163,7 @@ fn gateway(dir: &std::path::Path, services: usize, backend: SocketAddr) -> anyho
         workers: 2,
         access_log: "off".into(),
         access_log_sample: 1.0,
+        telemetry: archipelago_gateway::Telemetry::Full,
         server_timing: vec![],
         otlp: None,
         limits: Limits::default(),

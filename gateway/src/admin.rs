@@ -37,6 +37,7 @@ use crate::config::Published;
 use crate::control::status::ControlStatus;
 use crate::handover::Turn;
 use crate::ledger::report;
+use crate::telemetry::{NOT_COUNTED, Telemetry};
 use crate::worker::Identity;
 use crate::worker::captures::CapturePorts;
 use crate::worker::command::{Knowledge, state_name};
@@ -56,6 +57,8 @@ pub struct Admin {
     pub control: watch::Receiver<ControlStatus>,
     /// Workers.
     pub workers: Workers,
+    /// What is written down of requests.
+    pub telemetry: Telemetry,
     /// Ports of TCP services.
     pub tcp_ports: Arc<TcpPorts>,
     /// Ports for clients of the node.
@@ -218,6 +221,9 @@ impl Admin {
                     return Err((StatusCode::BAD_REQUEST, what));
                 }
             }
+        }
+        if !self.telemetry.counts_requests() {
+            return Err((StatusCode::NOT_FOUND, format!("this gateway {NOT_COUNTED}")));
         }
         Ok(report::json(&self.workers.slow(&question).await))
     }

@@ -10,6 +10,7 @@ use archipelago_rpc::enrol::{JoinConfig, JoinToken, Joining, ServiceAccount};
 
 use crate::callers::CaptureFrom;
 use crate::gateway::Settings;
+use crate::telemetry::Telemetry;
 use crate::visitors::{Network, Share};
 use crate::worker::Limits;
 
@@ -89,6 +90,9 @@ pub struct Args {
     /// Of requests that were answered with less than 500, and whole, how many are in the access log, from 0 to 1; all others always are.
     #[arg(long, default_value_t = 1.0, value_parser = ratio)]
     pub access_log_sample: f64,
+    /// How much is written down of each request.
+    #[arg(long, value_enum, default_value_t)]
+    pub telemetry: Telemetry,
     /// Services, namespace/name, separated by commas, whose clients are told where the time of their requests went: in the field
     /// Server-Timing of each response.
     #[arg(long, value_delimiter = ',', value_parser = service)]
@@ -176,6 +180,7 @@ impl Args {
             workers,
             access_log: self.access_log.clone(),
             access_log_sample: self.access_log_sample,
+            telemetry: self.telemetry,
             server_timing: self.server_timing.clone(),
             otlp,
             limits,

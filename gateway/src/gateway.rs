@@ -33,7 +33,7 @@ use crate::handover::{Offered, Phase, Seat, Sockets};
 use crate::journal::Journal;
 use crate::ledger::timing::Told;
 use crate::tap::Taps;
-use crate::telemetry::{AccessLog, GatewayMetrics, ServingShown};
+use crate::telemetry::{AccessLog, GatewayMetrics, ServingShown, Telemetry};
 use crate::trace::Tracer;
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
@@ -84,6 +84,8 @@ pub struct Settings {
     pub access_log: String,
     /// Of requests that went well, how many are in it, from 0 to 1.
     pub access_log_sample: f64,
+    /// What is written down of requests.
+    pub telemetry: Telemetry,
     /// Services whose clients see where the time of their requests went, "namespace/name".
     pub server_timing: Vec<String>,
     /// Where spans go; `None`: no request is recorded.
@@ -190,6 +192,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access_log,
             tracer,
+            counts_requests: settings.telemetry.counts_requests(),
             server_timing: Told::new(&settings.server_timing),
             taps: Arc::clone(&taps),
             tcp_ports: Arc::clone(&tcp_ports),
@@ -225,6 +228,7 @@ impl Gateway {
             addresses: addresses.clone(),
             published: Arc::clone(&published),
             workers: workers.clone(),
+            telemetry: settings.telemetry,
             tcp_ports,
             capture_ports,
             drain: drain.clone(),

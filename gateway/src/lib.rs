@@ -46,6 +46,7 @@ mod workers;
 pub use args::Args;
 pub use callers::CaptureFrom;
 pub use gateway::{Gateway, Settings};
+pub use telemetry::Telemetry;
 pub use visitors::{Network, Share};
 pub use worker::Limits;
 

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::stream::send;
 use crate::tap::Taps;
-use crate::telemetry::Latencies;
+use crate::telemetry::{Latencies, NOT_COUNTED, Telemetry};
 use crate::workers::Workers;
 
 /// Who answers; cheap to clone.
@@ -19,13 +19,14 @@ pub struct Questions {
     workers: Workers,
     latencies: Arc<Latencies>,
     taps: Arc<Taps>,
+    telemetry: Telemetry,
     permits: Arc<Semaphore>,
 }
 
 impl Questions {
     /// Answers out of what these measure.
-    pub fn new(workers: Workers, latencies: Arc<Latencies>, taps: Arc<Taps>) -> Self {
-        Self { workers, latencies, taps, permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) }
+    pub fn new(workers: Workers, latencies: Arc<Latencies>, taps: Arc<Taps>, telemetry: Telemetry) -> Self {
+        Self { workers, latencies, taps, telemetry, permits: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) }
     }
 
     /// Answers a question to `out`, in its own time.
@@ -44,6 +45,9 @@ impl Questions {
 
     async fn answer(&self, question: Question) -> Answer {
         match question.body {
+            Some(question::Body::Slow(_) | question::Body::Latency(_)) if !self.telemetry.counts_requests() => {
+                failure(NOT_COUNTED.to_owned())
+            }
             Some(question::Body::Slow(question)) => {
                 let body = answer::Body::Slow(self.workers.slow(&question).await);
                 Answer { body: Some(body), ..Answer::default() }

@@ -52,7 +52,7 @@ pub type Sent = (Response, Option<InFlight>, Stamps);
 
 /// Sends a call until it is answered or may not be sent again, within its time.
 pub async fn run(call: Call, mut books: Books) -> Result<(Response, Books), (Failure, Books)> {
-    if call.is_clients() {
+    if call.is_clients() && call.worker.counts_requests {
         books.record().keeper = call.live().map(|live| Rc::clone(live.keeper()));
     }
     let mut sending = Sending { call, books: Some(books) };

@@ -316,6 +316,9 @@ impl Books {
 
     /// Says in a response how long what took here, to the gateway that asked.
     pub fn tell(&self, status: StatusCode, fields: &mut Fields) {
+        if !self.inner.worker.counts_requests {
+            return;
+        }
         let record = &self.inner.record;
         let until = record.trail.head_at().unwrap_or_else(Instant::now);
         let far = record.trail.as_far(record.started, until, record.attempts, status.as_u16());

@@ -61,7 +61,7 @@ impl ControlTasks {
     /// # Errors
     /// The admin socket cannot be had.
     pub(super) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Settings { cluster, name, control_plane, agent, admin_socket, .. } = self.settings;
+        let Settings { cluster, name, control_plane, agent, admin_socket, telemetry, .. } = self.settings;
         let ready = {
             let (published, drain, turn) = (Arc::clone(&self.published), self.drain.clone(), self.turn.clone());
             let ready: archipelago_base::metrics::Readiness = Arc::new(move || {
@@ -141,6 +141,7 @@ impl ControlTasks {
                     self.workers.clone(),
                     Arc::clone(&self.metrics.latencies),
                     Arc::clone(&self.taps),
+                    telemetry,
                 ),
                 workers: self.workers,
                 metrics: self.metrics,

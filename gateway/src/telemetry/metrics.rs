@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::authorize::Refusal;
 use crate::balance::budget::Purpose;
-use crate::exchange::books::{Done, Reporter};
+use crate::exchange::books::{Done, Hedge, Reporter};
 use crate::exchange::failure::{Cut, Failure};
 use crate::exchange::grpc::Status;
 use crate::telemetry::Name;
@@ -212,9 +212,6 @@ impl WorkerMetrics {
     pub fn request(&self, done: &Done<'_>) {
         self.latencies.record(done);
         let record = &done.record;
-        if let Some(hedge) = record.hedge {
-            self.events.add(Event::Hedge, [hedge.label(), ""], 1);
-        }
         let key = Key {
             reporter: record.reporter,
             source: record.source_cluster.clone(),
@@ -272,6 +269,11 @@ impl WorkerMetrics {
     /// Nobody took a TCP connection.
     pub fn tcp_failed(&self, between: Between) {
         self.flows.failed(between);
+    }
+
+    /// An attempt was begun beside one that hung.
+    pub fn hedge(&self, hedge: Hedge) {
+        self.events.add(Event::Hedge, [hedge.label(), ""], 1);
     }
 
     /// An attempt beyond the first.

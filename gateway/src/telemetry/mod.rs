@@ -4,6 +4,7 @@ pub mod access_log;
 mod events;
 pub mod flows;
 mod latency;
+mod level;
 mod loss;
 pub mod metrics;
 mod name;
@@ -14,6 +15,7 @@ mod vitals;
 
 pub use access_log::AccessLog;
 pub use latency::Latencies;
+pub use level::{NOT_COUNTED, Telemetry};
 pub use metrics::{GatewayMetrics, WorkerMetrics};
 pub use name::{Name, Names};
 pub use serving::ServingShown;

@@ -123,6 +123,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Requests are counted, and the slowest kept.
+    pub counts_requests: bool,
     /// Whose clients see where the time of their requests went.
     pub server_timing: Told,
     /// Who looks at requests as they end.
@@ -163,6 +165,8 @@ pub struct Worker {
     pub access_log: Option<AccessLog>,
     /// Records traces, if there is a collector.
     pub tracer: Option<Tracer>,
+    /// Requests are counted, and the slowest kept.
+    pub counts_requests: bool,
     /// Whose clients see where the time of their requests went.
     pub server_timing: Told,
     /// Who looks at requests as they end.
@@ -227,6 +231,7 @@ impl Worker {
             metrics: WorkerMetrics::new(&shared.metrics),
             access_log: shared.access_log.clone(),
             tracer: shared.tracer.clone(),
+            counts_requests: shared.counts_requests,
             server_timing: shared.server_timing.clone(),
             taps: Arc::clone(&shared.taps),
             clients: Arc::clone(&shared.clients),
@@ -315,7 +320,12 @@ impl Worker {
 
     /// Writes a finished request down.
     pub fn finished(&self, done: &Done<'_>, end: Instant) {
-        self.metrics.request(done);
+        if self.counts_requests {
+            self.metrics.request(done);
+        }
+        if let Some(hedge) = done.record.hedge {
+            self.metrics.hedge(hedge);
+        }
         if let (Some(tracer), Some(trace)) = (&self.tracer, &done.record.trace) {
             tracer.finish(trace, done.record, [done.bytes_received, done.bytes_sent], end);
         }

@@ -41,6 +41,8 @@ pub(crate) struct Mesh {
     limits: Limits,
     /// Where the spans of gateways go that are started from then on.
     pub(crate) otlp: Option<archipelago_otlp::Config>,
+    /// Of gateways that start from now on.
+    pub(crate) telemetry: archipelago_gateway::Telemetry,
     revoked: Vec<proto::Revocation>,
     revision: u64,
     /// Gateways in other processes, by cluster, with their tunnels.
@@ -79,6 +81,7 @@ impl Mesh {
             tcp_bases: BTreeMap::new(),
             limits,
             otlp,
+            telemetry: archipelago_gateway::Telemetry::Full,
             revoked: vec![],
             revision: 0,
             elsewhere: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl Mesh {
             capture_from: archipelago_gateway::CaptureFrom::OwnNode,
             access_log: state_dir.join("access.log").to_string_lossy().into_owned(),
             access_log_sample: 1.0,
+            telemetry: self.telemetry,
             server_timing: vec!["shop/timed".into()],
             otlp: self.otlp.clone(),
             state_dir,
