@@ -43,6 +43,7 @@ async fn everything_is_answered_with_data() {
     rules_are_sound();
     panels_have_data(&federation, &prometheus).await;
     rules_have_data(&federation, &prometheus).await;
+    native_histograms_are_taken(&federation).await;
     a_killed_cluster_is_one_alert(&federation).await;
 
     traffic.end().await;
@@ -294,9 +295,43 @@ async fn rules_have_data(federation: &Federation, prometheus: &Api) {
     saw!("{count} rules evaluate, and what they look at has data");
 }
 
+/// By a second Prometheus, which asks for them: the same metrics in another format, and durations by buckets that nobody chose.
+async fn native_histograms_are_taken(federation: &Federation) {
+    let dir = federation.scratch().join("native");
+    let text = fs::read_to_string(federation.state.join("observe/prometheus.yml")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["global"] = json!({ "scrape_interval": "1s" });
+    config.as_object_mut().unwrap().remove("rule_files");
+    let native = Second::start(&dir, &config, &["--enable-feature=native-histograms,exemplar-storage"]);
+    // All processes are scraped; of requests there are histograms, and no classic buckets any more; everything else is as ever.
+    let queries = [
+        ("gateways are up", r#"count(up{job="archipelago-gateway"} == 1) == 6"#),
+        ("all is up", "min(up) == 1"),
+        ("there are histograms", r#"histogram_count(sum(mesh_request_duration_seconds{reporter="source"})) > 0"#),
+        ("of each label set", "count(mesh_request_duration_seconds) == count(mesh_requests_total)"),
+        ("with quantiles", "histogram_quantile(0.99, sum(rate(mesh_request_duration_seconds[10s]))) > 0"),
+        (
+            "that follow from the sum",
+            "histogram_sum(sum(mesh_request_duration_seconds)) / histogram_count(sum(mesh_request_duration_seconds)) < 60",
+        ),
+        ("counters have their names", r#"sum(rate(mesh_requests_total{reporter="source"}[10s])) > 0"#),
+        ("gauges, too", "count(mesh_build_info == 1) > 6"),
+        ("classic ones of others stay", "count(mesh_control_plane_commit_seconds_bucket) > 0"),
+    ];
+    eventually("native histograms are answered with", PATIENCE, async || {
+        for (what, query) in queries {
+            check(native.api.values(query).await? > 0, || format!("{what}: nothing for {query}"))?;
+        }
+        let classic = native.api.values("count(mesh_request_duration_seconds_bucket)").await?;
+        check(classic == 0, || "classic buckets were taken in their place".to_owned())
+    })
+    .await;
+    saw!("native histograms: {} queries with data", queries.len());
+}
+
 /// The same rules, in a second Prometheus in which they need a twelfth of their time.
 async fn a_killed_cluster_is_one_alert(federation: &Federation) {
-    let hasty = Hasty::start(federation);
+    let hasty = Second::hasty(federation);
     eventually("the second Prometheus knows the tunnels", PATIENCE, async || {
         let known = hasty.api.values("cluster_pair:mesh_tunnel_up:max == 1").await?;
         check(known == 6, || format!("{known} pairs of clusters"))
@@ -334,13 +369,14 @@ async fn a_killed_cluster_is_one_alert(federation: &Federation) {
     saw!("a killed cluster fired {wanted:?} and nothing else, and it resolved");
 }
 
-struct Hasty {
+/// A Prometheus beside the one of `up --observe`.
+struct Second {
     child: Child,
     api: Api,
 }
 
-impl Hasty {
-    fn start(federation: &Federation) -> Self {
+impl Second {
+    fn hasty(federation: &Federation) -> Self {
         let dir = federation.scratch().join("hasty");
         fs::create_dir_all(&dir).unwrap();
         let written = |name: &str, value: &Value| -> PathBuf {
@@ -368,13 +404,20 @@ impl Hasty {
         let mut config: Value = serde_json::from_str(&text).unwrap();
         config["global"] = json!({ "scrape_interval": "1s", "evaluation_interval": "1s" });
         config["rule_files"] = json!(files);
-        let config = written("prometheus.yml", &config);
+        Self::start(&dir, &config, &[])
+    }
+
+    fn start(dir: &Path, config: &Value, flags: &[&str]) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let path = dir.join("prometheus.yml");
+        fs::write(&path, config.to_string()).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let log = fs::File::create(dir.join("log")).unwrap();
         let child = Command::new("prometheus")
-            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--config.file={}", path.display()))
             .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -397,7 +440,7 @@ impl Hasty {
     }
 }
 
-impl Drop for Hasty {
+impl Drop for Second {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,5 +1,7 @@
 //! The metrics port of a process: `/metrics`, `/healthz`, `/readyz` over plain HTTP/1.1.
 
+mod protobuf;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -23,9 +25,49 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// prometheus-client has no way to make one for a histogram that is kept elsewhere. One for a sample that is not there is not written.
 pub type Exemplars = Arc<dyn Fn() -> HashMap<String, String> + Send + Sync>;
 
+/// A native histogram: how many of its values are in which bucket, of those that are not empty, ascending. Bucket `i` ends at
+/// 2^(`i`/8), included, and begins where the one before ends.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Native {
+    /// Of all values.
+    pub sum: f64,
+    /// Index, and how many.
+    pub buckets: Vec<(i32, u64)>,
+}
+
+impl Native {
+    /// As Prometheus counts resolutions: eight buckets to a power of two, each 9 % wide.
+    pub const SCHEMA: i32 = 3;
+
+    /// What the histogram of this name and labels is found by.
+    pub fn key<N: AsRef<str>, V: AsRef<str>>(name: &str, labels: &[(N, V)]) -> String {
+        protobuf::key(name, labels)
+    }
+}
+
+/// Native histograms of this moment, by [`Native::key`]; of metrics that are there as classic ones.
+pub type Natives = Arc<dyn Fn() -> HashMap<String, Native> + Send + Sync>;
+
+/// What the registry cannot say.
+#[derive(Clone)]
+pub struct Beside {
+    /// Exemplars.
+    pub exemplars: Exemplars,
+    /// Native histograms.
+    pub natives: Natives,
+}
+
+/// What a scraper asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    OpenMetrics,
+    Protobuf,
+}
+
 /// Serves the three paths on `listener` until dropped.
 ///
-/// `/metrics` is Prometheus text 0.0.4, or OpenMetrics 1.0 when the scraper's `Accept` names it; `/healthz` answers 200 while
+/// `/metrics` is Prometheus text 0.0.4, or OpenMetrics 1.0 or Prometheus' protobuf when the scraper's `Accept` names it; `/healthz` answers 200 while
 /// the process runs; `/readyz` is 200 or 503 with the reason.
 ///
 /// # Errors
@@ -35,17 +77,18 @@ pub async fn serve(
     registry: Arc<Mutex<Registry>>,
     ready: Readiness,
 ) -> std::io::Result<()> {
-    serve_with(listener, registry, Arc::new(HashMap::new), ready).await
+    let beside = Beside { exemplars: Arc::new(HashMap::new), natives: Arc::new(HashMap::new) };
+    serve_with(listener, registry, beside, ready).await
 }
 
-/// As [`serve`], with exemplars for whoever asks for OpenMetrics; the older text has none.
+/// As [`serve`], with exemplars for whoever asks for OpenMetrics, and native histograms for whoever asks for protobuf.
 ///
 /// # Errors
 /// The listener cannot be used by tokio.
 pub async fn serve_with(
     listener: std::net::TcpListener,
     registry: Arc<Mutex<Registry>>,
-    exemplars: Exemplars,
+    beside: Beside,
     ready: Readiness,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
@@ -62,11 +105,11 @@ pub async fn serve_with(
                 continue;
             }
         };
-        let (registry, exemplars, ready) = (registry.clone(), exemplars.clone(), ready.clone());
+        let (registry, beside, ready) = (registry.clone(), beside.clone(), ready.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let (registry, exemplars, ready) = (registry.clone(), exemplars.clone(), ready.clone());
-                async move { Ok::<_, Infallible>(respond(&request, registry, exemplars, &ready).await) }
+                let (registry, beside, ready) = (registry.clone(), beside.clone(), ready.clone());
+                async move { Ok::<_, Infallible>(respond(&request, registry, beside, &ready).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -82,7 +125,7 @@ pub async fn serve_with(
 async fn respond(
     request: &Request<Incoming>,
     registry: Arc<Mutex<Registry>>,
-    exemplars: Exemplars,
+    beside: Beside,
     ready: &Readiness,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -90,12 +133,10 @@ async fn respond(
     }
     match request.uri().path() {
         "/metrics" => {
-            let headers = request.headers().get_all(header::ACCEPT);
-            let open_metrics = headers
-                .iter()
-                .any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("application/openmetrics-text")));
+            let accepted = request.headers().get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+            let format = format(accepted);
             // Thousands of services are megabytes of text, and whatever else this runtime does must not wait for them.
-            let encoded = tokio::task::spawn_blocking(move || encode(&registry, &exemplars, open_metrics));
+            let encoded = tokio::task::spawn_blocking(move || encode(&registry, &beside, format));
             encoded
                 .await
                 .ok()
@@ -111,14 +152,41 @@ async fn respond(
     }
 }
 
-fn encode(registry: &Mutex<Registry>, exemplars: &Exemplars, open_metrics: bool) -> Option<Response<Full<Bytes>>> {
+/// The format that is wanted most; OpenMetrics before the older text wherever it is named.
+fn format<'a>(accepted: impl Iterator<Item = &'a str>) -> Format {
+    let (mut open_metrics, mut protobuf) = (None, None);
+    for range in accepted.flat_map(|accept| accept.split(',')) {
+        let kind = range.split(';').next().unwrap_or_default().trim();
+        let parameter =
+            |name: &str| range.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
+        let quality = parameter("q").and_then(|q| q.parse::<f32>().ok()).unwrap_or(1.0);
+        let is_ours = parameter("proto") == Some("io.prometheus.client.MetricFamily")
+            && parameter("encoding") == Some("delimited");
+        match kind {
+            "application/openmetrics-text" => open_metrics = Some(quality),
+            "application/vnd.google.protobuf" if is_ours => protobuf = Some(quality),
+            _ => {}
+        }
+    }
+    match (protobuf, open_metrics) {
+        (Some(protobuf), other) if protobuf > 0.0 && other.is_none_or(|other| protobuf >= other) => Format::Protobuf,
+        (_, Some(_)) => Format::OpenMetrics,
+        _ => Format::Text,
+    }
+}
+
+fn encode(registry: &Mutex<Registry>, beside: &Beside, format: Format) -> Option<Response<Full<Bytes>>> {
     let mut body = String::new();
     let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
     prometheus_client::encoding::text::encode(&mut body, &registry).ok()?;
     drop(registry);
-    let body = if open_metrics { with_exemplars(body, &exemplars()) } else { to_text_format(&body) };
-    let mut response = text(StatusCode::OK, body);
-    let content_type = if open_metrics { OPEN_METRICS } else { TEXT_FORMAT };
+    let (body, content_type) = match format {
+        Format::Text => (to_text_format(&body).into_bytes(), TEXT_FORMAT),
+        Format::OpenMetrics => (with_exemplars(body, &(beside.exemplars)()).into_bytes(), OPEN_METRICS),
+        // After the text: of a metric there are never more values in the classic buckets than in all.
+        Format::Protobuf => (protobuf::encode(&body, &(beside.exemplars)(), &(beside.natives)()), PROTOBUF),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     Some(response)
 }
@@ -186,6 +254,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 const EXEMPLAR_BYTES_TYPICAL: usize = 80;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PROTOBUF: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[cfg(test)]
@@ -197,6 +266,28 @@ mod tests {
     fn a_label_may_hold_what_ends_a_sample() {
         let open = "# HELP mesh_x X.\n# TYPE mesh_x gauge\nmesh_x{a=\"b # {c=\\\"d\\\"} \\n 1\"} 3\n# EOF\n";
         assert_eq!(to_text_format(open).lines().last(), open.lines().nth(2));
+    }
+
+    #[test]
+    fn a_scraper_gets_what_it_wants_most() {
+        let of = |accept: &str| format(std::iter::once(accept));
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        // Prometheus 2.42 with native histograms, without them, and a person.
+        let wanted = format!(
+            "{protobuf},application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+        );
+        assert_eq!(of(&wanted), Format::Protobuf);
+        assert_eq!(
+            of("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"),
+            Format::OpenMetrics
+        );
+        assert_eq!(of("*/*"), Format::Text);
+        assert_eq!(
+            of(&format!("application/openmetrics-text;version=1.0.0;q=0.6, {protobuf};q=0.3")),
+            Format::OpenMetrics
+        );
+        assert_eq!(of("application/vnd.google.protobuf;proto=other;encoding=delimited"), Format::Text);
+        assert_eq!(of(&format!("{protobuf};q=0")), Format::Text);
     }
 
     #[test]

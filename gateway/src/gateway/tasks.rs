@@ -81,11 +81,11 @@ impl ControlTasks {
         let mut tasks = tokio::task::JoinSet::new();
         for listener in self.listeners {
             let (registry, ready) = (Arc::clone(&self.registry), Arc::clone(&ready));
-            let exemplars = self.metrics.exemplars();
+            let beside = metrics::Beside { exemplars: self.metrics.exemplars(), natives: self.metrics.natives() };
             let serve = move || {
-                let serve = listener.try_clone().map(|own| {
-                    metrics::serve_with(own, Arc::clone(&registry), Arc::clone(&exemplars), Arc::clone(&ready))
-                });
+                let serve = listener
+                    .try_clone()
+                    .map(|own| metrics::serve_with(own, Arc::clone(&registry), beside.clone(), Arc::clone(&ready)));
                 async move {
                     let ended = match serve {
                         Ok(serve) => serve.await,

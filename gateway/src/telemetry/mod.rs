@@ -8,6 +8,7 @@ mod level;
 mod loss;
 pub mod metrics;
 mod name;
+mod requests;
 mod series;
 mod serving;
 mod tunnels;
