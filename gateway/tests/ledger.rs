@@ -90,7 +90,7 @@ async fn an_endpoint_that_is_slow_is_named_and_so_is_its_service_by_whoever_asks
     );
     assert!(!request.to_string().contains("secret"), "{request}");
     // Behind the gateway itself there is no tunnel.
-    let answer = get(mesh.http("paris"), "orders.shop", "/delay/50", &[]).await.unwrap();
+    let answer = get(mesh.http("paris"), "orders.shop", "/delay/500", &[]).await.unwrap();
     assert_eq!(text(answer).await, "tokyo", "that is what the endpoint says");
     eventually("it is kept", async || !kept(&mesh, "shop/orders").await.is_empty()).await;
     let orders = kept(&mesh, "shop/orders").await;
