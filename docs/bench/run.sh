@@ -16,6 +16,7 @@
 #   ROUNDS=5 DUR=6 WARM=1 CONNS=64        rounds; seconds per run and of warm-up; connections
 #   PEERS TUNNELS        competitors; default haproxy,envoy,archipelago and their mTLS tunnels
 #   MODES_FRONT=h1 MODES_TUNNEL=sat       load shapes, see the harness
+#   TLS=0                1: also TLS of clients (B): requests on connections that are there (tls), and a handshake each (tlsconn)
 #   BULK=0               1: also 100 MB downloads through the tunnels, PARS=1,10 at a time
 #   BENCH_NICE=-20       priority of everything that is measured, on a shared machine
 #
@@ -34,6 +35,10 @@ export PROXY_CORE="${PROXY_CORE:-0}" LOAD_CORE="${LOAD_CORE:-1}" ARCHIPELAGO_LOG
 
 # Two gateways and a lone one, as they would be after their first contact with a control plane.
 "$BENCH_STATE" "$WORK/archipelago" 127.0.0.1:8000 127.0.0.1:9630 127.0.0.1:9600
+# What the harness makes for all peers, for clients that name no host.
+mkdir -p "$WORK/archipelago/certificates"
+ln -sf "$WORK/certs/server.pem" "$WORK/archipelago/certificates/default.crt"
+ln -sf "$WORK/certs/server.key" "$WORK/archipelago/certificates/default.key"
 
 floor() { # name, then the command; its own lines become one JSON line
   local name="$1"; shift
@@ -45,6 +50,7 @@ floor() { # name, then the command; its own lines become one JSON line
 for round in $(seq "${ROUNDS:-5}"); do
   echo "round $round" >&2
   MODES="${MODES_FRONT:-h1}" "$PEERS_DIR/A-http1/run.sh"
+  if [ "${TLS:-0}" = 1 ]; then MODES=tls,tlsconn "$PEERS_DIR/B-tls/run.sh"; fi
   MODES="${MODES_TUNNEL:-sat}" "$PEERS_DIR/D-tunnel/run.sh"
   if [ "${BULK:-0}" = 1 ]; then PARS="${PARS:-1,10}" "$PEERS_DIR/E-bulk/run.sh"; fi
   if [ -n "${FLOOR_DIR:-}" ]; then

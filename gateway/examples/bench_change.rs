@@ -150,6 +150,7 @@ fn gateway(dir: &std::path::Path, services: usize, backend: SocketAddr) -> anyho
         control_plane: vec![],
         agent: None,
         http: any,
+        https: None,
         tunnel: any,
         dns: any,
         health: any,

@@ -11,6 +11,7 @@ use archipelago_rpc::enrol::{JoinConfig, JoinToken, Joining, ServiceAccount};
 use crate::callers::CaptureFrom;
 use crate::gateway::Settings;
 use crate::telemetry::Telemetry;
+use crate::tls::Https;
 use crate::visitors::{Network, Share};
 use crate::worker::Limits;
 
@@ -50,6 +51,14 @@ pub struct Args {
     /// Where clients send HTTP.
     #[arg(long, default_value = "0.0.0.0:15080")]
     pub http: SocketAddr,
+    /// Where clients send HTTP in TLS: HTTP/2 or HTTP/1.1 by ALPN; without it, nowhere.
+    #[arg(long, requires = "tls_certificates")]
+    pub https: Option<SocketAddr>,
+    /// Directory of the certificates that clients are shown, each NAME.crt with NAME.key, or NAME/tls.crt with NAME/tls.key, all of
+    /// them PEM. They are chosen by the names that are in them; the one called "default" is for all other names. Renewed files are
+    /// used within a second or two.
+    #[arg(long, requires = "https")]
+    pub tls_certificates: Option<PathBuf>,
     /// Where tunnels arrive; worker i uses this port + i.
     #[arg(long, default_value = "0.0.0.0:15443")]
     pub tunnel: SocketAddr,
@@ -167,6 +176,10 @@ impl Args {
             control_plane,
             agent: self.agent.clone(),
             http: self.http,
+            https: self
+                .https
+                .zip(self.tls_certificates.clone())
+                .map(|(address, certificates)| Https { address, certificates }),
             tunnel: self.tunnel,
             dns: self.dns,
             health: self.health,
@@ -307,6 +320,17 @@ mod tests {
         let args = parsed(&[]).unwrap();
         assert!(args.health.ip().is_loopback() && args.metrics.ip().is_loopback());
         assert_eq!(args.capture_from, CaptureFrom::OwnNode);
+    }
+
+    #[test]
+    fn tls_has_an_address_and_certificates_or_there_is_none() {
+        assert!(parsed(&[]).unwrap().settings().unwrap().https.is_none());
+        let both = ["--https", "127.0.0.1:8443", "--tls-certificates", "/certificates"];
+        let https = parsed(&both).unwrap().settings().unwrap().https.unwrap();
+        assert_eq!((https.address.port(), https.certificates.to_str()), (8443, Some("/certificates")));
+        for half in [&both[..2], &both[2..]] {
+            assert!(parsed(half).unwrap_err().contains("required"), "{half:?}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::journal::Journal;
 use crate::ledger::timing::Told;
 use crate::tap::Taps;
 use crate::telemetry::{AccessLog, GatewayMetrics, ServingShown, Telemetry};
+use crate::tls::{Https, Secured};
 use crate::trace::Tracer;
 use crate::visitors::{Network, Share, Visitors};
 use crate::worker::captures::CapturePorts;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub agent: Option<String>,
     /// HTTP. Port 0 picks one.
     pub http: SocketAddr,
+    /// HTTP in TLS, if clients may speak that.
+    pub https: Option<Https>,
     /// Tunnels; worker i uses port + i. Port 0 picks one per worker.
     pub tunnel: SocketAddr,
     /// DNS. Port 0 picks one.
@@ -103,6 +106,7 @@ pub struct Settings {
 pub struct Gateway {
     addresses: GatewayAddresses,
     http: SocketAddr,
+    https: Option<SocketAddr>,
     published: Arc<Published>,
     updates: mpsc::Sender<Update>,
     workers: Workers,
@@ -160,6 +164,8 @@ impl Gateway {
         let Seat { sockets, turn, before } = seat;
         let http = sockets.listen_shared(settings.http, count).with_context(bound("HTTP", settings.http))?;
         let http_address = http.iter().flatten().next().context("no worker")?.local_addr()?;
+        let Secured { listeners: https, address: https_address, terminator: tls, keeper } =
+            Secured::open(settings.https.as_ref(), &sockets, count, &mut registry)?;
         let dns_sockets =
             dns::server::Sockets::bind(settings.dns, &sockets).with_context(bound("DNS", settings.dns))?;
         let health_listener = sockets.listen_always(settings.health).with_context(bound("health", settings.health))?;
@@ -186,6 +192,7 @@ impl Gateway {
             identity: Arc::clone(&identity),
             limits: settings.limits,
             visitors: Visitors::new(settings.share, settings.unbounded_clients.clone()),
+            tls,
             peers_per_cluster: settings.peers_per_cluster,
             credential: credential.clone(),
             published: Arc::clone(&published),
@@ -204,8 +211,8 @@ impl Gateway {
             journal: journal.clone(),
         };
         let mut handles = Vec::with_capacity(count);
-        for (index, (http, tunnel)) in http.into_iter().zip(tunnels).enumerate() {
-            handles.push(worker::start(index, shared.clone(), worker::Sockets { http, tunnel })?);
+        for (index, ((http, https), tunnel)) in http.into_iter().zip(https).zip(tunnels).enumerate() {
+            handles.push(worker::start(index, shared.clone(), worker::Sockets { http, https, tunnel })?);
         }
         let workers = Workers::new(handles.iter().map(|h| h.commands.clone()).collect());
 
@@ -269,6 +276,7 @@ impl Gateway {
         let tasks = ControlTasks {
             turn,
             is_successor: before.is_some(),
+            keeper,
             hear,
             registry: Arc::new(Mutex::new(registry)),
             listeners: [health_listener, metrics_listener],
@@ -301,6 +309,7 @@ impl Gateway {
         Ok(Self {
             addresses,
             http: http_address,
+            https: https_address,
             published,
             updates,
             workers,
@@ -323,6 +332,11 @@ impl Gateway {
     /// Where it takes HTTP.
     pub fn http(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Where it takes HTTP in TLS, if it does.
+    pub fn https(&self) -> Option<SocketAddr> {
+        self.https
     }
 
     /// Revision in use.

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`authorize`], [`source`], [`route`], [`balance`], [`pace`], [`config`], [`explain`], [`dns::answer`] | decisions, pure | no |
 //! | [`ledger`] | where the time of requests went: parts, which are kept; pure but for stamps | no |
+//! | [`tls`] | TLS towards clients: certificates, handshakes, sessions | files, beside requests |
 //! | [`trace`] | distributed traces: which requests are recorded, and their spans | no |
 //! | [`worker`], [`exchange`], [`tcp`] | one thread per core: sockets to tunnels and back | no |
 //! | [`visitors`] | what one client has open, on all workers together | one shard, per connection |
@@ -38,6 +39,7 @@ mod source;
 mod tap;
 mod tcp;
 mod telemetry;
+mod tls;
 mod trace;
 mod visitors;
 mod worker;
@@ -47,6 +49,7 @@ pub use args::Args;
 pub use callers::CaptureFrom;
 pub use gateway::{Gateway, Settings};
 pub use telemetry::Telemetry;
+pub use tls::Https;
 pub use visitors::{Network, Share};
 pub use worker::Limits;
 
@@ -102,6 +105,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let members = settings.control_plane.clone();
         let renewal = enrol::keep_renewed(credential.clone(), dir, members, joining, shutdown.clone());
         let gateway = Gateway::start_in(handover.seat(), settings, credential)?;
+        if let Some(https) = gateway.https() {
+            tracing::info!(%https, "gateway speaks TLS");
+        }
         tracing::info!(gateway = %id, http = %gateway.http(), revision = gateway.revision(), "gateway serves");
         {
             let handing_over = handover.run(gateway.settled(), gateway.offered());

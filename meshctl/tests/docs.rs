@@ -111,7 +111,9 @@ fn sources(folder: &str, extension: &str) -> String {
 
 #[test]
 fn every_row_that_names_a_test_is_held_by_it() {
-    for (page, least) in [("docs/failure-modes.md", 30), ("docs/security.md", 20), ("docs/versioning.md", 8)] {
+    for (page, least) in
+        [("docs/failure-modes.md", 30), ("docs/security.md", 20), ("docs/versioning.md", 8), ("docs/tls.md", 6)]
+    {
         let text = pages::page(page);
         let mut rows = 0;
         let mut is_held = false;

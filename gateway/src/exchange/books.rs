@@ -18,6 +18,7 @@ use crate::ledger::{Keeper, Trail, report};
 use crate::pace::Limits;
 use crate::tap;
 use crate::telemetry::Name;
+use crate::tls::Facts;
 use crate::trace::Traced;
 use crate::visitors::Asking;
 use crate::worker::Worker;
@@ -95,6 +96,8 @@ pub struct Record {
     pub hedge: Option<Hedge>,
     /// Its way through this gateway.
     pub trail: Trail,
+    /// What its client's connection has agreed on, if that speaks TLS.
+    pub tls: Option<Rc<Facts>>,
     /// Its client may see where its time went.
     pub shows_timing: bool,
     /// Who keeps the slowest of its service; only where it entered.
@@ -158,6 +161,7 @@ impl Record {
             attempts: 0,
             hedge: None,
             trail: Trail::default(),
+            tls: None,
             shows_timing: false,
             keeper: None,
             trace: None,

@@ -12,10 +12,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use super::http1::link::Link;
 use super::{http1, http2};
 use crate::config::Capture;
 use crate::handover::Turn;
 use crate::source::Source;
+use crate::tls::{self, Facts, Terminator, handshake};
 use crate::visitors::Visit;
 use crate::worker::Worker;
 
@@ -28,6 +30,8 @@ pub struct Entrance {
     pub capture: Option<Arc<Capture>>,
     /// Its place among the client's connections.
     pub visit: Rc<Visit>,
+    /// What was agreed on, if it speaks TLS.
+    pub tls: Option<Rc<Facts>>,
 }
 
 /// Serves a connection until it ends, or until its exchanges in flight are done once `drain` is cancelled. Once a successor
@@ -57,8 +61,38 @@ pub async fn serve(
             let stream = Box::new(Opened { read: Cursor::new(read), stream });
             Box::pin(http2::server::serve(worker, stream, entrance, drain, turn)).await;
         }
-        Ok((read, false)) => http1::server::serve(worker, stream, read, entrance).await,
+        Ok((read, false)) => http1::server::serve(worker, Link::new(stream, read), entrance).await,
         Err(error) => tracing::debug!(%error, "a client left before it said anything"),
+    }
+}
+
+/// The same for a client that has to speak TLS first. It says by that which protocol it speaks (RFC 7301); if it does not, that is
+/// HTTP/1.1.
+pub async fn serve_tls(
+    worker: Rc<Worker>,
+    tls: Terminator,
+    socket: TcpStream,
+    mut entrance: Entrance,
+    drain: CancellationToken,
+    turn: Turn,
+) {
+    let _open = worker.metrics.http_connection();
+    let _ = socket.set_nodelay(true);
+    let agreed = tokio::select! {
+        biased;
+        agreed = Box::pin(handshake::accept(&worker, &tls, socket)) => agreed,
+        () = drain.cancelled() => return,
+    };
+    match agreed {
+        Ok((stream, facts)) => {
+            entrance.tls = Some(Rc::new(facts));
+            if stream.session.connection().alpn_protocol() == Some(tls::H2) {
+                Box::pin(http2::server::serve(worker, Box::new(stream), entrance, drain, turn)).await;
+            } else {
+                http1::server::serve(worker, Link::secured(stream), entrance).await;
+            }
+        }
+        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no session with a client"),
     }
 }
 

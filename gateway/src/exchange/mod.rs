@@ -53,7 +53,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
-use archipelago_http::{Fields, Known, Pooled, RequestHead, ResponseHead};
+use archipelago_http::{Fields, Known, Pooled, RequestHead, ResponseHead, Scheme};
 use archipelago_identity::SpiffeId;
 use archipelago_tunnel::{IncomingRequest, Responder};
 use http::{Method, StatusCode};
@@ -89,6 +89,10 @@ pub async fn serve_client(
     now: Instant,
 ) -> Response {
     let source = entrance.source.current(&worker.clients, worker.clients_seen.get()).cloned();
+    if entrance.tls.is_some() {
+        // In HTTP/1.1 nobody else says so.
+        head.scheme = Scheme::Https;
+    }
     let mut record = Record::new(Reporter::Source, worker.cluster.clone(), now);
     if let Some(tracer) = &worker.tracer {
         record.trace = tracer.record(&mut head, Reporter::Source, now);
@@ -99,6 +103,7 @@ pub async fn serve_client(
     }
     let is_told = worker.access_log.is_some() || worker.taps.is_active();
     record.text = is_told.then(|| Box::new(text(&head, source.as_deref(), None, trace.as_deref())));
+    record.tls.clone_from(&entrance.tls);
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;

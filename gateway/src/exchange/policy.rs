@@ -52,6 +52,10 @@ pub fn of_client(
         return Err(Failure::Malformed(Malformed::Target));
     }
     strip(head);
+    if entrance.tls.is_some() {
+        // Whoever ends TLS says so, since nobody behind it can know.
+        head.fields.set(Known::XForwardedProto, b"https");
+    }
     books.ask(entrance.visit.request().ok_or(Failure::ClientLimit)?);
     if !books.admit() {
         return Err(Failure::Overloaded);

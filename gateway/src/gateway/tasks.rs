@@ -25,12 +25,14 @@ use crate::handover::{Phase, Turn};
 use crate::journal::Journal;
 use crate::tap::Taps;
 use crate::telemetry::{GatewayMetrics, Vitals};
+use crate::tls::keeper::Keeper;
 use crate::workers::{self, Workers};
 
 /// Everything beside the data path but DNS.
 pub(super) struct ControlTasks {
     pub(super) turn: Turn,
     pub(super) is_successor: bool,
+    pub(super) keeper: Option<Keeper>,
     pub(super) hear: watch::Sender<bool>,
     pub(super) registry: Arc<Mutex<Registry>>,
     pub(super) listeners: [TcpListener; 2],
@@ -101,6 +103,9 @@ impl ControlTasks {
         let (tcp_ports, capture_ports) = (Arc::clone(&self.admin.tcp_ports), Arc::clone(&self.admin.capture_ports));
         tasks.spawn(admin::serve(listener, self.admin));
         tasks.spawn(self.applier.run(self.queue));
+        if let Some(keeper) = self.keeper {
+            tasks.spawn(keeper.run());
+        }
         let kept = tokio::spawn(apply::keep_on_disk(self.store, self.state.clone(), stop.clone()));
         tasks.spawn(workers::watch_tunnels(
             self.workers.clone(),

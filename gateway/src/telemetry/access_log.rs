@@ -137,6 +137,10 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     downstream_tls_version: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
+    downstream_tls_cipher: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    requested_server_name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     upstream_tls_version: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     failure: &'a str,
@@ -175,7 +179,13 @@ impl<'a> Line<'a> {
             trace_id: of(|t| &t.trace_id),
             source: of(|t| &t.source),
             peer_spiffe_id: of(|t| &t.peer_spiffe_id),
-            downstream_tls_version: if record.reporter == Reporter::Destination { TLS_OF_QUIC } else { "" },
+            downstream_tls_version: match &record.tls {
+                Some(tls) => tls.version,
+                None if record.reporter == Reporter::Destination => TLS_OF_QUIC,
+                None => "",
+            },
+            downstream_tls_cipher: record.tls.as_ref().map_or("", |tls| &tls.cipher),
+            requested_server_name: record.tls.as_ref().map_or("", |tls| &tls.server_name),
             upstream_tls_version: match record.trail.target() {
                 Some(Target::Remote(_)) => TLS_OF_QUIC,
                 _ => "",
@@ -185,7 +195,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Tunnels are QUIC, which has no other (RFC 9001 §4.2); clients and endpoints are spoken to in the clear.
+/// Tunnels are QUIC, which has no other (RFC 9001 §4.2); endpoints are spoken to in the clear.
 const TLS_OF_QUIC: &str = "TLSv1.3";
 /// At 500 bytes a line 8 MiB, and at the longest that a client can make it 100.
 const LINES_QUEUED_MAX: usize = 16_384;

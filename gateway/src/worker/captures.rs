@@ -209,7 +209,7 @@ async fn serve(
     } else {
         let Some(visit) = enter(&worker, &stream, peer) else { return };
         let _open = Count::new(Rc::clone(&worker), |worker| &worker.connections);
-        let entrance = Entrance { source, capture: Some(capture), visit };
+        let entrance = Entrance { source, capture: Some(capture), visit, tls: None };
         client::serve(Rc::clone(&worker), stream, entrance, drain, turn).await;
     }
 }

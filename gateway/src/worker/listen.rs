@@ -17,6 +17,7 @@ use super::ports::{Claim, TcpPorts};
 use crate::config::Snapshot;
 use crate::exchange::client::{self, Entrance};
 use crate::handover::{Phase, Turn};
+use crate::tls::Terminator;
 use crate::visitors::{Full, Visit};
 
 /// Accepts HTTP clients until `drain`, whenever it is our turn.
@@ -25,8 +26,30 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
         let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
         let Some(visit) = enter(&worker, &stream, peer) else { continue };
         let open = Count::new(Rc::clone(&worker), |w| &w.connections);
-        let entrance = Entrance { source: worker.source(peer.ip()), capture: None, visit };
+        let entrance = Entrance { source: worker.source(peer.ip()), capture: None, visit, tls: None };
         let serve = client::serve(Rc::clone(&worker), stream, entrance, drain.clone(), turn.clone());
+        tokio::task::spawn_local(async move {
+            serve.await;
+            drop(open);
+        });
+    }
+}
+
+/// The same for clients that speak TLS first.
+pub async fn https(
+    worker: Rc<Worker>,
+    tls: Terminator,
+    listener: TcpListener,
+    drain: CancellationToken,
+    mut turn: Turn,
+) {
+    loop {
+        let Some((stream, peer)) = accept(&listener, &drain, &mut turn).await else { return };
+        // Who is one too many cannot be told: nothing that is said in the clear would be understood.
+        let Ok(visit) = admit(&worker, peer) else { continue };
+        let open = Count::new(Rc::clone(&worker), |w| &w.connections);
+        let entrance = Entrance { source: worker.source(peer.ip()), capture: None, visit, tls: None };
+        let serve = client::serve_tls(Rc::clone(&worker), tls.clone(), stream, entrance, drain.clone(), turn.clone());
         tokio::task::spawn_local(async move {
             serve.await;
             drop(open);
@@ -36,22 +59,27 @@ pub async fn http(worker: Rc<Worker>, listener: TcpListener, drain: Cancellation
 
 /// Lets an HTTP client in, or tells it why not.
 pub fn enter(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<Rc<Visit>> {
-    let full = match worker.visitors.enter(peer.ip()) {
-        Ok(visit) if worker.connections.get() < worker.limits.connections_max => return Some(visit),
-        Ok(_) => Full::Gateway,
-        Err(full) => full,
-    };
-    worker.metrics.connection_refused(full);
-    match full {
-        Full::Gateway => {
+    match admit(worker, peer) {
+        Ok(visit) => return Some(visit),
+        Err(Full::Gateway) => {
             refuse(stream, "503 Service Unavailable", "overloaded", "this gateway has as many connections as it may");
         }
-        Full::Client => {
+        Err(Full::Client) => {
             let line = "this client address has as many connections as it may";
             refuse(stream, "429 Too Many Requests", "client-limit", line);
         }
     }
     None
+}
+
+fn admit(worker: &Worker, peer: SocketAddr) -> Result<Rc<Visit>, Full> {
+    let full = match worker.visitors.enter(peer.ip()) {
+        Ok(visit) if worker.connections.get() < worker.limits.connections_max => return Ok(visit),
+        Ok(_) => Full::Gateway,
+        Err(full) => full,
+    };
+    worker.metrics.connection_refused(full);
+    Err(full)
 }
 
 /// The same for a client of a TCP service, who cannot be told.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use archipelago_identity::LiveCredential;
 use archipelago_identity::tls::PeerCertificate;
 use archipelago_tunnel::{DetectorConfig, PeerName, PeerState, TunnelStats, Tunnels};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::identity::{Caller, Identity};
@@ -48,6 +48,7 @@ use crate::pace;
 use crate::source::Source;
 use crate::tap::Taps;
 use crate::telemetry::{AccessLog, GatewayMetrics, Name, Names, WorkerMetrics};
+use crate::tls::Terminator;
 use crate::trace::Tracer;
 use crate::visitors::Visitors;
 use captures::CapturePorts;
@@ -111,6 +112,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What each client has open.
     pub visitors: Arc<Visitors>,
+    /// What handshakes have in common, if clients speak TLS.
+    pub tls: Option<Terminator>,
     /// Gateways of each other cluster to keep tunnels to.
     pub peers_per_cluster: usize,
     /// Our SVID.
@@ -177,6 +180,8 @@ pub struct Worker {
     pub timers: Rc<Timers>,
     /// Requests carried.
     pub requests: Cell<usize>,
+    /// One handshake at a time.
+    pub(crate) handshakes: Semaphore,
     pub(crate) connections: Cell<usize>,
     /// The gateway drains: idle connections of clients end.
     pub(crate) is_draining: Cell<bool>,
@@ -237,6 +242,7 @@ impl Worker {
             clients: Arc::clone(&shared.clients),
             timers: Rc::default(),
             requests: Cell::new(0),
+            handshakes: Semaphore::new(1),
             connections: Cell::new(0),
             is_draining: Cell::new(false),
             is_leaving: Cell::new(false),

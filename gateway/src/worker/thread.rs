@@ -22,6 +22,8 @@ use crate::handover::{Phase, Turn};
 pub struct Sockets {
     /// Clients, HTTP; at least one.
     pub http: Vec<std::net::TcpListener>,
+    /// Clients, HTTP in TLS.
+    pub https: Vec<std::net::TcpListener>,
     /// Tunnels.
     pub tunnel: SocketAddr,
 }
@@ -89,10 +91,9 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
             };
             let address = tunnels.local_addr();
             let worker = Rc::new(Worker::new(index, &shared, tunnels));
-            let listeners = sockets.http.into_iter().map(tokio::net::TcpListener::from_std);
-            let listeners = match listeners.collect::<Result<Vec<_>, _>>() {
-                Ok(listeners) => listeners,
-                Err(error) => return drop(started.send(Err(error.into()))),
+            let listeners = match (registered(sockets.http), registered(sockets.https)) {
+                (Ok(http), Ok(https)) => [http, https],
+                (Err(error), _) | (_, Err(error)) => return drop(started.send(Err(error.into()))),
             };
             let _ = started.send(Ok(address));
             run(worker, shared, listeners, incoming, queue).await;
@@ -102,10 +103,14 @@ pub fn start(index: usize, shared: Shared, sockets: Sockets) -> Result<Handle, S
     Ok(Handle { commands, tunnel, thread })
 }
 
+fn registered(listeners: Vec<std::net::TcpListener>) -> std::io::Result<Vec<tokio::net::TcpListener>> {
+    listeners.into_iter().map(tokio::net::TcpListener::from_std).collect()
+}
+
 async fn run(
     worker: Rc<Worker>,
     shared: Shared,
-    http: Vec<tokio::net::TcpListener>,
+    [http, https]: [Vec<tokio::net::TcpListener>; 2],
     incoming: Incoming,
     commands: mpsc::Receiver<Command>,
 ) {
@@ -122,6 +127,11 @@ async fn run(
     let mut accepting = tokio::task::JoinSet::new();
     for listener in http {
         accepting.spawn_local(listen::http(Rc::clone(&worker), listener, shared.drain.clone(), shared.turn.clone()));
+    }
+    for listener in https {
+        let Some(tls) = shared.tls.clone() else { break };
+        let (drain, turn) = (shared.drain.clone(), shared.turn.clone());
+        accepting.spawn_local(listen::https(Rc::clone(&worker), tls, listener, drain, turn));
     }
     shared.drain.cancelled().await;
     worker.is_draining.set(true);

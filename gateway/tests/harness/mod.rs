@@ -43,6 +43,8 @@ pub(crate) struct Mesh {
     pub(crate) otlp: Option<archipelago_otlp::Config>,
     /// Of gateways that start from now on.
     pub(crate) telemetry: archipelago_gateway::Telemetry,
+    /// Certificates that clients are shown by gateways that are started from then on; `None`: they do not speak TLS.
+    certificates: Option<PathBuf>,
     revoked: Vec<proto::Revocation>,
     revision: u64,
     /// Gateways in other processes, by cluster, with their tunnels.
@@ -82,6 +84,7 @@ impl Mesh {
             limits,
             otlp,
             telemetry: archipelago_gateway::Telemetry::Full,
+            certificates: None,
             revoked: vec![],
             revision: 0,
             elsewhere: BTreeMap::new(),
@@ -89,6 +92,17 @@ impl Mesh {
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
         };
+        for cluster in clusters {
+            mesh.tcp_bases.insert((*cluster).to_owned(), free_port());
+            mesh.start_gateway(cluster).await;
+        }
+        mesh
+    }
+
+    /// The same, whose gateways show clients the certificates in a directory.
+    pub(crate) async fn start_secured(clusters: &[&str], limits: Limits, certificates: &Path) -> Self {
+        let mut mesh = Self::start_with(&[], limits).await;
+        mesh.certificates = Some(certificates.to_owned());
         for cluster in clusters {
             mesh.tcp_bases.insert((*cluster).to_owned(), free_port());
             mesh.start_gateway(cluster).await;
@@ -123,6 +137,10 @@ impl Mesh {
             control_plane: vec![],
             agent: None,
             http: any,
+            https: self
+                .certificates
+                .clone()
+                .map(|certificates| archipelago_gateway::Https { address: any, certificates }),
             tunnel: any,
             dns: any,
             health: any,
@@ -361,6 +379,10 @@ impl Mesh {
 
     pub(crate) fn http(&self, cluster: &str) -> SocketAddr {
         self.gateways[cluster].http()
+    }
+
+    pub(crate) fn https(&self, cluster: &str) -> SocketAddr {
+        self.gateways[cluster].https().unwrap()
     }
 
     pub(crate) fn tcp(&self, cluster: &str, slot: u16) -> SocketAddr {

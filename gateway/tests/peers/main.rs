@@ -14,4 +14,5 @@ mod harness;
 mod limits;
 mod otlp;
 mod programs;
+mod tls;
 mod tools;

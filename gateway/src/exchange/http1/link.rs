@@ -16,6 +16,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::out::Out;
 use super::spare::{self, ROOM};
+use crate::tls::session::{Session, Stream};
 
 /// One connection.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Link {
     // Halves, because reading through one knows by a short read that the socket is empty and spares the next call.
     reader: OwnedReadHalf,
     writer: Rc<Writer>,
+    /// What is between the socket and the messages, if anything is.
+    tls: Option<Session>,
     /// Read and not used yet.
     pub read: BytesMut,
     /// To be written.
@@ -37,7 +40,15 @@ impl Link {
     pub fn new(stream: TcpStream, read: BytesMut) -> Self {
         let (reader, writer) = stream.into_split();
         let writer = Rc::new(Writer { half: Some(writer), resets: Cell::new(false) });
-        Self { reader, writer, read, out: Out::default(), eof: false, want: ROOM }
+        Self { reader, writer, tls: None, read, out: Out::default(), eof: false, want: ROOM }
+    }
+
+    /// A connection whose bytes are a session's.
+    pub fn secured(stream: Stream) -> Self {
+        let Stream { socket, session } = stream;
+        let mut link = Self::new(socket, BytesMut::new());
+        link.tls = Some(session);
+        link
     }
 
     /// Reads more; ready with false at the end.
@@ -47,6 +58,17 @@ impl Link {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.eof {
             return Poll::Ready(Ok(false));
+        }
+        if let Some(tls) = &mut self.tls {
+            let said = ready!(tls.poll_said(self.reader.as_ref(), cx))?;
+            if self.read.capacity() == 0 {
+                self.read = spare::room();
+            }
+            let n = said.len();
+            self.read.extend_from_slice(said);
+            tls.consume(n);
+            self.eof = n == 0;
+            return Poll::Ready(Ok(n > 0));
         }
         if self.read.capacity() == 0 {
             // Who has nothing to read yet needs no room for it: idle connections are many.
@@ -69,7 +91,20 @@ impl Link {
     /// # Errors
     /// The connection is gone.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.out.poll_flush(self.reader.as_ref(), cx)
+        let socket = self.reader.as_ref();
+        let Some(tls) = &mut self.tls else { return self.out.poll_flush(socket, cx) };
+        loop {
+            ready!(tls.poll_flush(socket, cx))?;
+            if self.out.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.out.write_with(|slices| tls.say(slices))?;
+        }
+    }
+
+    /// Grows while the other end takes something that is not in `out` any more: what a session has encrypted.
+    pub fn taken(&self) -> u64 {
+        self.tls.as_ref().map_or(0, Session::written)
     }
 
     /// True when the connection, idle, can be used: the other end has neither closed it nor said anything.
@@ -96,7 +131,10 @@ impl Link {
     }
 
     /// Tells the other end that nothing more comes.
-    pub fn close_writing(&self) {
+    pub fn close_writing(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.close(self.reader.as_ref());
+        }
         let _ = SockRef::from(self.reader.as_ref()).shutdown(std::net::Shutdown::Write);
     }
 
@@ -114,6 +152,17 @@ impl Link {
                 Ok(true) if *left > self.read.len() => *left -= self.read.len(),
                 _ => return Poll::Ready(()),
             }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // An end without a word would look like one that somebody on the way has made.
+        if let Some(tls) = &mut self.tls
+            && !self.writer.resets.get()
+        {
+            tls.close(self.reader.as_ref());
         }
     }
 }

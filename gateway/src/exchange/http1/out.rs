@@ -73,9 +73,12 @@ impl Out {
     /// The connection is gone.
     pub fn poll_flush(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
-            match self.write(stream) {
+            match self.write_with(|slices| match slices {
+                [one] => stream.try_write(one),
+                _ => stream.try_write_vectored(slices),
+            }) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(n) => self.advance(n),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(error)),
@@ -84,11 +87,18 @@ impl Out {
         Poll::Ready(Ok(()))
     }
 
-    fn write(&self, stream: &TcpStream) -> io::Result<usize> {
+    /// Lets `write` take as much as it likes; returns how much that was.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn write_with(&mut self, write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let tail = self.tail.get(self.written..).unwrap_or_default();
-        if self.queue.is_empty() {
-            return stream.try_write(tail);
-        }
+        let n = if self.queue.is_empty() { write(&[IoSlice::new(tail)])? } else { self.gather(tail, write)? };
+        self.advance(n);
+        Ok(n)
+    }
+
+    fn gather(&self, tail: &[u8], write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
         let pieces = self.queue.iter().map(|bytes| &bytes[..]).chain((!tail.is_empty()).then_some(tail));
@@ -96,7 +106,7 @@ impl Out {
             *slice = IoSlice::new(piece);
             count += 1;
         }
-        stream.try_write_vectored(slices.get(..count).unwrap_or_default())
+        write(slices.get(..count).unwrap_or_default())
     }
 
     fn advance(&mut self, mut n: usize) {

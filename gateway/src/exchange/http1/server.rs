@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use archipelago_http::h1::{self, BodyDecoder, Framing, Piece, Refusal};
 use archipelago_http::{Known, Pooled, RequestHead, ResponseHead};
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::link::Link;
@@ -25,10 +24,10 @@ use crate::exchange::timers::Timer;
 use crate::exchange::{self, Response};
 use crate::worker::Worker;
 
-/// Serves a connection, from which `read` was read already, until it ends.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, read: BytesMut, entrance: Entrance) {
+/// Serves a connection until it ends.
+pub async fn serve(worker: Rc<Worker>, link: Link, entrance: Entrance) {
     let conn = Rc::new(Conn {
-        link: RefCell::new(Link::new(stream, read)),
+        link: RefCell::new(link),
         body: RefCell::new(BodyDecoder::new(Framing::Empty)),
         left: Cell::new(Some(0)),
         expectation: Cell::new(Expectation::None),
@@ -353,7 +352,7 @@ impl Conn {
                     }
                 }
                 let mut link = self.link.borrow_mut();
-                let before = link.out.len();
+                let (before, taken) = (link.out.len(), link.taken());
                 match link.poll_flush(cx) {
                     Poll::Ready(Ok(())) if ended => return Poll::Ready(Ok(())),
                     Poll::Ready(Ok(())) => {
@@ -366,7 +365,7 @@ impl Conn {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         // The clock runs while the client takes nothing.
-                        if timer.due().is_none() || link.out.len() < before {
+                        if timer.due().is_none() || link.out.len() < before || link.taken() > taken {
                             timer.set(download_idle.map(|idle| Instant::now() + idle));
                         }
                         ready!(timer.poll_due(cx));
@@ -429,7 +428,7 @@ impl Conn {
     async fn linger(&self) {
         // What follows is nobody's.
         self.message.set(self.message.get() + 1);
-        self.link.borrow().close_writing();
+        self.link.borrow_mut().close_writing();
         let mut left = LINGER_BYTES;
         let drained = std::future::poll_fn(|cx| self.link.borrow_mut().poll_drain(&mut left, cx));
         let _ = tokio::time::timeout(LINGER, drained).await;
