@@ -49,6 +49,8 @@ pub enum Kind {
     Request,
     /// Bytes both ways: CONNECT.
     Connect,
+    /// A WebSocket (RFC 9220).
+    WebSocket,
     /// Another protocol inside a stream (RFC 9220). Not offered, and nothing fits it.
     ExtendedConnect,
 }
@@ -72,6 +74,7 @@ impl<'a> Asked<'a> {
         let kind = match head.method {
             Method::CONNECT if head.protocol.is_some() => Kind::ExtendedConnect,
             Method::CONNECT => Kind::Connect,
+            _ if head.protocol.is_some() => Kind::WebSocket,
             _ => Kind::Request,
         };
         let value = |name| head.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
@@ -242,8 +245,8 @@ pub fn authorize(snapshot: &Snapshot, _peer: &AdmittedPeer, asked: Asked<'_>) ->
         return Err(Refusal::Residency);
     }
     match (asked.kind, service.protocol) {
-        (Kind::Request, Protocol::Http1 | Protocol::H2c) | (Kind::Connect, Protocol::Tcp) => {}
-        (Kind::Request, Protocol::Tcp)
+        (Kind::Request | Kind::WebSocket, Protocol::Http1 | Protocol::H2c) | (Kind::Connect, Protocol::Tcp) => {}
+        (Kind::Request | Kind::WebSocket, Protocol::Tcp)
         | (Kind::Connect, Protocol::Http1 | Protocol::H2c)
         | (Kind::ExtendedConnect, _) => return Err(Refusal::Kind),
     }

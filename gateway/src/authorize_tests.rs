@@ -131,12 +131,14 @@ fn who_may_connect() {
 
 #[test]
 fn what_a_peer_may_ask_for() {
-    use Kind::{Connect, ExtendedConnect, Request};
+    use Kind::{Connect, ExtendedConnect, Request, WebSocket};
     type Case<'a> = (&'a str, Kind, Option<&'a str>, Option<&'a str>, Result<(), Refusal>);
     let hop = Some(INGRESS_HOP);
     let cases: &[Case<'_>] = &[
         ("a request for an exported service", Request, hop, Some("bank/accounts"), Ok(())),
         ("a request for an HTTP/2 service", Request, hop, Some("bank/rpc"), Ok(())),
+        ("a WebSocket of an HTTP service", WebSocket, hop, Some("bank/accounts"), Ok(())),
+        ("a WebSocket of an HTTP/2 service", WebSocket, hop, Some("bank/rpc"), Ok(())),
         ("a byte stream for a TCP service", Connect, hop, Some("bank/ledger"), Ok(())),
         ("no hop count", Request, None, Some("bank/accounts"), Err(Refusal::Hops)),
         ("a second hop", Request, Some("2"), Some("bank/accounts"), Err(Refusal::Hops)),
@@ -149,6 +151,7 @@ fn what_a_peer_may_ask_for() {
         ("a byte stream past the proxy", Connect, hop, Some("bank/accounts"), Err(Refusal::Kind)),
         ("a byte stream to an HTTP/2 service", Connect, hop, Some("bank/rpc"), Err(Refusal::Kind)),
         ("a request to a TCP service", Request, hop, Some("bank/ledger"), Err(Refusal::Kind)),
+        ("a WebSocket to a TCP service", WebSocket, hop, Some("bank/ledger"), Err(Refusal::Kind)),
         ("another protocol to HTTP", ExtendedConnect, hop, Some("bank/accounts"), Err(Refusal::Kind)),
         ("another protocol to TCP", ExtendedConnect, hop, Some("bank/ledger"), Err(Refusal::Kind)),
     ];

@@ -326,7 +326,11 @@ pub fn reset(stream: &TcpStream) {
 fn prepare(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_nodelay(true);
-    // A peer that vanished is noticed after about two minutes of silence.
+    keep_alive(&socket);
+}
+
+/// A peer that vanished is noticed after about two minutes of silence.
+pub fn keep_alive(socket: &SockRef<'_>) {
     let _ = socket.set_tcp_keepalive(
         &socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(60))

@@ -7,10 +7,12 @@
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use archipelago_http::Known;
+use http::StatusCode;
 
 use super::Response;
 use super::body::RequestBody;
@@ -19,12 +21,13 @@ use super::call::{Call, Deadline, Origin};
 use super::failure::Failure;
 use super::replay::{self, Ending, History};
 use super::upstream::InFlight;
-use super::{local, remote};
+use super::{local, remote, websocket};
 use crate::balance::budget::Purpose;
 use crate::balance::cluster::NoTrace;
 use crate::balance::hash::Key;
 use crate::ledger::Stamps;
 use crate::telemetry::Name;
+use crate::worker::streams::End;
 use crate::worker::view::{Decision, RouteQuery, Target, Tried, View};
 
 /// One attempt that gave no response to pass on.
@@ -88,6 +91,13 @@ pub async fn run(call: Call, mut books: Books) -> Result<(Response, Books), (Fai
         })
         .await
     };
+    if websocket::is_asked(&sending.call.head) {
+        let switches = outcome.as_ref().is_ok_and(|response| response.head.status == StatusCode::SWITCHING_PROTOCOLS);
+        sending.call.body.release(switches);
+        if switches {
+            sending.switches();
+        }
+    }
     match (outcome, sending.finish()) {
         (Ok(response), Some(books)) => Ok((response, books)),
         (Err(failure), Some(books)) => Err((failure, books)),
@@ -102,6 +112,14 @@ struct Sending {
 }
 
 impl Sending {
+    /// From now on it lasts for as long as its two ends like, and the configuration allows.
+    fn switches(&mut self) {
+        let (Some(config), Some(books)) = (self.call.config(), &mut self.books) else { return };
+        let served_by = books.record().destination_cluster.as_deref().unwrap_or_default();
+        let end = if self.call.is_clients() { End::Client { served_by: served_by.into() } } else { End::Peer };
+        books.switches(self.call.worker.streams.open_websocket(Arc::clone(&config.key), end));
+    }
+
     fn finish(&mut self) -> Option<Books> {
         let mut books = self.books.take()?;
         books.is_sent(self.call.head.hand_over());

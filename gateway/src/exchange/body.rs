@@ -21,6 +21,7 @@ use super::http1::client::Answer;
 use super::http1::server::UploadBody;
 use super::http2::client::Http2Exchange;
 use super::http2::open::OpenStream;
+use super::http2::switch::Switched;
 use super::watch::{self, Watch};
 use crate::pace::{Limits, Pace, TooSlow, Turn};
 
@@ -41,6 +42,7 @@ enum Stream {
     Http1(UploadBody),
     Http2(hyper::body::Incoming, OpenStream),
     Tunnel(TunnelBody),
+    Switched(Switched),
     #[cfg(test)]
     Listed(std::collections::VecDeque<Bytes>),
 }
@@ -63,6 +65,16 @@ impl Incoming {
         Self::of(if is_empty { Stream::Empty } else { Stream::Http2(body, stream) }, size)
     }
 
+    /// What follows once a client's HTTP/1.1 connection has switched.
+    pub fn http1_switched(body: UploadBody) -> Self {
+        Self::of(Stream::Http1(body), SizeHint::default())
+    }
+
+    /// What follows once a client's HTTP/2 stream has switched.
+    pub fn http2_switched(body: Switched) -> Self {
+        Self::of(Stream::Switched(body), SizeHint::default())
+    }
+
     /// From another gateway.
     pub fn tunnel(body: TunnelBody) -> Self {
         let (is_empty, size) = (body.is_end_stream(), body.size_hint());
@@ -81,6 +93,7 @@ impl Stream {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body, _) => body.is_end_stream(),
             Self::Tunnel(body) => body.is_end_stream(),
+            Self::Switched(_) => false,
             #[cfg(test)]
             Self::Listed(pieces) => pieces.is_empty(),
         }
@@ -98,6 +111,7 @@ impl Stream {
                 frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
             },
             Self::Tunnel(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Switched(body) => body.poll_frame(cx),
             #[cfg(test)]
             Self::Listed(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
         };
@@ -142,6 +156,8 @@ struct Source {
     /// More than fits was read: what an attempt has not seen yet is gone for any later one.
     overflowed: bool,
     trailers: Option<HeaderMap>,
+    /// Nobody may read it yet.
+    held: bool,
     ended: bool,
     attempt: u32,
     /// The attempt that runs has had all of it.
@@ -183,6 +199,7 @@ impl Replayable {
             gathered: BytesMut::new(),
             overflowed: false,
             trailers: None,
+            held: false,
             ended: false,
             attempt: 0,
             taken: false,
@@ -192,6 +209,27 @@ impl Replayable {
             waited_itself: false,
             asked: false,
         }))))
+    }
+
+    /// Nobody reads it until it is released: it follows an answer, and what comes too early waits where it is.
+    pub fn hold(&self) {
+        if let Some(shared) = &self.0 {
+            shared.borrow_mut().held = true;
+        }
+    }
+
+    /// The answer is there. Whoever reads it reads it from now on, if it follows that, and finds its end at once if it does not: then it
+    /// was never sent. There is no other attempt either way. Who waits for it is not woken, but reads the answer, which asks for it.
+    pub fn release(&self, follows: bool) {
+        if let Some(shared) = &self.0 {
+            let mut source = shared.borrow_mut();
+            source.held = false;
+            source.overflowed = true;
+            (source.kept, source.gathered) = (Vec::new(), BytesMut::new());
+            if !follows {
+                source.end();
+            }
+        }
     }
 
     /// Its sender may be no slower than this.
@@ -318,6 +356,9 @@ impl Body for RequestBody {
         if source.ended {
             attempt.next = source.end();
             return Poll::Ready(source.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        if source.held {
+            return Poll::Pending;
         }
         source.asked = true;
         let Poll::Ready(frame) = source.stream.poll_frame(cx) else {
@@ -508,6 +549,9 @@ impl ResponseBody {
     /// The response is complete.
     fn end(&mut self) {
         // Whoever answered early may still want the rest of the request: it goes on alone.
+        if self.books.as_ref().is_some_and(Books::is_switched) {
+            return self.end_one_way();
+        }
         if let Some(books) = self.books.as_mut() {
             match &mut self.kind {
                 Kind::Http2(exchange) => drop(exchange.take_upload().map(|rest| watch::finish(books, rest))),
@@ -515,6 +559,21 @@ impl ResponseBody {
                 Kind::Empty | Kind::Full(_) | Kind::Http1(_) => {}
             }
             books.clean();
+        }
+    }
+}
+
+impl ResponseBody {
+    /// What came from the service is complete, and its client is told at once. What the client still sends goes on, and with it all that
+    /// the two hold.
+    fn end_one_way(&mut self) {
+        let Some(mut books) = self.books.take() else { return };
+        books.clean();
+        match &mut self.kind {
+            Kind::Http1(answer) => drop(answer.take_rest().map(|rest| watch::finish_switched(books, rest))),
+            Kind::Http2(exchange) => drop(exchange.take_upload().map(|rest| watch::finish_switched(books, rest))),
+            Kind::Tunnel(exchange) => drop(exchange.take_upload().map(|rest| watch::finish_switched(books, rest))),
+            Kind::Empty | Kind::Full(_) => {}
         }
     }
 }
@@ -527,6 +586,13 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         if let Some(books) = &this.books {
             books.request().begin_poll();
+        }
+        if let Some(books) = &mut this.books
+            && books.poll_reset(cx).is_ready()
+        {
+            let error = BoxError::from("the configuration does not allow this connection any more");
+            books.broken(&*error);
+            return Poll::Ready(Some(Err(error)));
         }
         let frame = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),

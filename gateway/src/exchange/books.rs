@@ -5,6 +5,7 @@
 //! request is over: answered, failed, or given up by its sender.
 
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use archipelago_http::{Fields, Known, Pooled, RequestHead};
@@ -22,6 +23,7 @@ use crate::tls::Facts;
 use crate::trace::Traced;
 use crate::visitors::Asking;
 use crate::worker::Worker;
+use crate::worker::streams::Stream;
 use crate::worker::under_way::Entered;
 use crate::worker::view::{ServiceView, Target};
 
@@ -104,6 +106,8 @@ pub struct Record {
     pub keeper: Option<Rc<Keeper>>,
     /// What its spans are made of, if it is recorded.
     pub trace: Option<Rc<Traced>>,
+    /// From its first byte to the last of what followed it, if it switched to another protocol.
+    pub lasted: Option<Duration>,
     /// Text of the access log, and of who looks.
     pub text: Option<Box<Text>>,
 }
@@ -165,6 +169,7 @@ impl Record {
             shows_timing: false,
             keeper: None,
             trace: None,
+            lasted: None,
             text: None,
         }
     }
@@ -222,6 +227,8 @@ struct Inner {
     asking: Option<Asking>,
     in_flight: Option<InFlight>,
     under_way: Option<Entered>,
+    /// It switched to another protocol, for as long as the configuration allows it.
+    stream: Option<Rc<Stream>>,
 }
 
 impl Books {
@@ -240,6 +247,7 @@ impl Books {
             asking: None,
             in_flight: None,
             under_way: None,
+            stream: None,
         };
         Self { inner: Box::new(inner) }
     }
@@ -329,6 +337,21 @@ impl Books {
         fields.push(Known::MeshLedger, far.encode().as_bytes());
     }
 
+    /// It switches to another protocol.
+    pub fn switches(&mut self, stream: Rc<Stream>) {
+        self.inner.stream = Some(stream);
+    }
+
+    /// Ready when it switched and the configuration allows it no more.
+    pub fn poll_reset(&self, cx: &Context<'_>) -> Poll<()> {
+        self.inner.stream.as_ref().map_or(Poll::Pending, |stream| stream.poll_reset(cx))
+    }
+
+    /// True once another protocol is spoken, for as long as its two ends like.
+    pub fn is_switched(&self) -> bool {
+        self.inner.record.code == SWITCHED
+    }
+
     /// What is written down.
     pub fn record(&mut self) -> &mut Record {
         &mut self.inner.record
@@ -412,15 +435,23 @@ impl Drop for Inner {
             self.record.grpc.ends(self.record.code);
         }
         let end = Instant::now();
+        // Whoever counts how long requests take wants to know when this one was answered, not how long its ends had something to say.
+        let answered = match self.record.code {
+            SWITCHED => {
+                self.record.lasted = Some(end.saturating_duration_since(self.record.started));
+                self.record.trail.head_at().unwrap_or(end)
+            }
+            _ => end,
+        };
         let done = Done {
-            duration: end.saturating_duration_since(self.record.started),
+            duration: answered.saturating_duration_since(self.record.started),
             bytes_received: self.request.bytes(),
             bytes_sent: self.sent,
             record: &self.record,
         };
         self.worker.finished(&done, end);
-        tap::finished(&self.worker, &done, self.head.as_deref(), end);
-        report::finished(&self.worker, &self.record, self.head.as_deref(), end);
+        tap::finished(&self.worker, &done, self.head.as_deref(), answered);
+        report::finished(&self.worker, &self.record, self.head.as_deref(), answered);
     }
 }
 
@@ -429,7 +460,7 @@ impl Drop for Inner {
 pub struct Done<'a> {
     /// What happened.
     pub record: &'a Record,
-    /// From the first byte of the head to the end of the response.
+    /// From the first byte of the head to the end of the response, or to the answer that switches to another protocol.
     pub duration: Duration,
     /// Of the request body.
     pub bytes_received: u64,
@@ -437,5 +468,7 @@ pub struct Done<'a> {
     pub bytes_sent: u64,
 }
 
+/// The status of what has switched to another protocol, whatever each edge says in its place.
+const SWITCHED: u16 = 101;
 /// Of each value that a client chooses.
 const TEXT_BYTES_MAX: usize = 1_024;

@@ -22,7 +22,7 @@ pub enum Failure {
     UnknownPort,
     /// A TCP service does not speak HTTP here.
     NotHttp,
-    /// CONNECT and upgrades are not offered.
+    /// CONNECT is not offered, nor WebSocket where endpoints speak HTTP/2 without it.
     Unsupported,
     /// The worker carries as much as it may.
     Overloaded,
@@ -200,7 +200,9 @@ impl Failure {
                 "no cluster exports this port of this service, as far as this gateway knows".to_owned()
             }
             Self::NotHttp => "this service is TCP; it has a port of its own".to_owned(),
-            Self::Unsupported => "CONNECT and Upgrade are not offered here".to_owned(),
+            Self::Unsupported => {
+                "CONNECT is offered for WebSocket only, and that only where endpoints speak HTTP/1.1 or announce it in HTTP/2 (RFC 8441)".to_owned()
+            },
             Self::Overloaded => "this gateway carries as many requests as it may".to_owned(),
             Self::ClientLimit => "this client address has as many requests under way as it may".to_owned(),
             Self::Closed => "this gateway cannot run the configuration of this service".to_owned(),

@@ -16,6 +16,9 @@ pub enum Malformed {
     /// Neither a path nor an absolute `http` URI.
     #[error("the request target is not a path")]
     Target,
+    /// RFC 6455 §4.2.1.
+    #[error("a request to switch to WebSocket needs one Sec-WebSocket-Key: base64 of 16 bytes")]
+    WebSocketKey,
 }
 
 /// Takes away what only gateways may say; for trailers, which have nothing else to lose.

@@ -19,6 +19,7 @@ use super::http2::client::Http2Error;
 use super::replay::Ending;
 use super::timers::Timer;
 use super::upstream::{Endpoint, UpstreamError};
+use super::websocket;
 use crate::authorize::INGRESS_HOP;
 use crate::balance::outlier::Verdict;
 use crate::config::Protocol;
@@ -139,9 +140,14 @@ async fn http1(
     mut body: RequestBody,
     waits: &Waits,
 ) -> Result<(Pooled<ResponseHead>, ResponseBody), UpstreamError> {
+    let offered = websocket::is_asked(&call.head).then(|| offer(call, said));
+    let (block, switch) = match &offered {
+        None => (said.lines(), None),
+        Some((block, accept)) => (block.as_slice(), Some(accept.as_str())),
+    };
     loop {
         let (link, reused) = endpoint.link(waits).await?;
-        let outgoing = Outgoing { head: &call.head, block: said.lines(), body };
+        let outgoing = Outgoing { head: &call.head, block, body, switch };
         match client::exchange(link, endpoint, outgoing, &call.interim).await {
             Ok((head, answer)) => return Ok((head, ResponseBody::http1(answer))),
             // The endpoint had closed it meanwhile: not its fault, next connection.
@@ -149,6 +155,17 @@ async fn http1(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// What is added to a head that offers WebSocket, and what the answer must say.
+#[cold]
+fn offer(call: &Call, said: &Fields) -> (Vec<u8>, String) {
+    let mut random = [0; 16];
+    let (first, second) = random.split_at_mut(8);
+    first.copy_from_slice(&call.worker.random().to_ne_bytes());
+    second.copy_from_slice(&call.worker.random().to_ne_bytes());
+    let (offer, accept) = websocket::offer(random);
+    ([said.lines(), offer.as_bytes()].concat(), accept)
 }
 
 async fn http2(
@@ -162,19 +179,28 @@ async fn http2(
         // Servers of HTTP/2 mostly say nothing of it, and need not: flow control is there for that.
         call.interim.go_on().await;
     }
+    let is_websocket = websocket::is_asked(&call.head);
     let mut first = Some(body);
     let request = || {
         let mut parts = call.head.to_http().ok()?;
         parts.version = http::Version::HTTP_2;
         parts.headers.remove(http::header::EXPECT);
         parts.headers.extend(said.to_header_map().ok()?);
+        if is_websocket {
+            parts.method = http::Method::CONNECT;
+            parts.extensions.insert(h2::ext::Protocol::from_static(websocket::PROTOCOL));
+        }
         Some(http::Request::from_parts(parts, first.take().or_else(|| call.body.attempt())?))
     };
     let (mut head, mut exchange) = endpoint.http2.send(request, waits).await?;
     loop {
         let (parts, ()) = head.into_parts();
-        let read = ResponseHead::from_http(&parts)
+        let mut read = ResponseHead::from_http(&parts)
             .map_err(|error| UpstreamError::Broken { address: endpoint.address(), source: error.into() })?;
+        if is_websocket && read.status.is_success() {
+            websocket::switched(&mut read);
+            return Ok((read.into(), ResponseBody::http2(exchange)));
+        }
         if !read.status.is_informational() {
             return Ok((read.into(), ResponseBody::http2(exchange)));
         }
@@ -247,6 +273,9 @@ fn failed(error: &UpstreamError) -> Failed {
         UpstreamError::Stalled { .. } => (Failure::Stalled, Ending::Broken { acted: 1 }, "endpoint_stalled"),
         UpstreamError::Broken { .. } => (Failure::Broken, Ending::Broken { acted: 1 }, "endpoint_broken"),
         UpstreamError::BadResponse { source, .. } => (Failure::BadResponse(*source), Ending::Final, "bad_response"),
+        UpstreamError::Http2(Http2Error::NoExtendedConnect { .. }) => {
+            (Failure::Unsupported, Ending::Final, "no_extended_connect")
+        }
         UpstreamError::Http2(error) if error.is_shortage() => {
             (Failure::Overloaded, Ending::NotProcessed, "local_shortage")
         }

@@ -10,6 +10,7 @@
 //! | [`body`] | bodies on their way through, kept for another attempt | |
 //! | [`books`] | what a request holds until its last byte, and what is written down then | |
 //! | [`grpc`] | how a gRPC call ended | none |
+//! | [`websocket`] | how each protocol asks for WebSocket, and answers that | none |
 //! | [`watch`] | who is too slow once a response has begun | |
 //! | [`timers`] | deadlines of a worker | |
 //!
@@ -45,6 +46,7 @@ pub mod replay;
 pub mod timers;
 pub mod upstream;
 pub mod watch;
+pub mod websocket;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -140,6 +142,7 @@ pub async fn serve_client(
 pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     let IncomingRequest { peer, arrived: now, mut head, body, mut responder } = *incoming;
     let is_head = head.method == Method::HEAD;
+    let is_websocket = websocket::of_peer(&mut head);
     let caller = match worker.caller(&peer) {
         Ok(caller) => caller,
         Err(refusal) => {
@@ -165,6 +168,9 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
         .is_some()
         .then(|| Box::new(text(&head, source.as_deref(), Some(&peer.spiffe_id), trace.as_deref())));
     let body = Replayable::new(Incoming::tunnel(body), now);
+    if is_websocket {
+        body.hold();
+    }
     let mut books = Books::open(&worker, record, body.clone());
     let view = worker.view();
     books.record().revision = view.snapshot.revision;
@@ -197,7 +203,14 @@ pub async fn serve_peer(worker: Rc<Worker>, incoming: Box<IncomingRequest>) {
     match outcome {
         Ok((mut response, books)) => {
             books.tell(response.head.status, &mut response.head.fields);
-            respond(responder, response.with(books)).await;
+            let mut response = response.with(books);
+            if is_websocket {
+                if response.head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    responder.becomes_tunnel();
+                }
+                websocket::to_peer(&mut response.head);
+            }
+            respond(responder, response).await;
         }
         // Its sender is told that nothing was processed; no response may exist.
         Err((failure, mut books)) if failure.is_rejection() => {

@@ -13,6 +13,7 @@ use super::client::Entrance;
 use super::failure::Failure;
 use super::grpc::Grpc;
 use super::headers::Malformed;
+use super::websocket;
 use crate::authorize::{Asked, Authorized, Refusal, authorize};
 use crate::config::{Capture, Protocol};
 use crate::pace::Limits;
@@ -44,8 +45,11 @@ pub fn of_client(
     books: &mut Books,
     now: Instant,
 ) -> Result<Routed, Failure> {
-    if head.method == Method::CONNECT || wants_websocket(head) {
+    if head.method == Method::CONNECT {
         return Err(Failure::Unsupported);
+    }
+    if websocket::is_malformed(head) {
+        return Err(Failure::Malformed(Malformed::WebSocketKey));
     }
     let is_path = head.path().starts_with(b"/") || (head.method == Method::OPTIONS && head.path() == b"*");
     if !is_path {
@@ -67,7 +71,7 @@ pub fn of_client(
         books.record().grpc = Grpc::Call;
     }
     let deadline = Deadline::of_client(head, is_grpc, worker.limits.request_timeout, now);
-    let limits = limits(worker, view, service).of(is_grpc, true);
+    let limits = limits(worker, view, service).of(is_grpc || websocket::is_asked(head), true);
     books.limit(limits);
     Ok(Routed { service, deadline, is_grpc, limits })
 }
@@ -111,7 +115,7 @@ pub fn of_peer(
     if !books.admit() {
         return Err(Failure::Overloaded);
     }
-    let limits = limits(worker, view, service).of(is_grpc, false);
+    let limits = limits(worker, view, service).of(is_grpc || websocket::is_asked(head), false);
     books.limit(limits);
     Ok((Routed { service, deadline, is_grpc, limits }, arrival, authorized))
 }
@@ -164,15 +168,6 @@ fn strip(head: &mut RequestHead) {
     if trailers {
         head.fields.push(Known::Te, b"trailers");
     }
-}
-
-/// Whoever offers another protocol than this goes on with the one that is spoken (RFC 9110 §7.8).
-fn wants_websocket(head: &RequestHead) -> bool {
-    let lists = |name, wanted: &[u8]| {
-        let values = head.fields.get_all(name);
-        values.flat_map(|value| value.split(|b| *b == b',')).any(|item| item.trim_ascii().eq_ignore_ascii_case(wanted))
-    };
-    lists(Known::Upgrade, b"websocket") && lists(Known::Connection, b"upgrade")
 }
 
 /// True for a gRPC caller.

@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::headers::Malformed;
 use super::local::{push_deadline, push_trace};
 use super::replay::Ending;
+use super::websocket;
 use crate::authorize::INGRESS_HOP;
 use crate::ledger::{Far, Stamps, Waits};
 use crate::trace::traced::Outcome;
@@ -77,6 +78,9 @@ pub async fn send(
         // He understands it in his own words only.
         Some(failure) if call.is_grpc => return Err(failed(Failed::new(failure, Ending::Final, "far_side"))),
         _ => {}
+    }
+    if websocket::is_asked(&call.head) {
+        websocket::from_peer(&mut head);
     }
     let far = head.fields.get(Known::MeshLedger).and_then(Far::decode).map(Box::new);
     head.fields.strip_hop_by_hop();

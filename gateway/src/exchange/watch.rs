@@ -5,12 +5,13 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::body::{BoxError, Upload};
 use super::books::{Books, Reporter};
 use super::failure::Cut;
 use super::timers::Timer;
+use crate::pace::Limits;
 
 /// A response of which more was waited for.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Waits {
     fn may_end(self, books: &Books) -> bool {
         let limits = books.limits();
         let endpoint = if self.has_length { limits.endpoint_idle() } else { limits.stream_idle() };
-        (self.is_endpoints && endpoint.is_some()) || books.request().is_sending()
+        (self.is_endpoints && (endpoint.is_some() || books.is_switched())) || books.request().is_sending()
     }
 
     /// When it is too long, and what is said then; `since`: nothing has come of the response.
@@ -82,6 +83,10 @@ impl Waits {
             idle.filter(|_| self.is_endpoints).map(|idle| (since.max(from) + idle, cut))
         };
         match upload {
+            Upload::Whole(last) if books.is_switched() => {
+                let since = since.max(last.unwrap_or(since));
+                self.is_endpoints.then(|| (since + half_closed_idle(limits), Cut::StreamIdle))
+            }
             // Where neither side has a length it is a stream, and the client may be silent as long as the endpoint may.
             Upload::Sender(_) if !request.has_length() && !self.has_length => endpoint(request.last().unwrap_or(since)),
             Upload::Sender(due) => due.map(|(due, slow)| (due, slow.into())),
@@ -90,6 +95,45 @@ impl Waits {
             Upload::Whole(last) => endpoint(last.unwrap_or(since)),
         }
     }
+}
+
+/// Carries on what a client sends to a service whose own direction is over, in a task of its own: until that is over as well, or
+/// nothing of it has passed for too long.
+pub fn finish_switched<E: Into<BoxError>>(mut books: Books, rest: impl Future<Output = Result<(), E>> + 'static) {
+    let idle = half_closed_idle(books.limits());
+    tokio::task::spawn_local(async move {
+        let timer = books.worker().timers.timer();
+        let mut rest = pin!(rest);
+        let (mut passed, mut from) = (books.request().bytes(), Instant::now());
+        let broken = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(result) = rest.as_mut().poll(cx) {
+                    return Poll::Ready(result.err());
+                }
+                let now = Instant::now();
+                if books.poll_reset(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                if std::mem::replace(&mut passed, books.request().bytes()) != passed {
+                    from = now;
+                }
+                if from + idle <= now {
+                    return Poll::Ready(None);
+                }
+                timer.set(Some(from + idle));
+                ready!(timer.poll_due(cx));
+            }
+        })
+        .await;
+        if let Some(error) = broken {
+            books.unsent(&*error.into());
+        }
+    });
+}
+
+/// How long one direction of what has switched may be silent once the other is over.
+fn half_closed_idle(limits: Limits) -> Duration {
+    limits.stream_idle().map_or(HALF_CLOSED_IDLE, |idle| idle.min(HALF_CLOSED_IDLE))
 }
 
 /// Sends what is left of a request whose response has ended, in a task of its own, for as long as its client keeps to the limits.
@@ -126,3 +170,7 @@ pub fn finish<E>(books: &Books, rest: impl Future<Output = Result<(), E>> + 'sta
         .await;
     });
 }
+
+/// A client closes when the service has, and who does not within a minute
+/// is not going to (TCP's own wait for the last of a connection is one to four minutes, RFC 9293 §3.3.2).
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);

@@ -165,7 +165,7 @@ impl<'a> Line<'a> {
             response_flags: record.flags,
             bytes_received: done.bytes_received,
             bytes_sent: done.bytes_sent,
-            duration: (done.duration.as_secs_f64() * 1e6).round() / 1e3,
+            duration: (record.lasted.unwrap_or(done.duration).as_secs_f64() * 1e6).round() / 1e3,
             upstream_host: of(|t| &t.upstream_host),
             upstream_cluster: record.destination_cluster.as_deref().unwrap_or(""),
             source_cluster: &record.source_cluster,

@@ -1,17 +1,18 @@
-//! TCP connections in progress, and which of them the configuration still allows.
+//! TCP connections and WebSockets in progress, and which of them the configuration still allows.
 //!
-//! A request is over soon; a TCP connection may live for days, through any number of configurations. What the current one would
+//! A request is over soon; a connection may live for days, through any number of configurations. What the current one would
 //! refuse is given a while to end by itself, and is then reset.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Protocol, Snapshot};
+use crate::config::{Protocol, Service, Snapshot};
 
 /// The connections of one worker.
 #[derive(Debug, Default)]
@@ -27,9 +28,13 @@ pub struct Streams {
 pub struct Stream {
     service: Arc<str>,
     end: End,
+    /// Of a TCP service, or a WebSocket of an HTTP service.
+    is_tcp: bool,
     /// When it is to be reset, while it is not allowed.
     doomed: Cell<Option<Instant>>,
     reset: CancellationToken,
+    /// Whoever polls for that.
+    waker: RefCell<Option<Waker>>,
 }
 
 /// What the other end of a connection is.
@@ -47,7 +52,17 @@ pub enum End {
 impl Streams {
     /// Counts a connection in until the result is dropped.
     pub fn open(&self, service: Arc<str>, end: End) -> Rc<Stream> {
-        let stream = Rc::new(Stream { service, end, doomed: Cell::new(None), reset: CancellationToken::new() });
+        self.add(service, end, true)
+    }
+
+    /// The same of a WebSocket.
+    pub fn open_websocket(&self, service: Arc<str>, end: End) -> Rc<Stream> {
+        self.add(service, end, false)
+    }
+
+    fn add(&self, service: Arc<str>, end: End, is_tcp: bool) -> Rc<Stream> {
+        let (doomed, waker) = (Cell::new(None), RefCell::default());
+        let stream = Rc::new(Stream { service, end, is_tcp, doomed, reset: CancellationToken::new(), waker });
         let name: Box<str> = stream.service.split(':').next().unwrap_or_default().into();
         // The configuration may have changed while it was made.
         self.new.borrow_mut().insert(name.clone());
@@ -73,11 +88,8 @@ impl Streams {
             let Some(list) = all.get_mut(service) else { continue };
             list.retain(|stream| stream.strong_count() > 0);
             for stream in list.iter().filter_map(Weak::upgrade) {
-                let doomed = if is_allowed(snapshot, &stream.service, &stream.end) {
-                    None
-                } else {
-                    Some(stream.doomed.get().unwrap_or(now + grace))
-                };
+                let doomed =
+                    if is_allowed(snapshot, &stream) { None } else { Some(stream.doomed.get().unwrap_or(now + grace)) };
                 stream.doomed.set(doomed);
             }
             if list.is_empty() {
@@ -109,8 +121,11 @@ impl Streams {
     pub fn reset_due(&self, now: Instant) {
         for stream in self.by_service.borrow().values().flatten().filter_map(Weak::upgrade) {
             if stream.doomed.get().is_some_and(|at| at <= now) && !stream.reset.is_cancelled() {
-                tracing::info!(service = %stream.service, "a TCP connection that is not allowed any more is reset");
+                tracing::info!(service = %stream.service, "a connection that is not allowed any more is reset");
                 stream.reset.cancel();
+                if let Some(waker) = stream.waker.take() {
+                    waker.wake();
+                }
             }
         }
     }
@@ -121,12 +136,23 @@ impl Stream {
     pub async fn reset(&self) {
         self.reset.cancelled().await;
     }
+
+    /// Ready when the connection must be reset; whoever asked last is woken then.
+    pub fn poll_reset(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.reset.is_cancelled() {
+            return Poll::Ready(());
+        }
+        self.waker.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
 }
 
 /// Whether such a connection would be made now, but for health and weights.
-fn is_allowed(snapshot: &Snapshot, service: &str, end: &End) -> bool {
+fn is_allowed(snapshot: &Snapshot, stream: &Stream) -> bool {
+    let Stream { service, end, is_tcp, .. } = stream;
     let service = snapshot.service_by_key(service).and_then(|index| snapshot.service(index));
-    let Some(service) = service.filter(|service| service.protocol == Protocol::Tcp) else { return false };
+    let is_kind = |service: &&Arc<Service>| (service.protocol == Protocol::Tcp) == *is_tcp;
+    let Some(service) = service.filter(is_kind) else { return false };
     let cluster = match end {
         End::Peer => snapshot.own_cluster,
         End::Client { served_by } => snapshot.clusters.iter().position(|cluster| cluster.name == *served_by),

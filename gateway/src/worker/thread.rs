@@ -165,7 +165,7 @@ async fn serve_tunnels(worker: Rc<Worker>, mut incoming: Incoming) {
             tokio::task::yield_now().await;
         }
         let worker = Rc::clone(&worker);
-        if request.head.method == Method::CONNECT {
+        if request.head.method == Method::CONNECT && request.head.protocol.is_none() {
             if worker.tcp_connections.get() >= worker.limits.tcp_connections_max {
                 request.responder.reject();
                 continue;

@@ -16,3 +16,4 @@ mod otlp;
 mod programs;
 mod tls;
 mod tools;
+mod websocket;

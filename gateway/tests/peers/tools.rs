@@ -7,7 +7,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-/// Python with grpcio, hpack and OpenTelemetry's messages: `PEERS_PYTHON`, or what `gateway/tests/peers/tools` made.
+/// Python with grpcio, hpack, websockets and OpenTelemetry's messages: `PEERS_PYTHON`, or what `gateway/tests/peers/tools` made.
 pub(crate) fn python() -> Option<PathBuf> {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers-tools/venv/bin/python");
     let python = std::env::var_os("PEERS_PYTHON").map(PathBuf::from).unwrap_or(made);

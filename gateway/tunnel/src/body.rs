@@ -147,6 +147,9 @@ impl MessageReader {
         }
         if method == Method::CONNECT && head.status.is_success() {
             self.decoder.expect_tunnel();
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.become_tunnel();
+            }
             return Ok(head);
         }
         // RFC 9110 §8.6: these carry the length of a body that is not sent.

@@ -143,6 +143,11 @@ impl Conn {
         self.detector().is_some()
     }
 
+    /// True once the peer said that it takes extended CONNECT (RFC 9220).
+    pub(crate) fn takes_extended_connect(&self) -> bool {
+        self.settings.borrow().as_ref().is_some_and(|settings| settings.extended_connect)
+    }
+
     pub(crate) fn settings(&self) -> watch::Receiver<Option<Settings>> {
         self.settings.subscribe()
     }
@@ -345,8 +350,7 @@ impl Conn {
         let _ = stream.set_priority(CONTROL_PRIORITY);
         let settings = Settings {
             field_section_bytes_max: Some(Limits::default().field_section_bytes_max as u64),
-            // Only plain CONNECT is served.
-            extended_connect: false,
+            extended_connect: true,
             datagrams: true,
             mesh: Some(Mesh { version: MESH_VERSION, incarnation: self.core.incarnation() }),
         };
@@ -608,9 +612,15 @@ impl InFlight {
 
     /// From now on this is an established CONNECT tunnel, shared by its halves.
     pub(crate) fn into_tunnel(mut self) -> Arc<Self> {
-        self.is_tunnel = true;
-        self.conn.tunnels.fetch_add(1, Ordering::Relaxed);
+        self.become_tunnel();
         Arc::new(self)
+    }
+
+    /// From now on this is an established CONNECT tunnel.
+    pub(crate) fn become_tunnel(&mut self) {
+        if !std::mem::replace(&mut self.is_tunnel, true) {
+            self.conn.tunnels.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -19,6 +19,9 @@ pub enum TunnelError {
     /// The connection has as many requests in flight as the peer allows.
     #[error("the tunnel carries as many requests as it may")]
     NoStreamCredit,
+    /// The peer is of a version that carries no other protocol than HTTP.
+    #[error("the peer takes no extended CONNECT; upgrade it")]
+    NoExtendedConnect,
     /// HTTP/3 has no form for this message, or its head is more than the peer takes.
     #[error("message cannot be sent")]
     Unsendable(#[from] EncodeError),
@@ -57,7 +60,11 @@ impl TunnelError {
     /// True only when the far side provably did nothing with the request, so that it may be sent again whatever it was.
     pub fn never_processed(&self) -> bool {
         match self {
-            Self::NotConnected { .. } | Self::NoStreamCredit | Self::Unsendable(_) | Self::Rejected => true,
+            Self::NotConnected { .. }
+            | Self::NoStreamCredit
+            | Self::NoExtendedConnect
+            | Self::Unsendable(_)
+            | Self::Rejected => true,
             Self::ConnectionLost { never_processed, .. } => *never_processed,
             Self::Reset { .. } | Self::Protocol(_) | Self::Body(_) | Self::Unread | Self::Closed => false,
         }
@@ -89,6 +96,7 @@ impl TunnelError {
         match self {
             Self::NotConnected { .. } => "not_connected",
             Self::NoStreamCredit => "no_stream_credit",
+            Self::NoExtendedConnect => "no_extended_connect",
             Self::Unsendable(_) => "unsendable",
             Self::Rejected => "rejected",
             Self::Reset { .. } => "reset",

@@ -169,17 +169,21 @@ impl Opening {
     /// Dropping it before the response has ended cancels the request on the far side.
     ///
     /// # Errors
-    /// A head that cannot be sent. Later: [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of
+    /// A head that cannot be sent, or one with a protocol to a peer that takes none. Later: [`TunnelError::never_processed`] says whether the request may be sent elsewhere regardless of
     /// what it is; [`TunnelError::is_head_too_large`] that it makes no sense to.
     pub fn request<B>(mut self, head: &RequestHead, said: &Fields, body: B) -> Result<Exchange<B>, TunnelError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
+        if head.protocol.is_some() && !self.outbox.conn().takes_extended_connect() {
+            return Err(TunnelError::NoExtendedConnect);
+        }
         self.push(head, said)?;
         let Self { outbox, inbox, in_flight } = self;
         let reader = MessageReader::new(inbox, Limits::default(), Some(in_flight));
-        Ok(Exchange::new(reader, Pump::new(outbox, body, Code::REQUEST_CANCELLED), head.method.clone()))
+        let method = if head.protocol.is_some() { Method::CONNECT } else { head.method.clone() };
+        Ok(Exchange::new(reader, Pump::new(outbox, body, Code::REQUEST_CANCELLED), method))
     }
 
     /// Asks for a CONNECT tunnel. After a 2xx response the halves carry bytes; otherwise the receiving half carries the body

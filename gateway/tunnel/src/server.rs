@@ -50,7 +50,7 @@ pub struct IncomingRequest {
     pub arrived: Instant,
     /// Its head.
     pub head: Pooled<RequestHead>,
-    /// Its body. For CONNECT it is empty: the data comes by [`Responder::accept_connect`].
+    /// Its body. For CONNECT without a protocol it is empty: the data comes by [`Responder::accept_connect`].
     pub body: TunnelBody,
     /// The way to answer it.
     pub responder: Responder,
@@ -76,6 +76,11 @@ impl Responder {
         self.has_informed = true;
         self.push_head(head)?;
         poll_fn(|cx| self.outbox.poll_flush(cx)).await
+    }
+
+    /// What follows may last for days, as what an established CONNECT carries, and is no request that waits.
+    pub fn becomes_tunnel(&mut self) {
+        self.in_flight.become_tunnel();
     }
 
     /// Sends the response; resolves when all of it is with QUIC. The body goes as fast as the far side reads.
@@ -239,7 +244,7 @@ impl Arriving {
         };
         let Self { outbox, reader, in_flight, .. } = self;
         let peer = Arc::clone(outbox.conn().peer());
-        let is_tunnel = head.method == Method::CONNECT;
+        let is_tunnel = head.method == Method::CONNECT && head.protocol.is_none();
         let (body, tunnel) =
             if is_tunnel { (TunnelBody::empty(), Some(reader)) } else { (TunnelBody::new(reader), None) };
         let responder = Responder { outbox, tunnel, in_flight, has_informed: false };

@@ -19,6 +19,7 @@ use super::{push_chunk, push_last_chunk};
 use crate::exchange::body::{BoxError, RequestBody};
 use crate::exchange::interim::Interim;
 use crate::exchange::upstream::{Endpoint, UpstreamError};
+use crate::exchange::websocket;
 
 /// What one exchange sends.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Outgoing<'a> {
     pub block: &'a [u8],
     /// The body.
     pub body: RequestBody,
+    /// It offers WebSocket, in `block`; an answer that switches says this. The body is what follows that.
+    pub switch: Option<&'a str>,
 }
 
 /// Sends a request over `link` and waits for the head of the response. `reused`: another exchange came before it.
@@ -41,9 +44,10 @@ pub async fn exchange(
     outgoing: Outgoing<'_>,
     interim: &Interim,
 ) -> Result<(Pooled<ResponseHead>, Answer), UpstreamError> {
-    let Outgoing { head, block, body } = outgoing;
-    let framing = framing(&head.method, &body);
-    h1::write_request(head, framing, block, link.out.text());
+    let Outgoing { head, block, body, switch } = outgoing;
+    let framing = if switch.is_some() { Framing::UntilClose } else { framing(&head.method, &body) };
+    let head_framing = if switch.is_some() { Framing::Empty } else { framing };
+    h1::write_request(head, head_framing, block, link.out.text());
     let mut sending = Sending { upload: Upload::new(body, framing), broken: None, begun: false };
     let mut response = Pooled::<ResponseHead>::new();
     let mut progress = h1::Progress::default();
@@ -58,6 +62,11 @@ pub async fn exchange(
                     Ok(Some(info)) => {
                         link.read.advance(info.used);
                         if response.status == StatusCode::SWITCHING_PROTOCOLS {
+                            if switch.is_some_and(|accept| websocket::agrees(&response, accept)) {
+                                websocket::switched(&mut response);
+                                link.keep_alive();
+                                return Poll::Ready(Ok(info));
+                            }
                             let source = BadResponse::SwitchingProtocols;
                             return Poll::Ready(Err(UpstreamError::BadResponse { address, source }));
                         }
@@ -83,19 +92,25 @@ pub async fn exchange(
     })
     .await?;
     let broken = sending.broken.take();
-    let persistent = info.persistent && broken.is_none();
+    let is_switched = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let framing = if is_switched { Framing::UntilClose } else { info.framing };
+    // Nothing of what would have followed is sent where nothing is switched.
+    sending.upload.ended |= switch.is_some() && !is_switched;
+    let persistent = info.persistent && broken.is_none() && !is_switched;
     let upload = (broken.is_none() && (!sending.upload.ended || !link.out.is_empty())).then_some(sending);
     let mut answer = Answer {
         link: Some(link),
         endpoint: Rc::clone(endpoint),
-        decoder: BodyDecoder::new(info.framing),
-        left: match info.framing {
+        decoder: BodyDecoder::new(framing),
+        left: match framing {
             Framing::Empty => Some(0),
             Framing::Length(n) => Some(n),
             Framing::Chunked | Framing::UntilClose => None,
         },
         upload,
         persistent,
+        is_switched,
+        has_ended: false,
         broken,
     };
     if answer.left == Some(0) {
@@ -202,9 +217,16 @@ impl Upload {
         match frame.into_data() {
             Ok(data) if data.is_empty() => Ok(()),
             Ok(data) => {
-                if self.framing == Framing::Chunked {
-                    push_chunk(data, &mut link.out);
-                    return Ok(());
+                match self.framing {
+                    Framing::Chunked => {
+                        push_chunk(data, &mut link.out);
+                        return Ok(());
+                    }
+                    Framing::UntilClose => {
+                        link.out.push(data);
+                        return Ok(());
+                    }
+                    Framing::Length(_) | Framing::Empty => {}
                 }
                 self.left = self.left.checked_sub(data.len() as u64).ok_or_else(|| wrong_length("more"))?;
                 link.out.push(data);
@@ -245,6 +267,10 @@ pub struct Answer {
     left: Option<u64>,
     upload: Option<Sending>,
     persistent: bool,
+    /// To another protocol: each direction ends by itself.
+    is_switched: bool,
+    /// The endpoint's is over, the other is not.
+    has_ended: bool,
     /// The endpoint has closed or reset the connection. The kernel says so once, and has said it to a write: the next read sees an end.
     broken: Option<io::Error>,
 }
@@ -260,16 +286,54 @@ impl Answer {
     }
 }
 
+/// What is left of the direction towards the endpoint, once the endpoint's own is over: a future that carries it to its end.
+#[derive(Debug)]
+pub struct Rest {
+    link: Box<Link>,
+    sending: Sending,
+}
+
+impl Answer {
+    /// See [`Rest`]; `None` where both are over.
+    pub fn take_rest(&mut self) -> Option<Rest> {
+        Some(Rest { link: self.link.take().filter(|_| self.has_ended)?, sending: self.upload.take()? })
+    }
+}
+
+impl Future for Rest {
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let result = this.sending.poll(&mut this.link, cx);
+        if result.is_err() {
+            this.link.reset();
+        }
+        let broken = this.sending.broken.take().map(BoxError::from);
+        match result.and(broken.map_or(Ok(()), Err)) {
+            Ok(()) if this.sending.upload.ended && this.link.out.is_empty() => Poll::Ready(Ok(())),
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let Some(link) = &mut this.link else { return Poll::Ready(None) };
+        let Some(link) = this.link.as_mut().filter(|_| !this.has_ended) else { return Poll::Ready(None) };
         if let Some(sending) = &mut this.upload {
             // A request that cannot be sent on does not spoil a response that has begun.
-            if sending.poll(link, cx).is_err() {
+            if let Err(error) = sending.poll(link, cx) {
+                if this.is_switched {
+                    // A break stays one.
+                    link.reset();
+                    this.link = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
                 // The sender broke off: the endpoint hears that, or it would wait for the rest for ever, and we for its response.
                 link.out.clear();
                 link.close_writing();
@@ -278,6 +342,9 @@ impl Body for Answer {
                 this.broken = sending.broken.take();
                 (this.upload, this.persistent) = (None, false);
             } else if sending.upload.ended && link.out.is_empty() {
+                if this.is_switched {
+                    link.close_writing();
+                }
                 this.upload = None;
             }
         }
@@ -308,6 +375,10 @@ impl Body for Answer {
             }
             let more = match ready!(link.poll_fill(cx)) {
                 Ok(true) => continue,
+                Ok(false) if this.is_switched && this.upload.is_some() => {
+                    this.has_ended = true;
+                    return Poll::Ready(None);
+                }
                 Ok(false) => match this.broken.take() {
                     Some(error) => Err(error.into()),
                     None => this.decoder.end_of_input().map_err(BoxError::from),
@@ -320,7 +391,7 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.link.is_none()
+        self.link.is_none() || self.has_ended
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -144,6 +144,11 @@ impl Link {
         let _ = SockRef::from(self.reader.as_ref()).set_linger(Some(Duration::ZERO));
     }
 
+    /// Notices after two minutes of silence that the other end has vanished: what is spoken may be silent for days.
+    pub fn keep_alive(&self) {
+        crate::tcp::keep_alive(&SockRef::from(self.reader.as_ref()));
+    }
+
     /// Reads and forgets, until the other end has closed or sent `left` bytes more.
     pub fn poll_drain(&mut self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
         loop {

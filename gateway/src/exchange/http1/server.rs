@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use archipelago_http::h1::{self, BodyDecoder, Framing, Piece, Refusal};
+use archipelago_http::h1::{self, BodyDecoder, Framing, Piece, Refusal, UpgradeTo};
 use archipelago_http::{Known, Pooled, RequestHead, ResponseHead};
 use bytes::{Buf as _, Bytes};
 use http::{Method, StatusCode, Version};
@@ -21,7 +21,7 @@ use crate::exchange::client::Entrance;
 use crate::exchange::failure::Cut;
 use crate::exchange::interim::Interim;
 use crate::exchange::timers::Timer;
-use crate::exchange::{self, Response};
+use crate::exchange::{self, Response, websocket};
 use crate::worker::Worker;
 
 /// Serves a connection until it ends.
@@ -37,7 +37,7 @@ pub async fn serve(worker: Rc<Worker>, link: Link, entrance: Entrance) {
     });
     let timer = worker.timers.timer();
     loop {
-        let (head, info) = match conn.head(&worker, &timer).await {
+        let (mut head, info) = match conn.head(&worker, &timer).await {
             Ok(Some(read)) => read,
             Ok(None) => return,
             Err(Unread::Refused(refusal)) => {
@@ -51,7 +51,10 @@ pub async fn serve(worker: Rc<Worker>, link: Link, entrance: Entrance) {
         let message = Message { method: head.method.clone(), version: head.version };
         conn.begin(&info);
         let now = Instant::now();
-        let body = Replayable::new(Incoming::http1(UploadBody::of(&conn), info.framing), now);
+        // Offered beside a body, or with another method, it is no offer of WebSocket, and nobody has to take any (RFC 9110 §7.8).
+        let is_offer =
+            info.upgrade == Some(UpgradeTo::WebSocket) && head.method == Method::GET && !info.framing.has_body();
+        let (body, accept) = if is_offer { conn.offered(&mut head, now) } else { (conn.lend(info.framing, now), None) };
         let interim =
             if message.version == Version::HTTP_11 { Interim::Http1(Rc::clone(&conn)) } else { Interim::None };
         // In a box: an idle connection does not carry the room of a request.
@@ -62,7 +65,8 @@ pub async fn serve(worker: Rc<Worker>, link: Link, entrance: Entrance) {
             () = conn.vanished(&worker, message.version) => return,
         };
         let wants_more = info.persistent && !worker.is_draining.get() && !worker.is_leaving.get();
-        let Ok(again) = conn.answer(&worker, &timer, message, response, wants_more).await else { return };
+        let switch = accept.as_deref();
+        let Ok(again) = conn.answer(&worker, &timer, message, response, wants_more, switch).await else { return };
         if !again || !conn.rest().await {
             return conn.linger().await;
         }
@@ -110,6 +114,22 @@ enum Expectation {
 }
 
 impl Conn {
+    /// The body of the request that begins.
+    fn lend(self: &Rc<Self>, framing: Framing, now: Instant) -> Replayable {
+        Replayable::new(Incoming::http1(UploadBody::of(self), framing), now)
+    }
+
+    /// The same of one that offers WebSocket: what comes after the answer, if that switches. Also what that must say.
+    #[cold]
+    fn offered(self: &Rc<Self>, head: &mut RequestHead, now: Instant) -> (Replayable, Option<String>) {
+        let accept = websocket::from_http1(head);
+        let mut upload = UploadBody::of(self);
+        upload.is_read = false;
+        let body = Replayable::new(Incoming::http1_switched(upload), now);
+        body.hold();
+        (body, accept)
+    }
+
     /// Reads the next head; `None` when the connection ended, or is to end, between two messages.
     async fn head(
         &self,
@@ -281,6 +301,9 @@ impl Conn {
                 Ok(true) => {}
                 Ok(false) => {
                     let cut = self.body.borrow_mut().end_of_input();
+                    if cut.is_ok() {
+                        self.left.set(Some(0));
+                    }
                     return Poll::Ready(cut.err().map(|error| Err(error.into())));
                 }
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
@@ -296,18 +319,26 @@ impl Conn {
         message: Message,
         response: Response,
         wants_more: bool,
+        switch: Option<&str>,
     ) -> io::Result<bool> {
-        let Response { head, mut body } = response;
-        let framing = framing(&message, head.status, &body);
+        let Response { mut head, mut body } = response;
+        let switch = switch.filter(|_| head.status == StatusCode::SWITCHING_PROTOCOLS);
+        let framing = if switch.is_some() { Framing::UntilClose } else { framing(&message, head.status, &body) };
         // Whoever has been told the answer instead of to go on may or may not send the body: its end cannot be known.
         // What a client is too slow with is not waited for after its answer either (RFC 9110 §15.5.9).
         let is_late = head.status == StatusCode::REQUEST_TIMEOUT && !self.is_read();
         let persistent =
             wants_more && !is_late && framing != Framing::UntilClose && self.expectation.get() == Expectation::None;
         let download_idle = body.limits().unwrap_or(worker.limits.streams).download_idle();
+        if let Some(accept) = switch {
+            websocket::to_http1(&mut head, accept);
+            self.body.replace(BodyDecoder::new(Framing::UntilClose));
+            self.left.set(None);
+            self.link.borrow().keep_alive();
+        }
         {
             let mut link = self.link.borrow_mut();
-            let persistence = h1::Persistence::of(persistent, message.version);
+            let persistence = h1::Persistence::of(persistent || switch.is_some(), message.version);
             h1::write_response(&head, framing, persistence, &[], link.out.text());
         }
         drop(head);
@@ -391,6 +422,13 @@ impl Conn {
         // Its client has all of it, whether or not whoever it is from has said yet that this was all.
         body.skipped();
         drop(body);
+        if switch.is_some() {
+            // Each direction ends by itself; whoever carries the other one ends it, or gives it up.
+            self.link.borrow_mut().close_writing();
+            while self.is_lent.get() && !self.is_read() {
+                self.returned.notified().await;
+            }
+        }
         Ok(persistent && self.expectation.get() == Expectation::None)
     }
 

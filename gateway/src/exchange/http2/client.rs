@@ -83,6 +83,14 @@ pub enum Http2Error {
         /// The endpoint.
         address: SocketAddr,
     },
+    /// It is to carry another protocol, and the endpoint has not said that it can (RFC 8441 §3).
+    #[error(
+        "{address} does not announce extended CONNECT; let its service's port say http if it speaks WebSocket over HTTP/1.1"
+    )]
+    NoExtendedConnect {
+        /// The endpoint.
+        address: SocketAddr,
+    },
     /// The endpoint kept refusing it unprocessed.
     #[error("{address} refused the request unprocessed, {tries} times")]
     Refused {
@@ -193,6 +201,9 @@ impl Http2Pool {
                     None => Http2Error::Saturated { address },
                 });
             };
+            if request.extensions().get::<h2::ext::Protocol>().is_some() && !stream.takes_extended_connect() {
+                return Err(Http2Error::NoExtendedConnect { address });
+            }
             let sent = match stream.open(request) {
                 Ok(mut exchange) => exchange.head().await.map(|head| (head, exchange)),
                 // Nothing of it left: the connection was going away.

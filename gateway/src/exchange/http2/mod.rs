@@ -4,3 +4,4 @@ pub mod client;
 pub mod download;
 pub mod open;
 pub mod server;
+pub mod switch;

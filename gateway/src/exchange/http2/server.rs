@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use archipelago_http::RequestHead;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use hyper::ext::Protocol;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::download::Download;
 use super::open::{Open, OpenStream};
+use super::switch;
 use crate::exchange::body::{Incoming, Replayable, ResponseBody};
 use crate::exchange::client::Entrance;
 use crate::exchange::interim::Interim;
-use crate::exchange::serve_client;
+use crate::exchange::{serve_client, websocket};
 use crate::handover::{Phase, Turn};
 use crate::worker::{LocalExecutor, Worker};
 
@@ -56,6 +58,7 @@ pub async fn serve(
     let mut leaving = FuturesUnordered::from_iter([leaving]);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -105,6 +108,9 @@ async fn answer(
     request: Request<hyper::body::Incoming>,
     stream: OpenStream,
 ) -> Response<Download> {
+    if request.extensions().get::<Protocol>().is_some() {
+        return connect(worker, entrance, request, stream).await;
+    }
     let (parts, body) = request.into_parts();
     let head = match RequestHead::from_http(&parts) {
         Ok(head) => head,
@@ -113,6 +119,52 @@ async fn answer(
     let now = Instant::now();
     let body = Replayable::new(Incoming::http2(body, stream.part()), now);
     let response = serve_client(Rc::clone(&worker), entrance, head.into(), body, Interim::None, now).await;
+    match response.head.to_http() {
+        Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body, stream)),
+        Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error, stream),
+    }
+}
+
+/// Answers an extended CONNECT (RFC 8441).
+#[cold]
+async fn connect(
+    worker: Rc<Worker>,
+    entrance: &Entrance,
+    mut request: Request<hyper::body::Incoming>,
+    stream: OpenStream,
+) -> Response<Download> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, _) = request.into_parts();
+    let protocol = parts.extensions.remove::<Protocol>();
+    // Its target is that of a GET.
+    parts.method = Method::GET;
+    let head = RequestHead::from_http(&parts).map(|mut head| {
+        head.method = Method::CONNECT;
+        head
+    });
+    let mut head = match head {
+        Ok(head) => head,
+        Err(error) => return refusal(&worker, StatusCode::BAD_REQUEST, &error, stream),
+    };
+    websocket::from_connect(&mut head, protocol.as_ref().map_or("", Protocol::as_str));
+    let now = Instant::now();
+    let (switch, switched) = switch::pair(upgrade, stream.part());
+    let body = Replayable::new(Incoming::http2_switched(switched), now);
+    body.hold();
+    let mut response = serve_client(Rc::clone(&worker), entrance, head.into(), body, Interim::None, now).await;
+    if response.head.status == StatusCode::SWITCHING_PROTOCOLS {
+        websocket::to_connect(&mut response.head);
+        let body = std::mem::replace(&mut response.body, ResponseBody::empty());
+        switch.switch(Rc::clone(&worker), body, stream.part());
+    } else if response.head.status.is_success() {
+        // Said here, 2xx would switch.
+        return refusal(
+            &worker,
+            StatusCode::BAD_GATEWAY,
+            &"the service answered, and did not switch to WebSocket",
+            stream,
+        );
+    }
     match response.head.to_http() {
         Ok(parts) => Response::from_parts(parts, Download::new(&worker, response.body, stream)),
         Err(error) => refusal(&worker, StatusCode::BAD_GATEWAY, &error, stream),

@@ -21,11 +21,13 @@ pub fn encode_request(
     out: &mut BytesMut,
 ) -> Result<(), EncodeError> {
     let is_plain_connect = head.method == Method::CONNECT && head.protocol.is_none();
+    // Whatever it was where it came from (RFC 9220 §3).
+    let method = if head.protocol.is_some() { &Method::CONNECT } else { &head.method };
     let authority = head.authority().filter(|text| !text.is_empty()).ok_or(EncodeError::NoAuthority)?;
     // Gateways of earlier versions take what `http::Uri` takes.
     let path = head.path_of_uri().map_err(|_| EncodeError::Path)?;
     frame(out, bytes_max, |lines| {
-        lines.put_pseudo(static_table::METHOD, head.method.as_str().as_bytes());
+        lines.put_pseudo(static_table::METHOD, method.as_str().as_bytes());
         if !is_plain_connect {
             lines.put_pseudo(static_table::SCHEME, head.scheme.as_str().as_bytes());
         }

@@ -144,6 +144,11 @@ impl Link {
 }
 
 impl Place {
+    /// True when the endpoint has said that it takes extended CONNECT.
+    pub(super) fn takes_extended_connect(&self) -> bool {
+        self.send.is_extended_connect_protocol_enabled()
+    }
+
     /// Begins the stream.
     ///
     /// # Errors
