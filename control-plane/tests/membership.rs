@@ -132,6 +132,10 @@ async fn a_lost_member_is_replaced_under_writes_and_none_is_lost() {
     .into_inner();
     let member = added.member.clone().unwrap();
     assert_eq!((member.id, member.place, &member.client), (4, lost, &control_plane.members[lost as usize - 1].client));
+    // Nobody who begins with this file on an empty disk takes itself for a founder.
+    let file: serde_json::Value = serde_json::from_slice(&added.federation_json).unwrap();
+    let named = file["members"].as_array().unwrap();
+    assert!(named.len() == 3 && named.iter().all(|member| member["place"].is_u64()), "{file}");
     // One change at a time.
     let second = membership(&control_plane, here).await.add(replace).await.unwrap_err();
     assert!(

@@ -193,10 +193,13 @@ impl Context {
         }
 
         let member = Member { place: Some(place), ..parsed };
+        // With a place nobody in it is a founder: whoever begins with this file on an empty disk waits for the log of the others, and does
+        // not vote as if there had been none.
+        let joins = |member: &Member| Member { place: Some(member.place()), ..member.clone() };
         let federation = FederationFile {
             federation: self.federation.clone(),
             trust_domain: self.trust_domain.to_string(),
-            members: others.cloned().chain([member.clone()]).collect(),
+            members: others.map(joins).chain([member.clone()]).collect(),
         };
         let federation_json =
             serde_json::to_vec_pretty(&federation).map_err(|error| Status::internal(error.to_string()))?;
