@@ -22,6 +22,9 @@ use archipelago_rpc::grpc;
 use common::{ControlPlane, cluster, eventually};
 use tonic::{Code, Status, transport::Channel};
 
+/// More than a connection that a busy machine was late for.
+const REFUSALS: usize = 5;
+
 async fn membership(control_plane: &ControlPlane, at: u64) -> MembershipClient<Channel> {
     MembershipClient::new(control_plane.channel(at).await.unwrap())
 }
@@ -266,8 +269,9 @@ async fn a_member_is_added_and_another_taken_out_and_heard_no_more() {
         let [_, _, log] = log.split("member started").collect::<Vec<_>>()[..] else {
             return Err("it has not started again".to_owned());
         };
-        let words = ["is no member", "revoked", "was taken out"];
-        if words.iter().any(|word| log.contains(word)) { Ok(()) } else { Err("it was not refused".to_owned()) }
+        // The leader lives and listens, and ends its connections before anything is said on them.
+        let refusals = log.matches(&format!("the peer cannot be reached peer={leader} ")).count();
+        if refusals >= REFUSALS { Ok(()) } else { Err(format!("it was refused {refusals} times")) }
     })
     .await;
     let stale = GetRequest { stale: true, name: "paris".to_owned(), ..GetRequest::default() };
