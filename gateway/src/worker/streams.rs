@@ -104,10 +104,12 @@ impl Streams {
         self.judge(new.iter().map(|service| &**service), snapshot, grace, now);
     }
 
-    /// How many there are, by service and by who serves them; `own` does those of peers.
+    /// How many TCP connections there are, by service and by who serves them; `own` does those of peers.
     pub fn counts(&self, own: &Arc<str>) -> BTreeMap<(Arc<str>, Arc<str>), u64> {
         let mut counts = BTreeMap::new();
-        for stream in self.by_service.borrow().values().flatten().filter_map(Weak::upgrade) {
+        let all = self.by_service.borrow();
+        // A WebSocket is a request that is under way, and counted as one.
+        for stream in all.values().flatten().filter_map(Weak::upgrade).filter(|stream| stream.is_tcp) {
             let served_by = match &stream.end {
                 End::Client { served_by } => served_by,
                 End::Peer => own,
@@ -161,4 +163,25 @@ fn is_allowed(snapshot: &Snapshot, stream: &Stream) -> bool {
     let is_own = matches!(end, End::Client { .. }) && cluster == snapshot.own_cluster;
     let is_offered = is_own || cluster.is_some_and(|cluster| service.exporters.contains(&cluster));
     cluster.is_some() && is_offered && service.may_reside_in(cluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_where_they_are_served_and_websockets_are_requests() {
+        let (streams, paris, tokyo) = (Streams::default(), Arc::<str>::from("paris"), Arc::<str>::from("tokyo"));
+        let (ledger, web) = (Arc::<str>::from("shop/ledger"), Arc::<str>::from("shop/web"));
+        let held = [
+            streams.open(Arc::clone(&ledger), End::Peer),
+            streams.open(Arc::clone(&ledger), End::Client { served_by: Arc::clone(&tokyo) }),
+            streams.open_websocket(Arc::clone(&web), End::Peer),
+        ];
+        drop(streams.open(Arc::clone(&ledger), End::Peer));
+        let expected = [((Arc::clone(&ledger), Arc::clone(&paris)), 1), ((ledger, tokyo), 1)];
+        assert_eq!(streams.counts(&paris), BTreeMap::from(expected));
+        drop(held);
+        assert!(streams.counts(&paris).is_empty());
+    }
 }
